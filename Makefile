@@ -1,0 +1,48 @@
+# Everything below sets up what it needs: `make quickstart` and `make test` work from a fresh clone.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint lock clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+	@echo "  PYTHON=python3.12 chooses the interpreter (3.10 to 3.13); run 'make clean' before changing it."
+
+quickstart: .venv/.installed  ## set up .venv, then run the tour: data, training, evaluation, report
+	$(BIN)/python -m tools.quickstart
+
+test: lint  ## set up .venv, then run everything that CI runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: .venv/.installed  ## set up .venv, then ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The stamps are written last, so that what was broken off starts over. A changed lock empties .venv: nothing that the
+# lock does not name may linger there. torch brings its dependencies, since only its wheel knows whether it needs the
+# CUDA libraries; everything else comes from the lock alone, since torchrec's metadata would add FBGEMM's CUDA build.
+.venv/.locked: requirements/cpu.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 10) <= v[:2] <= (3, 13) and \
+	  f"Python {v[0]}.{v[1]} found, 3.10 to 3.13 needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv --clear .venv
+	$(PIP) install --constraint requirements/cpu.lock torch
+	$(PIP) install --quiet --no-deps --requirement requirements/cpu.lock
+	@touch $@
+
+.venv/.installed: .venv/.locked pyproject.toml
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock:  ## make requirements/cpu.lock anew (asks the package index)
+	$(PYTHON) -m venv --clear build/uv
+	build/uv/bin/python -m pip --disable-pip-version-check install --quiet uv
+	build/uv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --no-python-downloads \
+	  --excludes requirements/cpu.excludes --extra data --extra dev --annotation-style line \
+	  --custom-compile-command "make lock" --output-file requirements/cpu.lock \
+	  requirements/cpu.in pyproject.toml
+
+clean:  ## remove .venv, caches and builds (never runs/ or data/)
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,172 @@
+"""The doctor: each fault is made on purpose, as folders of metadata or packages that break, and must be named."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from torchrec_xd import doctor
+from torchrec_xd.doctor import Check, examine
+
+ROOT = Path(__file__).parents[1]
+OWN: dict[str, str | list[str]] = {
+    "Requires-Python": ">=3.10,<3.14",
+    "Requires-Dist": ["torch<2.14,>=2.13", "rich>=14", "torchrec==1.8.0; extra == 'cuda'", "pyspark; extra == 'spark'"],
+}
+
+
+def install(site: Path, name: str, version: str, fields: dict[str, str | list[str]] | None = None) -> None:
+    """Metadata of a distribution, as pip leaves it."""
+    folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    folder.mkdir(parents=True)
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+    for field, values in (fields or {}).items():
+        lines += [f"{field}: {value}" for value in ([values] if isinstance(values, str) else values)]
+    (folder / "METADATA").write_text("\n".join(lines) + "\n")
+
+
+def only(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """From now on `site` is the only place where distributions are looked for."""
+    site.mkdir()
+    monkeypatch.setattr("sys.path", [str(site)])
+    return site
+
+
+def named(checks: list[Check], name: str) -> Check:
+    [check] = [check for check in checks if check.name == name]
+    return check
+
+
+def test_a_sound_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The environment that runs these tests, but for our own metadata, which need not be installed here."""
+    install(tmp_path, "torchrec-xd", "0.1.0", OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    checks = examine()
+    assert [check for check in checks if not check.ok] == []
+    assert re.fullmatch(r"2\.13\.\d+\S* \(needs <2\.14,>=2\.13\)", named(checks, "torch").value)
+    assert named(checks, "torchrec").value == "1.8.0 (needs ==1.8.0)"
+    assert re.match(r"(CPU|CUDA) build, fbgemm-gpu", named(checks, "FBGEMM").value)
+    assert [named(checks, f"import {name}").value for name in doctor.IMPORTS] == ["works"] * 3
+    assert {"CPU", "memory", "GPUs", "Python"} <= {check.name for check in checks}
+    assert "pyspark" not in {check.name for check in checks}
+
+
+def test_versions_outside_the_range_and_missing_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    site = only(tmp_path / "site", monkeypatch)
+    install(site, "torchrec-xd", "0.1.0", OWN | {"Requires-Python": "<3.9"})
+    install(site, "torch", "2.14.0+cpu")
+    install(site, "rich", "15.0.0")
+    checks = doctor._versions()
+    assert [check.name for check in checks if not check.ok] == ["Python", "torch", "torchrec"]
+    assert named(checks, "torch").value == "2.14.0+cpu (needs <2.14,>=2.13)"
+    assert named(checks, "torchrec").value == "missing (needs ==1.8.0)"
+    assert "make clean quickstart" in named(checks, "torchrec").advice
+    assert "PYTHON=" in named(checks, "Python").advice
+    assert named(checks, "rich").ok
+
+
+def test_not_installed_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    only(tmp_path / "site", monkeypatch)
+    [check] = doctor._versions()
+    assert (check.name, check.value, check.ok) == ("torchrec-xd", "not installed", False)
+
+
+@pytest.mark.parametrize(
+    ("builds", "has_gpu", "value", "ok", "advice"),
+    [
+        ([], False, "missing", False, "make clean quickstart"),
+        (["fbgemm_gpu-cpu"], False, "CPU build, fbgemm-gpu-cpu 1.8.0", True, ""),
+        (["fbgemm_gpu-cpu"], True, "CPU build, fbgemm-gpu-cpu 1.8.0", True, "the GPU stays idle"),
+        (["fbgemm_gpu"], True, "CUDA build, fbgemm-gpu 1.8.0", True, ""),
+        (["fbgemm_gpu"], False, "CUDA build, fbgemm-gpu 1.8.0", False, "it needs a GPU"),
+        (["fbgemm_gpu", "fbgemm_gpu-cpu"], False, "fbgemm-gpu 1.8.0 and fbgemm-gpu-cpu 1.8.0", False, "keep one"),
+        (["fbgemm_gpu", "fbgemm_gpu-cpu"], True, "fbgemm-gpu 1.8.0 and fbgemm-gpu-cpu 1.8.0", False, "keep one"),
+    ],
+)
+def test_builds_of_fbgemm(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    builds: list[str],
+    has_gpu: bool,
+    value: str,
+    ok: bool,
+    advice: str,
+) -> None:
+    site = only(tmp_path / "site", monkeypatch)
+    install(site, "torchrec", "1.8.0")
+    for build in builds:
+        install(site, build, "1.8.0")
+    check = doctor._fbgemm(has_gpu)
+    assert (check.value, check.ok) == (value, ok)
+    assert advice in check.advice
+    assert bool(advice) == bool(check.advice)
+
+
+def test_fbgemm_of_another_release_than_torchrec(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    site = only(tmp_path / "site", monkeypatch)
+    install(site, "torchrec", "1.8.0")
+    install(site, "fbgemm_gpu-cpu", "1.9.0")
+    check = doctor._fbgemm(has_gpu=False)
+    assert (check.value, check.ok) == ("fbgemm-gpu-cpu 1.9.0 beside torchrec 1.8.0", False)
+
+
+@pytest.mark.parametrize(
+    ("package", "body", "words"),
+    [
+        ("torch", "raise ImportError('libcudart.so.13: cannot open')", "ImportError: libcudart.so.13: cannot open"),
+        ("fbgemm_gpu", "raise OSError('undefined symbol')", "OSError: undefined symbol"),
+        ("torchrec", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashed with SIGSEGV"),
+    ],
+)
+def test_an_import_that_fails_or_crashes_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, package: str, body: str, words: str
+) -> None:
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(body + "\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    checks = examine()
+    broken = named(checks, f"import {package}")
+    assert (broken.ok, broken.value) == (False, words)
+    assert broken.advice
+    before = doctor.IMPORTS[: doctor.IMPORTS.index(package)]
+    after = doctor.IMPORTS[doctor.IMPORTS.index(package) + 1 :]
+    assert all(named(checks, f"import {name}").ok for name in before)
+    assert not any(named(checks, f"import {name}").ok for name in after)
+
+
+def test_cpu_flags(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(
+        "processor\t: 0\nmodel name\t: Old CPU @ 2 GHz\nflags\t\t: fpu sse2 avx\nbugs\t\t:\n\nprocessor\t: 1\n"
+    )
+    checks = doctor._cpu(cpuinfo)
+    assert named(checks, "CPU").value.startswith("Old CPU @ 2 GHz, ")
+    assert not named(checks, "AVX2").ok
+    assert [named(checks, name).value for name in ("AVX-512", "AMX", "bf16")] == ["no", "no", "no"]
+    assert named(checks, "bf16").advice
+
+    cpuinfo.write_text("model name\t: New CPU\nflags\t\t: avx2 avx512f avx512_bf16 amx_tile amx_bf16\n")
+    checks = doctor._cpu(cpuinfo)
+    assert [named(checks, name).value for name in ("AVX2", "AVX-512", "AMX")] == ["yes", "yes", "yes"]
+    assert named(checks, "bf16") == Check("bf16", "amx_bf16, avx512_bf16")
+
+    assert [check.name for check in doctor._cpu(tmp_path / "no_such_file")] == ["CPU"]
+
+
+@pytest.mark.parametrize(
+    ("torch", "driver", "value", "ok"),
+    [
+        ({"cuda": "13.0", "gpus": ["H100, 80 GiB, sm_90"]}, True, "H100, 80 GiB, sm_90 (CUDA 13.0)", True),
+        ({"cuda": None, "gpus": []}, False, "none", True),
+        ({"cuda": "13.0", "gpus": []}, False, "none", True),
+        ({"cuda": None, "gpus": []}, True, "a driver is loaded, but torch is a CPU build", True),
+        ({"cuda": "13.0", "gpus": []}, True, "a driver is loaded, but torch sees no GPU", False),
+        ({"error": "ImportError"}, True, "a driver is loaded, but torch cannot be asked", False),
+    ],
+)
+def test_gpus(torch: dict[str, object], driver: bool, value: str, ok: bool) -> None:
+    check = doctor._gpus(torch, driver)
+    assert (check.value, check.ok) == (value, ok)
+    assert bool(check.advice) == ("a driver" in value)

@@ -1,0 +1,197 @@
+"""Bootstrap, corrections and verdicts, against slow and independent references."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import log_loss, roc_auc_score
+
+from torchrec_xd.settings import UserError
+from torchrec_xd.statistics import Comparison, Metric, holm, mean_spread, paired_bootstrap, verdict
+
+
+def click_log(seed=0, rows=600, users=60):
+    """Labels, users, weights, and scores of a good and of a worse model, with ties."""
+    draw = np.random.default_rng(seed)
+    prob = draw.uniform(0.05, 0.9, rows)
+    label = (draw.random(rows) < prob).astype(np.float32)
+    user = draw.integers(0, users, rows) * 7 - 50
+    weight = draw.choice([0.5, 1, 4], rows)
+    worse = np.clip(prob + draw.normal(scale=0.4, size=rows), 0.01, 0.99)
+    return prob.round(2), worse.round(2), label, user, weight
+
+
+def slow_metric(metric, score, label, user, weight):
+    if metric == "auc":
+        return roc_auc_score(label, score, sample_weight=weight)
+    if metric == "logloss":
+        return log_loss(label, score, sample_weight=weight)
+    total = area = 0.0
+    for one in np.unique(user):
+        rows = user == one
+        if len(np.unique(label[rows])) == 2:
+            area += weight[rows].sum() * roc_auc_score(label[rows], score[rows], sample_weight=weight[rows])
+            total += weight[rows].sum()
+    return area / total
+
+
+def slow_bootstrap(metric, scores, label, user, weight, *, samples, seed):
+    """Rows of the drawn users laid end to end, scored by scikit-learn."""
+    users = np.unique(user)
+    draw = np.random.default_rng(seed)
+    deltas = []
+    for _ in range(samples):
+        drawn = users[draw.integers(len(users), size=len(users))]
+        rows = np.concatenate([np.flatnonzero(user == one) for one in drawn])
+        of_a, of_b = (slow_metric(metric, score[rows], label[rows], user[rows], weight[rows]) for score in scores)
+        deltas.append(of_a - of_b)
+    whole = [slow_metric(metric, score, label, user, weight) for score in scores]
+    deltas = np.array(deltas)
+    beyond = 1 + min((deltas <= 0).sum(), (deltas >= 0).sum())
+    low, high = np.percentile(deltas, [2.5, 97.5])
+    return whole[0] - whole[1], low, high, min(1, 2 * beyond / (samples + 1))
+
+
+@pytest.mark.parametrize("metric", ["auc", "gauc", "logloss"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_bootstrap_equals_the_slow_one(metric: Metric, weighted: bool):
+    score_a, score_b, label, user, weight = click_log(rows=200, users=20)
+    weight = weight if weighted else np.ones(len(label))
+    fast = paired_bootstrap(
+        score_a, score_b, label, user, weight if weighted else None, metric=metric, samples=40, seed=3
+    )
+    slow = slow_bootstrap(metric, (score_a, score_b), label, user, weight, samples=40, seed=3)
+    assert (fast.delta, fast.low, fast.high, fast.p) == pytest.approx(slow, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["auc", "gauc", "logloss"])
+def test_a_model_compared_with_itself_makes_no_difference(metric: Metric):
+    score, _, label, user, weight = click_log()
+    assert paired_bootstrap(score, score, label, user, weight, metric=metric, samples=50) == Comparison(0, 0, 0, 1)
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("auc", 1), ("gauc", 1), ("logloss", -1)])
+def test_a_clearly_better_model_is_found(metric: Metric, sign):
+    better, worse, label, user, _ = click_log(rows=3000, users=300)
+    found = paired_bootstrap(better, worse, label, user, metric=metric, samples=200)
+    assert min(sign * found.low, sign * found.high) > 0
+    assert found.p == 2 / 201
+    assert found.low < found.delta < found.high
+    assert verdict(found.delta, found.p, metric=metric) == "better"
+    swapped = paired_bootstrap(worse, better, label, user, metric=metric, samples=200)
+    assert (swapped.delta, swapped.low) == pytest.approx((-found.delta, -found.high))
+    assert verdict(swapped.delta, swapped.p, metric=metric) == "worse"
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    # The two models' errors have one distribution, so the true difference is 0: 95 % of intervals should hold it.
+    covered = 0
+    for seed in range(100):
+        draw = np.random.default_rng(seed)
+        user = np.repeat(np.arange(100), 4)
+        taste = np.repeat(draw.normal(size=100), 4)
+        label = (draw.random(400) < 1 / (1 + np.exp(-taste))).astype(float)
+        score_a, score_b = (taste + np.repeat(draw.normal(size=100), 4) for _ in range(2))
+        found = paired_bootstrap(score_a, score_b, label, user, samples=200, seed=seed)
+        covered += found.low <= 0 <= found.high
+    assert 88 <= covered <= 99
+
+
+def test_users_are_resampled_not_rows():
+    # 20 users, each 50 copies of one row: the interval must be that of 20 observations.
+    draw = np.random.default_rng(5)
+    label, score_a, score_b = draw.integers(0, 2, 20), draw.random(20), draw.random(20)
+    once = paired_bootstrap(score_a, score_b, label, np.arange(20), samples=100)
+    copies = (np.repeat(column, 50) for column in (score_a, score_b, label, np.arange(20)))
+    many = paired_bootstrap(*copies, samples=100)
+    assert (once.delta, once.low, once.high, once.p) == pytest.approx((many.delta, many.low, many.high, many.p))
+
+
+def test_seed_decides():
+    data = click_log()[:4]
+    assert paired_bootstrap(*data, samples=30, seed=1) == paired_bootstrap(*data, samples=30, seed=1)
+    assert paired_bootstrap(*data, samples=30, seed=1) != paired_bootstrap(*data, samples=30, seed=2)
+
+
+def test_logloss_truncates_and_auc_does_not():
+    label, user = np.array([1, 0, 1, 0]), np.arange(4)
+    truncated, whole = np.array([1.0, 1.0, 0.9, 0.1]), np.array([1.8, 1.2, 0.9, 0.1])
+    assert paired_bootstrap(whole, truncated, label, user, metric="logloss", samples=20).delta == 0
+    assert paired_bootstrap(whole, truncated, label, user, metric="auc", samples=20).delta == 0.75 - 0.625
+
+
+def test_resamples_without_a_positive_are_passed_over():
+    # One user of three holds the only positive: 8 of 27 resamples miss it.
+    found = paired_bootstrap(
+        np.array([0.9, 0.2, 0.1]), np.array([0.1, 0.2, 0.3]), np.array([1, 0, 0]), np.arange(3), samples=300
+    )
+    assert (found.delta, found.low, found.high) == (1, 1, 1)
+    assert 2 / 301 < found.p < 2 / 170
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"score_a": np.array([0.1, math.nan])}, "score_a: in 1 rows a score is NaN or infinite"),
+        ({"score_b": np.array([math.inf, -math.inf])}, "score_b: in 2 rows a score is NaN or infinite"),
+        ({"label": np.array([0, 2])}, "in 1 rows a label is neither 0 nor 1"),
+        ({"weight": np.array([1, -1])}, "in 1 rows a row weight is negative"),
+        ({"label": np.array([1, 1])}, "auc is undefined on 2 rows"),
+        ({"label": np.array([0, 1]), "metric": "gauc"}, "gauc is undefined on 2 rows"),
+        ({"samples": 0}, "samples is 0"),
+    ],
+)
+def test_bootstrap_refuses(change, text):
+    good = {"score_a": np.array([0.1, 0.2]), "score_b": np.array([0.1, 0.3]), "label": np.array([0, 1])}
+    with pytest.raises(UserError, match=text):
+        paired_bootstrap(**{**good, "user": np.array([1, 2]), **change})
+
+
+def test_mean_and_spread():
+    assert mean_spread([1, 2, 4]) == pytest.approx((7 / 3, math.sqrt(7 / 3)))
+    mean, spread = mean_spread([0.7])
+    assert mean == 0.7
+    assert math.isnan(spread)
+    with pytest.raises(UserError, match="at least one seed"):
+        mean_spread([])
+
+
+def test_holm_by_hand():
+    # sorted .005 .01 .03 .04 times 4 3 2 1 = .02 .03 .06 .04, made monotone
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
+    assert holm([0.6, 0.7]) == [1, 1]
+    assert holm([]) == []
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.999))
+def test_holm_rejects_as_its_step_down_procedure(p_values, level):
+    rejected = set()
+    for step, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if p_values[index] * (len(p_values) - step) > level:
+            break
+        rejected.add(index)
+    assert {index for index, p in enumerate(holm(p_values)) if p <= level} == rejected
+
+
+def test_verdicts():
+    assert verdict(0.01, 0.04) == "better"
+    assert verdict(-0.01, 0.04) == "worse"
+    assert verdict(-0.01, 0.04, metric="logloss") == "better"
+    assert verdict(0.01, 0.04, metric="logloss") == "worse"
+    assert verdict(0.01, 0.05) == "can't tell"
+    assert verdict(0.01, 0.04, level=0.01) == "can't tell"
+    assert verdict(0.0, 0.01) == "can't tell"
+    assert verdict(0.01, math.nan) == "can't tell"
+
+
+def test_no_torch():
+    code = "import sys, torchrec_xd.statistics; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

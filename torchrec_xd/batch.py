@@ -1,0 +1,74 @@
+"""A batch: rows of several domains, grouped by domain, ready for one lookup per embedding collection.
+
+Shape legend: B rows of the batch, F features, N dense features, T tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a reader has come; with seed, rank and world size it says everything about what follows."""
+
+    epoch: int
+    step: int
+    """Batches of this epoch that are behind us, this one included."""
+
+
+@dataclass
+class Batch(Pipelineable):
+    """Rows in domain order: rows of domain i are `offsets[i]:offsets[i + 1]`, so a model narrows and never masks."""
+
+    bags: KeyedJaggedTensor
+    """Ids of the EmbeddingBagCollection, keys in schema order, stride B."""
+    sequences: KeyedJaggedTensor
+    """Ids of the EmbeddingCollection, keys in schema order, stride B."""
+    dense_BN: Tensor
+    """Dense features, float32, in schema order; 0 where the domain lacks the column or the value is null."""
+    label_BT: Tensor
+    """Labels, float32, in task order; NaN where the task is another domain's."""
+    weight_B: Tensor
+    """Row weights, float32; 1 unless the schema names a column."""
+    user_B: Tensor
+    """User ids, int64, for GAUC."""
+    extra_BK: Tensor
+    """int64 columns that metrics slice by, in the order they were asked for."""
+    offsets: tuple[int, ...]
+    """Cumulative rows by domain, len(domains) + 1 entries from 0 to B."""
+    position: Position
+
+    def __len__(self) -> int:
+        return self.offsets[-1]
+
+    def rows(self, domain_index: int) -> slice:
+        """The rows of one domain."""
+        return slice(self.offsets[domain_index], self.offsets[domain_index + 1])
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        """The batch on another device."""
+        return self._each(lambda part: part.to(device=device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, from where copies to a GPU do not block."""
+        return self._each(lambda part: part.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tell the CUDA allocator that `stream` still uses this memory."""
+        for part in self._parts().values():
+            part.record_stream(stream)
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: part for name, part in parts.items() if isinstance(part, Tensor | KeyedJaggedTensor)}
+
+    def _each(self, call: Callable[[Any], Any]) -> Batch:
+        return replace(self, **{name: call(part) for name, part in self._parts().items()})

@@ -1,0 +1,98 @@
+"""RunConfig: everything a run is, composed from the settings of its parts; read from YAML, strictly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, NonNegativeInt, model_validator
+
+from torchrec_xd.checkpoint import CheckpointSettings
+from torchrec_xd.data.loader import LoaderSettings
+from torchrec_xd.embeddings import EmbeddingSettings
+from torchrec_xd.metrics import MetricSettings
+from torchrec_xd.models import MODELS, ModelSettings
+from torchrec_xd.schema import Schema, Split
+from torchrec_xd.settings import Settings, UserError, load_yaml, override, validate
+from torchrec_xd.sharding import OptimizerSettings, ShardingSettings
+from torchrec_xd.trainer import TrainerSettings
+
+
+class RunConfig(Settings):
+    """One run: data, model, and how it is trained and measured."""
+
+    data_schema: Schema = Field(alias="schema")
+    """The schema itself, or in a file the path of one, relative to that file."""
+    model: ModelSettings
+    """`name` chooses the model; the other keys are its own."""
+    domains: tuple[str, ...] | None = None
+    """Train on these domains alone; all of the schema unless told."""
+    init_from: Path | None = None
+    """Run folder that the model begins with (mkt_finetune: the stage-1 run)."""
+    init_checkpoint: Literal["last", "best"] = "best"
+    """Which checkpoint of it: the one with the best validation score, or the last."""
+    train_on: tuple[Split, ...] = ("train",)
+    """Splits to train on; with `valid` among them there is no validation."""
+    evaluate_on: Split = "test"
+    """Split of the final metrics; `valid` while settings are being chosen."""
+    embeddings: EmbeddingSettings = EmbeddingSettings()
+    loader: LoaderSettings = LoaderSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    sharding: ShardingSettings = ShardingSettings()
+    trainer: TrainerSettings = TrainerSettings()
+    metrics: MetricSettings = MetricSettings()
+    monitor: Literal["auc", "gauc"] = "auc"
+    """Metric on the target domains' validation rows by which the best checkpoint is known."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    seed: NonNegativeInt = 0
+    """Seeds the weights, the order of rows and dropout."""
+
+    @property
+    def schema_in_use(self) -> Schema:
+        """The schema, narrowed to `domains`."""
+        return self.data_schema.only(self.domains) if self.domains else self.data_schema
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        self.schema_in_use  # noqa: B018 - raises for an unknown domain
+        begins = MODELS[self.model.name].transfer is not None
+        if begins and self.init_from is None:
+            raise ValueError(f"model '{self.model.name}' begins with another run: set init_from to its folder")
+        if not begins and self.init_from is not None:
+            raise ValueError(f"model '{self.model.name}' takes nothing from another run: remove init_from")
+        return self
+
+    def dump(self) -> str:
+        """The resolved config as YAML, schema included: a run folder needs nothing else."""
+        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: Path, assignments: list[str] | None = None) -> RunConfig:
+    """Read a config file, its `extends` and its schema file, and apply `--set` assignments.
+
+    Raises:
+        UserError: one line per fault, naming file, key, value and the valid choices.
+    """
+    content = override(load_yaml(path), assignments or [])
+    schema = content.get("schema")
+    if isinstance(schema, str):
+        content["schema"] = load_yaml(path.parent / schema)
+        _blame_schema(content["schema"], path.parent / schema)
+    return validate(RunConfig, content, str(path))
+
+
+def load_run(directory: Path) -> RunConfig:
+    """The resolved config of a run folder.
+
+    Raises:
+        UserError: the folder is no run.
+    """
+    if not (directory / "config.yaml").is_file():
+        raise UserError(f"{directory} is no run folder: it has no config.yaml; name the --run-dir of a finished train")
+    return load_config(directory / "config.yaml")
+
+
+def _blame_schema(content: dict[str, Any], path: Path) -> None:
+    """Raise a schema's faults under its own file name rather than the config's."""
+    validate(Schema, content, str(path))

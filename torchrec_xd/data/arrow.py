@@ -1,0 +1,305 @@
+"""Arrow record batches of one domain -> NumPy rows: the only place where ids are bounded or hashed.
+
+No loop runs over rows: list columns become values and lengths by slicing Arrow's buffers.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from torchrec_xd.data.collate import Floats, Integers, Jagged, Rows, spans
+from torchrec_xd.data.hashing import Hashes, hash_bytes, hash_integers
+from torchrec_xd.schema import Feature, Schema
+from torchrec_xd.settings import UserError
+
+_NAMES = 30
+_NONE = np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where rows come from, for error messages."""
+
+    file: str
+    first_row: int
+    """Index of the first row within the file."""
+
+    def refuse(self, column: str, row: int, value: object, rule: str) -> NoReturn:
+        """Raise a UserError that names file, row, column, value and the rule that it breaks."""
+        raise UserError(f"{self.file}: row {self.first_row + row}, column '{column}': {value!r} {rule}")
+
+
+class Decoder:
+    """The columns of one domain.
+
+    Args:
+        schema: what the columns mean.
+        domain: its name.
+        labels: whether labels are read; if not, they are NaN.
+        extra: integer columns for metrics to slice by; -1 where a value or the whole column is absent.
+    """
+
+    def __init__(self, schema: Schema, domain: str, *, labels: bool, extra: Sequence[str]):
+        self._domain = domain
+        self._features = schema.features_of(domain)
+        own = {feature.column for feature in self._features}
+        # None stands for what only other domains have: it keeps its place in every batch, empty
+        of_domain = [(feature.kind, feature if feature.column in own else None) for feature in schema.features]
+        self._ids = tuple(feature for kind, feature in of_domain if kind != "dense")
+        self._dense = tuple(feature for kind, feature in of_domain if kind == "dense")
+        self._labels = tuple(task.label if labels and task.domain == domain else None for task in schema.tasks)
+        self._user, self._weight, self._extra = schema.user, schema.weight, tuple(extra)
+        needed = [feature.column for feature in self._features]
+        needed += [*(label for label in self._labels if label), self._user, *([self._weight] if self._weight else [])]
+        self._needed = tuple(dict.fromkeys(needed))
+        self.columns: tuple[str, ...] = tuple(dict.fromkeys([*self._needed, *self._extra]))
+        """What to read; a file may lack the extra ones."""
+
+    def check(self, file: str, found: pa.Schema) -> None:
+        """Check the columns of a file.
+
+        Raises:
+            UserError: one line per column that is missing, ambiguous or of a type that its meaning does not allow.
+        """
+        faults = [fault for column in self._needed if (fault := _presence_fault(column, found.names))]
+        for feature in self._features:
+            faults += _type_faults(found, feature.column, *_expectation(feature))
+        for label in self._labels:
+            faults += _type_faults(found, label, _is_number, "a label is 0 or 1, in a boolean or number column")
+        faults += _type_faults(found, self._user, _is_integer, "the user column holds integers")
+        faults += _type_faults(found, self._weight, _is_number, "row weights are numbers")
+        for column in self._extra:
+            faults += _type_faults(found, column, _is_integer, "a column that metrics slice by holds integers")
+        if faults:
+            raise UserError("\n".join(f"{file} (domain '{self._domain}'): {fault}" for fault in faults))
+
+    def decode(self, batch: pa.RecordBatch, origin: Origin) -> Rows:
+        """Convert rows of a checked file.
+
+        Raises:
+            UserError: a value breaks a rule; names file, row, column, value and the rule.
+        """
+        count = batch.num_rows
+        dense_BN = np.zeros((count, len(self._dense)), dtype=np.float32)
+        for i, feature in enumerate(self._dense):
+            if feature:
+                dense_BN[:, i] = _dense(batch.column(feature.column), feature.column, origin)
+        label_BT = np.full((count, len(self._labels)), np.nan, dtype=np.float32)
+        for i, label in enumerate(self._labels):
+            if label:
+                label_BT[:, i] = _label(batch.column(label), label, origin)
+        extra_BK = np.full((count, len(self._extra)), -1, dtype=np.int64)
+        for i, column in enumerate(self._extra):
+            if column in batch.schema.names:
+                extra_BK[:, i] = _integers(batch.column(column), column, origin)
+        user = batch.column(self._user)
+        if user.null_count:
+            origin.refuse(self._user, _first(user.is_null()), None, "is no user; drop the row or fill it in")
+        return Rows(
+            ids=tuple(
+                _ids(batch.column(feature.column), feature, origin) if feature else Jagged(_NONE, np.zeros(count + 1, dtype=np.int64))
+                for feature in self._ids
+            ),
+            dense_BN=dense_BN,
+            label_BT=label_BT,
+            weight_B=_weight(batch.column(self._weight), self._weight, origin)
+            if self._weight
+            else np.ones(count, dtype=np.float32),
+            user_B=_integers(user, self._user, origin),
+            extra_BK=extra_BK,
+        )
+
+
+# ---- types -----------------------------------------------------------------------------------------------------------
+
+
+def _presence_fault(column: str, names: list[str]) -> str:
+    count = names.count(column)
+    if count == 1:
+        return ""
+    if count > 1:
+        return f"column '{column}' is there {count} times; rename or drop one"
+    near = difflib.get_close_matches(column, names, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    more = ", …" if len(names) > _NAMES else ""
+    return f"no column '{column}'; {hint}Columns there: {', '.join(names[:_NAMES])}{more}"
+
+
+def _type_faults(found: pa.Schema, column: str | None, allowed: Callable[[pa.DataType], bool], rule: str) -> list[str]:
+    if column is None or found.names.count(column) != 1 or allowed(found.field(column).type):
+        return []
+    return [f"column '{column}' has type {found.field(column).type}; {rule}"]
+
+
+def _expectation(feature: Feature) -> tuple[Callable[[pa.DataType], bool], str]:
+    """Which types a feature may have, and the rule in words."""
+    if feature.kind == "dense":
+        return _is_number, "a dense feature is a boolean or number column"
+    remedy = "" if feature.hash == "xxhash" else "; string ids need 'hash: xxhash' in the schema"
+    if feature.kind == "id":
+        return lambda kind: _is_key(kind, feature), f"a feature of kind 'id' holds one integer per row{remedy}"
+    return (
+        lambda kind: _is_list(kind) and _is_key(kind.value_type, feature),
+        f"a feature of kind '{feature.kind}' holds a list of integers per row{remedy}",
+    )
+
+
+def _is_integer(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_null(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(
+        _is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)
+    )
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    views = pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
+    return bool(views or pa.types.is_string(kind) or pa.types.is_large_string(kind) or _is_binary(kind))
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    views = pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+    return bool(views or pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _is_key(kind: pa.DataType, feature: Feature) -> bool:
+    """Whether ids of this type can be looked up."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return _is_integer(kind) or (feature.hash == "xxhash" and _is_string(kind))
+
+
+# ---- ids -------------------------------------------------------------------------------------------------------------
+
+
+def _ids(array: pa.Array, feature: Feature, origin: Origin) -> Jagged:
+    """The ids of one feature: nulls dropped, a sequence cut to its last ids, every id in [0, rows)."""
+    lengths, values = None, array
+    if _is_list(array.type):
+        lengths, values = pc.list_value_length(array).fill_null(0).to_numpy().astype(np.int64), array.flatten()
+    if values.null_count:
+        ends = np.arange(1, len(values) + 1) if lengths is None else np.cumsum(lengths)
+        valid_before = np.concatenate([[0], np.cumsum(values.is_valid().to_numpy(zero_copy_only=False))])
+        lengths = np.diff(valid_before[ends], prepend=0)
+        values = values.drop_null()
+    keys, lookup = _keys(values, feature)
+    if feature.length is not None:
+        assert lengths is not None
+        keys, lengths = _last(keys, lengths, feature.length)
+    ids = _bounded(keys, lengths, feature, origin) if lookup is None else lookup[keys]
+    return Jagged(ids, None) if lengths is None else Jagged.of_lengths(ids, lengths)
+
+
+def _keys(values: pa.Array, feature: Feature) -> tuple[Integers, Integers | None]:
+    """Integers as they are (unsigned 64-bit ones wrap); strings as indices into their distinct, hashed values."""
+    if pa.types.is_dictionary(values.type) and not _is_string(values.type.value_type):
+        values = values.dictionary_decode()
+    if not (_is_string(values.type) or pa.types.is_dictionary(values.type)):
+        return values.to_numpy(zero_copy_only=False).astype(np.int64, copy=False), None
+    assert feature.hash == "xxhash"
+    if not pa.types.is_dictionary(values.type):
+        values = values.cast(pa.large_binary()).dictionary_encode()
+    strings = values.dictionary.cast(pa.large_binary())
+    _, offsets, data = strings.buffers()
+    first, last = strings.offset, strings.offset + len(strings) + 1
+    hashes = hash_bytes(
+        np.frombuffer(data or b"", dtype=np.uint8), np.frombuffer(offsets, dtype=np.int64)[first:last]
+    )
+    return values.indices.to_numpy().astype(np.int64), _row_of(hashes, feature)
+
+
+def _last(keys: Integers, lengths: Integers, length: int) -> tuple[Integers, Integers]:
+    """The last `length` keys of every row."""
+    kept = np.minimum(lengths, length)
+    if np.array_equal(kept, lengths):
+        return keys, lengths
+    return keys[spans(np.cumsum(lengths) - kept, kept)], kept
+
+
+def _bounded(keys: Integers, lengths: Integers | None, feature: Feature, origin: Origin) -> Integers:
+    """Integer ids in [0, rows), hashed if the schema asks for it.
+
+    Raises:
+        UserError: an id lies outside and the feature's hash is `none`.
+    """
+    assert feature.rows is not None
+    if feature.hash == "xxhash":
+        return _row_of(hash_integers(keys), feature)
+    unsigned = keys.view(np.uint64)  # a negative id becomes a huge one, so that one comparison sees both ends
+    if not len(keys) or int(unsigned.max()) < feature.rows:
+        return keys
+    if feature.hash == "mod":
+        return keys % feature.rows
+    worst = int(np.argmax(unsigned >= feature.rows))
+    row = worst if lengths is None else int(np.searchsorted(np.cumsum(lengths), worst, side="right"))
+    origin.refuse(
+        feature.column,
+        row,
+        int(keys[worst]),
+        f"lies outside [0, {feature.rows}), the rows of its table; raise 'rows' of the feature, or set 'hash: mod'",
+    )
+
+
+def _row_of(hashes: Hashes, feature: Feature) -> Integers:
+    return (hashes % np.uint64(feature.rows or 0)).astype(np.int64)
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _numbers(array: pa.Array, null: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    filled = array.cast(pa.float64(), safe=False).fill_null(null)
+    return filled.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
+def _integers(array: pa.Array, column: str, origin: Origin) -> Integers:
+    try:
+        return array.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+    except pa.ArrowInvalid:
+        row = _first(pc.greater(array, 2**63 - 1))
+        origin.refuse(column, row, array[row].as_py(), "does not fit into 64 bits with a sign")
+
+
+def _dense(array: pa.Array, column: str, origin: Origin) -> Floats:
+    with np.errstate(over="ignore"):  # a number too large for float32 becomes inf and is refused below
+        values = _numbers(array, null=0.0).astype(np.float32)
+    if not np.isfinite(values).all():
+        row = int(np.argmin(np.isfinite(values)))
+        origin.refuse(column, row, array[row].as_py(), "is no finite float32; clip it, or write null (read as 0)")
+    return values
+
+
+def _label(array: pa.Array, column: str, origin: Origin) -> Floats:
+    values = _numbers(array, null=np.nan)
+    valid = (values == 0) | (values == 1)
+    if not valid.all():
+        row = int(np.argmin(valid))
+        origin.refuse(column, row, array[row].as_py(), "is no label; labels are 0 or 1, so mend or drop the row")
+    return values.astype(np.float32)
+
+
+def _weight(array: pa.Array, column: str, origin: Origin) -> Floats:
+    with np.errstate(over="ignore", under="ignore"):
+        values = _numbers(array, null=np.nan).astype(np.float32)
+    valid = np.isfinite(values) & (values > 0)
+    if not valid.all():
+        row = int(np.argmin(valid))
+        origin.refuse(column, row, array[row].as_py(), "is no row weight; weights are finite and greater than 0")
+    return values
+
+
+def _first(mask: pa.Array) -> int:
+    return int(np.argmax(mask.to_numpy(zero_copy_only=False)))

@@ -1,0 +1,165 @@
+"""NumPy rows of several domains -> one Batch.
+
+Shape legend: B rows, N dense features, T tasks, K extra columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from torchrec_xd.batch import Batch, Position
+from torchrec_xd.schema import Schema
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float32]
+_NONE = np.zeros(0, dtype=np.int64)
+
+
+def spans(starts: Integers, lengths: Integers) -> Integers:
+    """The indices start, start + 1, … of every span, one after the other."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
+
+
+@dataclass(frozen=True)
+class Jagged:
+    """Ids of one feature, row after row."""
+
+    values: Integers
+    offsets: Integers | None
+    """Ids of row i are `values[offsets[i]:offsets[i + 1]]`; None where every row has exactly one."""
+
+    @staticmethod
+    def of_lengths(values: Integers, lengths: Integers) -> Jagged:
+        """From the number of ids in each row [B]."""
+        return Jagged(values, np.concatenate([[0], np.cumsum(lengths)]))
+
+    @property
+    def lengths(self) -> Integers:
+        """Ids per row [B]."""
+        return np.ones(len(self.values), dtype=np.int64) if self.offsets is None else np.diff(self.offsets)
+
+    def slice(self, start: int, stop: int) -> Jagged:
+        """Rows [start, stop), as a view."""
+        if self.offsets is None:
+            return Jagged(self.values[start:stop], None)
+        offsets = self.offsets[start : stop + 1]
+        return Jagged(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+
+def _gather(parts: Sequence[NDArray[Any]], order: Integers | None) -> NDArray[Any]:
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return joined if order is None else np.take(joined, order, axis=0)
+
+
+def _gather_jagged(parts: Sequence[Jagged], order: Integers | None) -> Jagged:
+    if all(part.offsets is None for part in parts):
+        return Jagged(_gather([part.values for part in parts], order), None)
+    values, lengths = np.concatenate([part.values for part in parts]), np.concatenate([part.lengths for part in parts])
+    if order is None:
+        return Jagged.of_lengths(values, lengths)
+    starts = np.cumsum(lengths) - lengths
+    lengths = lengths[order]
+    return Jagged.of_lengths(values[spans(starts[order], lengths)], lengths)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of one domain; ids hold every feature but the dense ones, in schema order."""
+
+    ids: tuple[Jagged, ...]
+    dense_BN: Floats
+    label_BT: Floats
+    weight_B: Floats
+    user_B: Integers
+    extra_BK: Integers
+
+    def __len__(self) -> int:
+        return len(self.user_B)
+
+    @staticmethod
+    def gather(parts: Sequence[Rows], order: Integers | None) -> Rows:
+        """The rows of all parts, put in `order` unless it is None; column by column, so that a column stays in cache."""
+        return Rows(
+            ids=tuple(_gather_jagged(jagged, order) for jagged in zip(*(part.ids for part in parts), strict=True)),
+            dense_BN=_gather([part.dense_BN for part in parts], order),
+            label_BT=_gather([part.label_BT for part in parts], order),
+            weight_B=_gather([part.weight_B for part in parts], order),
+            user_B=_gather([part.user_B for part in parts], order),
+            extra_BK=_gather([part.extra_BK for part in parts], order),
+        )
+
+    def slice(self, start: int, stop: int) -> Rows:
+        """Rows [start, stop), as a view."""
+        return Rows(
+            ids=tuple(jagged.slice(start, stop) for jagged in self.ids),
+            dense_BN=self.dense_BN[start:stop],
+            label_BT=self.label_BT[start:stop],
+            weight_B=self.weight_B[start:stop],
+            user_B=self.user_B[start:stop],
+            extra_BK=self.extra_BK[start:stop],
+        )
+
+
+class Collator:
+    """Rows, domain by domain -> Batch.
+
+    Args:
+        schema: order of domains and features.
+        num_extra: number of extra columns.
+    """
+
+    def __init__(self, schema: Schema, num_extra: int):
+        sequential = {table.name for table in schema.tables() if table.sequential}
+        features = [feature for feature in schema.features if feature.kind != "dense"]
+        self._keys = [feature.column for feature in features]
+        self._bags = [i for i, feature in enumerate(features) if feature.table_name not in sequential]
+        self._sequences = [i for i, feature in enumerate(features) if feature.table_name in sequential]
+        self._empty = Rows(
+            ids=tuple(Jagged(np.zeros(0, dtype=np.int64), None) for _ in features),
+            dense_BN=np.zeros((0, len(schema.features) - len(features)), dtype=np.float32),
+            label_BT=np.zeros((0, len(schema.tasks)), dtype=np.float32),
+            weight_B=np.zeros(0, dtype=np.float32),
+            user_B=np.zeros(0, dtype=np.int64),
+            extra_BK=np.zeros((0, num_extra), dtype=np.int64),
+        )
+
+    def __call__(self, domains: Sequence[Sequence[Rows]], position: Position) -> Batch:
+        """The batch of these rows; each domain gives any number of parts."""
+        counts = [sum(len(part) for part in parts) for parts in domains]
+        rows = [part for parts in domains for part in parts] or [self._empty]
+        return Batch(
+            bags=self._jagged_tensor(rows, self._bags),
+            sequences=self._jagged_tensor(rows, self._sequences),
+            dense_BN=_joined([part.dense_BN for part in rows]),
+            label_BT=_joined([part.label_BT for part in rows]),
+            weight_B=_joined([part.weight_B for part in rows]),
+            user_B=_joined([part.user_B for part in rows]),
+            extra_BK=_joined([part.extra_BK for part in rows]),
+            offsets=(0, *np.cumsum(counts).tolist()),
+            position=position,
+        )
+
+    def _jagged_tensor(self, rows: Sequence[Rows], features: Sequence[int]) -> KeyedJaggedTensor:
+        jagged = [part.ids[i] for i in features for part in rows]
+        sizes = np.array([len(part.values) for part in jagged], dtype=np.int64).reshape(len(features), len(rows))
+        return KeyedJaggedTensor(
+            keys=[self._keys[i] for i in features],
+            values=_joined([_NONE, *(part.values for part in jagged)]),
+            lengths=_joined([_NONE, *(part.lengths for part in jagged)]),
+            stride=sum(len(part) for part in rows),
+            # told here, so that no lookup has to ask a device for them
+            length_per_key=sizes.sum(axis=1).tolist(),
+        )
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> torch.Tensor:
+    """The parts one after the other, in memory of their own."""
+    return torch.from_numpy(np.concatenate(parts))

@@ -1,0 +1,159 @@
+"""The Parquet files of one domain and split: found on any file system, footers read once, row groups read on demand."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+from pyarrow import fs
+
+from torchrec_xd.data.shards import RowGroup
+from torchrec_xd.settings import UserError
+
+_OPEN_FILES = 32
+_NAMES = 20
+
+
+class ParquetFiles:
+    """Files of equal meaning, in the order of their names.
+
+    Args:
+        location: file, folder (its `.parquet` files at any depth) or glob; a URI (`s3://…`, `file://…`) or a local path.
+        root: what a relative location starts from; may be a URI too.
+        check: called with each file's name and Arrow schema; raises UserError where a column is missing or of a wrong type.
+
+    Raises:
+        UserError: nothing is found, or a file is no readable Parquet.
+    """
+
+    def __init__(self, location: str, root: str, check: Callable[[str, pa.Schema], None]):
+        self._filesystem, path = _filesystem_of(_join(root, location))
+        self._check = check
+        files = _find(self._filesystem, path)
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(self._footer, files))
+        self.row_groups: tuple[RowGroup, ...] = tuple(group for groups in found for group in groups)
+        """All row groups that hold rows, file by file."""
+
+    def reader(self, columns: Sequence[str]) -> Callable[[RowGroup], pa.Table]:
+        """A function that reads those `columns` of a row group which its file has; some files stay open.
+
+        Raises:
+            UserError: a row group is damaged.
+        """
+        opened = functools.lru_cache(_OPEN_FILES)(self._open)
+
+        def read(row_group: RowGroup) -> pa.Table:
+            try:
+                return opened(row_group.file).read_row_group(row_group.index, columns=list(columns))
+            except (OSError, pa.ArrowException) as error:
+                raise _damaged(row_group.file, error, f"row group {row_group.index}") from error
+
+        return read
+
+    def _footer(self, file: str) -> list[RowGroup]:
+        with self._open(file) as parquet:
+            self._check(file, parquet.schema_arrow)
+            groups, first_row = [], 0
+            for index in range(parquet.num_row_groups):
+                rows = parquet.metadata.row_group(index).num_rows
+                if rows:
+                    groups.append(RowGroup(file, index, first_row, rows))
+                first_row += rows
+            return groups
+
+    def _open(self, file: str) -> pq.ParquetFile:
+        try:
+            remote = not isinstance(self._filesystem, fs.LocalFileSystem)
+            return pq.ParquetFile(file, filesystem=self._filesystem, pre_buffer=remote)
+        except (OSError, pa.ArrowException) as error:
+            raise _damaged(file, error, "footer") from error
+
+
+def _damaged(file: str, error: Exception, part: str) -> UserError:
+    return UserError(f"{file}: not a readable Parquet file ({part}: {error}); write it again or move it away")
+
+
+def _join(root: str, location: str) -> str:
+    if "://" in location:
+        return location
+    return f"{root.rstrip('/')}/{location}" if "://" in root else str(Path(root, location))
+
+
+def _filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
+    """The file system and the path in it: local, one that PyArrow knows, else one that fsspec knows."""
+    scheme, is_uri, rest = location.partition("://")
+    if not is_uri:
+        return fs.LocalFileSystem(), str(Path(location).absolute())
+    rest, question, query = rest.partition("?")
+    host, _, path = rest.partition("/")
+    try:
+        filesystem, base = fs.FileSystem.from_uri(f"{scheme}://{host}/{question}{query}")
+        return filesystem, f"{base.rstrip('/')}/{path}"
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return _fsspec(scheme, location)
+    except OSError as error:
+        raise UserError(f"{location}: the file system cannot be reached: {error}") from error
+
+
+def _fsspec(scheme: str, location: str) -> tuple[fs.FileSystem, str]:
+    try:
+        filesystem, path = url_to_fs(location)
+    except (ValueError, ImportError) as error:
+        raise UserError(
+            f"{location}: neither PyArrow nor fsspec can open a file system '{scheme}': {error}; "
+            "install its package, or use a local path"
+        ) from error
+    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
+
+
+def _find(filesystem: fs.FileSystem, path: str) -> list[str]:
+    try:
+        files = _files_at(filesystem, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be listed: {error}") from error
+    if not files:
+        parent = path.rstrip("/").rpartition("/")[0]
+        beside = filesystem.get_file_info(fs.FileSelector(parent or ".", allow_not_found=True))
+        names = sorted(info.base_name for info in beside)
+        near = difflib.get_close_matches(path.rpartition("/")[2], names, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise UserError(
+            f"{path}: no Parquet file is there{hint}; name a file, a folder with .parquet files or a glob "
+            f"(in '{parent or '.'}': {', '.join(names[:_NAMES]) or 'nothing'}{', …' * (len(names) > _NAMES)})"
+        )
+    return files
+
+
+def _files_at(filesystem: fs.FileSystem, path: str) -> list[str]:
+    """The file itself, the .parquet files below a folder, or what a glob matches; `_SUCCESS` and the like left out."""
+    kind = filesystem.get_file_info(path).type
+    if kind == fs.FileType.File:
+        return [path]
+    parts = path.rstrip("/").split("/")
+    globs = [i for i, part in enumerate(parts) if any(char in part for char in "*?[")]
+    fixed = globs[0] if globs and kind != fs.FileType.Directory else len(parts)
+    base, pattern = "/".join(parts[:fixed]), parts[fixed:]
+    files = []
+    for info in filesystem.get_file_info(fs.FileSelector(base or "/", allow_not_found=True, recursive=True)):
+        below = info.path.split("/")[fixed:]
+        wanted = _matches(below, pattern) or _matches(below, [*pattern, "**", "*.parquet"])
+        if info.type == fs.FileType.File and wanted and not any(part.startswith(("_", ".")) for part in below):
+            files.append(info.path)
+    return sorted(files)
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    """Whether a path matches a glob, folder by folder; `**` stands for any number of folders."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or (bool(parts) and _matches(parts[1:], pattern))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])

@@ -1,0 +1,44 @@
+"""Predictions as Parquet, written whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+
+class PredictionWriter:
+    """Enter it and write batch by batch; the file appears when the block is left without an error.
+
+    Args:
+        path: the file to write; replaced if it exists.
+        user: name of the user column.
+        tasks: their probabilities become float32 columns `prob_<task>`.
+    """
+
+    def __init__(self, path: Path, user: str, tasks: Sequence[str]) -> None:
+        self._path = path
+        self._partial = path.with_name(path.name + ".partial")
+        probabilities = [pa.field(f"prob_{task}", pa.float32()) for task in tasks]
+        self._schema = pa.schema([pa.field(user, pa.int64()), *probabilities])
+
+    def __enter__(self) -> PredictionWriter:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer = pq.ParquetWriter(self._partial, self._schema)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        self._writer.close()
+        if kind is None:
+            self._partial.replace(self._path)
+        else:
+            self._partial.unlink()
+
+    def write(self, user_B: Tensor, score_TB: Sequence[Tensor]) -> None:
+        """Rows of one batch: users `[B]` and each task's probabilities `[B]`, truncated to [0, 1]."""
+        columns = [user_B.numpy(), *(score_B.float().clamp(0, 1).numpy() for score_B in score_TB)]
+        self._writer.write_table(pa.table(columns, schema=self._schema))

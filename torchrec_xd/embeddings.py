@@ -1,0 +1,251 @@
+"""Schema to embedding collections, and lookups to what models read.
+
+Every feature becomes vectors of its embedding width: ids and bags through one EmbeddingBagCollection, sequences and the
+ids that share their tables through one EmbeddingCollection, dense numbers through a learned line each.
+
+Shape legend: B rows of the batch, B_d rows of domain d, F features, N specific features, D width, L positions.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import (
+    BaseEmbeddingConfig,
+    DataType,
+    EmbeddingBagConfig,
+    EmbeddingConfig,
+    PoolingType,
+)
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.sparse.jagged_tensor import JaggedTensor
+
+from torchrec_xd.batch import Batch
+from torchrec_xd.modules.numeric import NumericEmbedding
+from torchrec_xd.schema import Feature, Group, Schema, Table
+from torchrec_xd.settings import Settings, UserError
+
+FLAT_GROUPS: tuple[Group, ...] = ("user", "shared", "context", "scene")
+"""Groups that every row carries; `specific` and `sequence` have shapes of their own."""
+
+
+class EmbeddingSettings(Settings):
+    """How the tables are stored and begin."""
+
+    dtype: Literal["fp32", "fp16"] = "fp32"
+    """Type of the weights; the optimizer state stays fp32."""
+    init_std: float = 0.01
+    """Standard deviation of a table's first weights."""
+
+
+class Sequence(NamedTuple):
+    """A behaviour sequence as looked up, oldest first."""
+
+    keys_BLD: Tensor
+    length_B: Tensor
+    query_BD: Tensor
+    """The row's own id in the same table (its candidate item or category); zero where its domain has none."""
+
+
+@dataclass(frozen=True)
+class Lookups:
+    """Everything that one batch looked up."""
+
+    groups: dict[Group, Tensor]
+    """`user`, `shared`, `context`, `scene` to `[B, F * D]`, features in schema order."""
+    specific: dict[str, Tensor]
+    """Domain to the specific features of its own rows, `[B_d, N, D]`."""
+    sequences: dict[str, Sequence]
+    """Sequence column to its lookup."""
+    rows: dict[str, slice]
+    """Domain to its rows of the batch."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The widths of a Lookups, known from the schema alone: what a model is built from."""
+
+    groups: dict[Group, int]
+    """Width of each flat group; 0 where the schema has no such feature."""
+    specific: dict[str, tuple[int, int]]
+    """Domain to (N, D)."""
+    sequences: dict[str, int]
+    """Sequence column to D."""
+
+
+def layout(schema: Schema) -> Layout:
+    """What `Embeddings(schema)` will look up.
+
+    Raises:
+        UserError: specific features of one domain differ in `dim`: HFA weighs them as equals.
+    """
+    groups = {g: sum(schema.dim_of(f) for f in schema.features if f.group == g) for g in FLAT_GROUPS}
+    specific = {}
+    for domain in schema.domains:
+        features = schema.features_of(domain, "specific")
+        dims = {schema.dim_of(f) for f in features}
+        if len(dims) > 1:
+            widths = ", ".join(f"{f.column} {schema.dim_of(f)}" for f in features)
+            raise UserError(f"specific features of '{domain}' need one common dim, but have: {widths}")
+        specific[domain] = (len(features), dims.pop() if dims else schema.dim)
+    sequences = {f.column: schema.dim_of(f) for f in schema.features if f.kind == "sequence"}
+    return Layout(groups, specific, sequences)
+
+
+class Embeddings(nn.Module):
+    """All tables of a schema, on the meta device until they are sharded, and the dense features' embeddings.
+
+    Args:
+        schema: what the lookups are laid out by.
+        seed: a table's first weights depend on it and on the table's name, not on the order of tables or the plan.
+        only: domains that batches will hold, all unless told: features that no such domain has get no table, and read
+            as zero, just as they do on these domains' rows of a mixed batch.
+    """
+
+    def __init__(
+        self, schema: Schema, settings: EmbeddingSettings, seed: int, only: tuple[str, ...] | None = None
+    ) -> None:
+        super().__init__()
+        self.schema = schema
+        self.read = schema.only(only) if only else schema
+        tables = self.read.tables()
+        dtype = {"fp32": DataType.FP32, "fp16": DataType.FP16}[settings.dtype]
+        meta = torch.device("meta")
+        pooled = [
+            EmbeddingBagConfig(
+                name=table.name,
+                num_embeddings=table.rows,
+                embedding_dim=table.dim,
+                feature_names=[f.column for f in table.features],
+                pooling=_pooling(table),
+                data_type=dtype,
+                init_fn=_initialiser(table.name, settings.init_std, seed),
+            )
+            for table in tables
+            if not table.sequential
+        ]
+        unpooled = [
+            EmbeddingConfig(
+                name=table.name,
+                num_embeddings=table.rows,
+                embedding_dim=table.dim,
+                feature_names=[f.column for f in table.features],
+                data_type=dtype,
+                init_fn=_initialiser(table.name, settings.init_std, seed),
+            )
+            for table in tables
+            if table.sequential
+        ]
+        self.bags = EmbeddingBagCollection(tables=pooled, device=meta) if pooled else None
+        self.sequences = EmbeddingCollection(tables=unpooled, device=meta) if unpooled else None
+        dense = [f for f in self.read.features if f.kind == "dense"]
+        self.numeric = nn.ModuleDict(
+            {
+                f"dim_{dim}": NumericEmbedding([f.column for f in dense if schema.dim_of(f) == dim], dim)
+                for dim in sorted({schema.dim_of(f) for f in dense})
+            }
+        )
+        self.queries = {
+            f.column: [other for other in table.features if other.kind == "id"]
+            for table in tables
+            for f in table.features
+            if f.kind == "sequence"
+        }
+
+    def forward(self, batch: Batch) -> Lookups:
+        """One lookup per collection for all features, then views by group."""
+        # Features are taken by key: a sharded collection returns them in the order of its plan.
+        pooled: Mapping[str, Tensor] = self.bags(batch.bags).to_dict() if self.bags is not None else {}
+        jagged = dict(self.sequences(batch.sequences).items()) if self.sequences is not None else {}
+        vectors = {**pooled, **self._numeric_vectors(batch.dense_BN)}
+        vectors.update(
+            {f.column: _first(jagged[f.column]) for f in self.read.features if f.column in jagged and f.kind == "id"}
+        )
+        rows = {domain: batch.rows(i) for i, domain in enumerate(self.read.domains)}
+        groups = {group: self._concat(vectors, group, batch) for group in FLAT_GROUPS}
+        specific = {}
+        for domain, own in rows.items():
+            features = self.schema.features_of(domain, "specific")
+            if features:
+                specific[domain] = torch.stack([vectors[f.column][own] for f in features], dim=1).float()
+        sequences = {
+            f.column: self._sequence(f, jagged, vectors, batch) for f in self.schema.features if f.kind == "sequence"
+        }
+        return Lookups(groups, specific, sequences, rows)
+
+    def _numeric_vectors(self, dense_BN: Tensor) -> dict[str, Tensor]:
+        dense = [f for f in self.read.features if f.kind == "dense"]
+        vectors = {}
+        for name, module in self.numeric.items():
+            columns = [i for i, f in enumerate(dense) if f"dim_{self.schema.dim_of(f)}" == name]
+            embedded = module(dense_BN if len(columns) == len(dense) else dense_BN[:, columns]).unbind(1)
+            vectors.update({dense[i].column: vector for i, vector in zip(columns, embedded, strict=True)})
+        return vectors
+
+    def _concat(self, vectors: Mapping[str, Tensor], group: Group, batch: Batch) -> Tensor:
+        members = [
+            vectors[f.column] if f.column in vectors else batch.dense_BN.new_zeros(len(batch), self.schema.dim_of(f))
+            for f in self.schema.features
+            if f.group == group
+        ]
+        return torch.cat(members, dim=1).float() if members else batch.dense_BN.new_zeros(len(batch), 0)
+
+    def _sequence(
+        self, feature: Feature, jagged: Mapping[str, JaggedTensor], vectors: Mapping[str, Tensor], batch: Batch
+    ) -> Sequence:
+        assert feature.length is not None
+        zero_BD = batch.dense_BN.new_zeros(len(batch), self.schema.dim_of(feature))
+        if feature.column not in jagged:
+            return Sequence(zero_BD[:, None, :][:, :0], zero_BD.new_zeros(len(batch), dtype=torch.int64), zero_BD)
+        keys_BLD = jagged[feature.column].to_padded_dense(feature.length).float()
+        # Several ids may share the table (an item and its substitute): a row queries with the sum of those it carries.
+        queries = [vectors[f.column] for f in self.queries[feature.column]]
+        query_BD = torch.stack(queries).sum(0).float() if queries else zero_BD
+        return Sequence(keys_BLD, jagged[feature.column].lengths(), query_BD)
+
+
+def _first(jagged: JaggedTensor) -> Tensor:
+    """An id feature from an unpooled lookup: `[B, D]`, zero where the id is missing."""
+    padded_B1D: Tensor = jagged.to_padded_dense(1)
+    return padded_B1D.squeeze(1)
+
+
+def _pooling(table: Table) -> PoolingType:
+    poolings = {f.pooling for f in table.features if f.kind == "bag"} or {"sum"}
+    if len(poolings) > 1:
+        columns = ", ".join(f"{f.column} ({f.pooling})" for f in table.features if f.kind == "bag")
+        raise UserError(f"table '{table.name}' pools both ways: {columns}; use one pooling, or a table each")
+    return PoolingType.MEAN if poolings == {"mean"} else PoolingType.SUM
+
+
+def _initialiser(name: str, std: float, seed: int) -> Callable[[Tensor], Tensor]:
+    @torch.no_grad()
+    def fill(weight: Tensor) -> Tensor:
+        if weight.device.type == "meta":
+            return weight
+        generator = torch.Generator(weight.device).manual_seed(zlib.crc32(name.encode()) + (seed << 32))
+        return weight.normal_(0.0, std, generator=generator)
+
+    return fill
+
+
+def table_parameters(module: nn.Module) -> Iterable[nn.Parameter]:
+    """The parameters of all embedding collections inside `module`."""
+    for collection in _collections(module):
+        yield from collection.parameters()
+
+
+def table_configs(module: nn.Module) -> Iterable[BaseEmbeddingConfig]:
+    """The configurations of all tables inside `module`."""
+    for collection in _collections(module):
+        pooled = isinstance(collection, EmbeddingBagCollection)
+        yield from collection.embedding_bag_configs() if pooled else collection.embedding_configs()
+
+
+def _collections(module: nn.Module) -> Iterable[EmbeddingBagCollection | EmbeddingCollection]:
+    return (m for m in module.modules() if isinstance(m, EmbeddingBagCollection | EmbeddingCollection))

@@ -1,0 +1,221 @@
+"""What a run leaves to read: a log file per rank, metrics as JSON lines and TensorBoard events, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from torch.utils.tensorboard import SummaryWriter
+
+from torchrec_xd.settings import UserError
+
+logger = logging.getLogger(__name__)
+
+PLAIN_SECONDS = 10.0
+"""Where there is no terminal, progress is a line of text at most this often."""
+
+
+class RunLog:
+    """The log of one rank of a run; enter it around everything the run does.
+
+    While it is entered, whatever libraries say (Python's logging and warnings, and all that is written to stderr, by
+    C++ too) goes to `directory/log.txt`, on other ranks to `log.rank<k>.txt`, and not to the screen. An exception that
+    leaves the block is written there as well, and travels on to a restored screen. Files are appended to: a resumed
+    run calls `truncate_after` first.
+
+    Args:
+        directory: the run folder, made if missing; None keeps nothing and leaves stderr alone.
+        rank: only rank 0 speaks on the screen and writes metrics.
+    """
+
+    def __init__(self, directory: Path | None, rank: int = 0) -> None:
+        self.directory = directory
+        self.rank = rank
+        self._console = Console(stderr=True, quiet=rank != 0)
+        self._metrics = directory / "metrics.jsonl" if directory and rank == 0 else None
+        self._events: SummaryWriter | None = None
+        self._purge_step: int | None = None
+        self._opened = ExitStack()
+
+    def __enter__(self) -> RunLog:
+        if self.directory is None:
+            return self
+        self.directory.mkdir(parents=True, exist_ok=True)
+        name = "log.txt" if self.rank == 0 else f"log.rank{self.rank}.txt"
+        with ExitStack() as opened:
+            file = opened.enter_context((self.directory / name).open("a", buffering=1, encoding="utf-8"))
+            screen = opened.enter_context(_stderr_into(file))
+            opened.enter_context(_logging_into(file))
+            self._console = Console(file=screen, quiet=self.rank != 0)
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None and self.directory is not None:
+            logger.error("the run ended with %s", kind.__name__ if kind else "", exc_info=error)
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+        self._opened.close()
+        self._console = Console(stderr=True, quiet=self.rank != 0)
+
+    def say(self, text: str) -> None:
+        """A line on the screen of rank 0, above the progress bar, and in the log file of every rank."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        logger.info(text)
+
+    def metrics(self, step: int, values: Mapping[str, float | str | None]) -> None:
+        """One line `{"step": step, name: value, …}` of metrics.jsonl, on the disk at once; numbers to TensorBoard too.
+
+        What JSON cannot say (NaN, infinity) becomes null, and TensorBoard gets no point for it.
+        """
+        if self._metrics is None:
+            return
+        assert "step" not in values
+        finite = {name: value if _is_sayable(value) else None for name, value in values.items()}
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+        events = self._tensorboard()
+        for name, value in finite.items():
+            if isinstance(value, int | float):
+                events.add_scalar(name, value, step)
+        events.flush()
+
+    def truncate_after(self, step: int) -> None:
+        """Forget the metrics past `step`, and a line that was broken off, before a run is resumed from that step.
+
+        The resumed file then grows into what an uninterrupted run would have written. TensorBoard hides the points past
+        `step` as well. To be called before `metrics`.
+
+        Raises:
+            UserError: a line of metrics.jsonl was not written by a run.
+        """
+        if self._metrics is None:
+            return
+        assert self._events is None, "truncate_after comes before metrics"
+        self._purge_step = step + 1
+        if not self._metrics.exists():
+            return
+        lines = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        kept = [line for number, line in enumerate(whole, 1) if _step_of(line, f"{self._metrics}:{number}") <= step]
+        partial = self._metrics.with_suffix(".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(self._metrics)
+
+    def progress(self, total: int, done: int = 0) -> Progress:
+        """A progress display over `total` steps of which `done` are behind us; silent on ranks other than 0."""
+        return Progress(self._console, total, done)
+
+    def _tensorboard(self) -> SummaryWriter:
+        if self._events is None:
+            assert self.directory is not None
+            self._events = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self._purge_step)
+        return self._events
+
+
+class Progress:
+    """Steps done out of `total`: a bar on a terminal, elsewhere a line of text every `PLAIN_SECONDS`. Enter it."""
+
+    def __init__(self, console: Console, total: int, done: int) -> None:
+        self._console = console
+        self._total = total
+        self._first = self._done = done
+        self._text = ""
+        self._bar = Bar(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            refresh_per_second=2,
+            disable=console.quiet or not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, completed=done)
+        self._start = self._said = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        if self._bar.disable and self._done > self._first:
+            self._line(time.monotonic())
+
+    def update(self, done: int, text: str = "") -> None:
+        """Tell that `done` steps are behind us; `text` (the loss, the speed) stands beside the count."""
+        self._done, self._text = done, text
+        now = time.monotonic()
+        if not self._bar.disable:
+            self._bar.update(self._task, completed=done, description=text)
+        elif now - self._said >= PLAIN_SECONDS:
+            self._line(now)
+
+    def _line(self, now: float) -> None:
+        self._said = now
+        left = (now - self._start) / max(self._done - self._first, 1) * (self._total - self._done)
+        text = f"{self._done}/{self._total}  {self._text}  {now - self._start:.0f} s gone, {left:.0f} s left"
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _stderr_into(file: TextIO) -> Iterator[TextIO]:
+    """Send Python's stderr and file descriptor 2, where C++ writes, into `file`; yields what was the screen."""
+    sys.stderr.flush()
+    screen = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        with os.fdopen(screen, "w", encoding="utf-8", closefd=False) as stream, redirect_stderr(file):
+            yield stream
+    finally:
+        sys.stderr.flush()
+        os.dup2(screen, 2)
+        os.close(screen)
+
+
+@contextmanager
+def _logging_into(file: TextIO) -> Iterator[None]:
+    """Send Python's logging, from INFO on, and its warnings into `file` and nowhere else."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    handler = logging.StreamHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+def _is_sayable(value: float | str | None) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _step_of(line: str, origin: str) -> int:
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        step = None
+    if not isinstance(step, int):
+        raise UserError(
+            f"{origin}: expected a JSON object with an integer 'step', got {line.strip()!r}; remove the line"
+        )
+    return step

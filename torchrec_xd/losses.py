@@ -1,0 +1,33 @@
+"""Losses: pure functions of tensors.
+
+Shape legend: B rows, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def bce_sum(logit_B: Tensor, label_B: Tensor, weight_B: Tensor | None = None) -> Tensor:
+    """Binary cross entropy of logits, summed over rows (a scalar, 0 for no rows): divide by the batch's rows."""
+    return functional.binary_cross_entropy_with_logits(logit_B.float(), label_B, weight_B, reduction="sum")
+
+
+def polarized_distribution_loss(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """PDL: `sum_d mean_B cos(g_com^d, g_ind^d)` (MKT, arXiv 2402.19101, section 3.2.4).
+
+    Signed, without an absolute value, and minimised: common and independent knowledge are pushed apart until they point
+    in opposite directions. A domain without rows adds 0; the cosine of a zero vector is 0.
+
+    Args:
+        pairs: per domain, common and independent knowledge, `[B_d, W]` each.
+    """
+    cosines = [
+        functional.cosine_similarity(common.float(), independent.float(), dim=1).sum() / max(len(common), 1)
+        for common, independent in pairs
+    ]
+    return torch.stack(cosines).sum()

@@ -1,0 +1,258 @@
+"""MKT: two-stage knowledge transfer between entities with different features (arXiv 2402.19101).
+
+Stage 1 trains the multi-entity model (MEM) on all domains; stage 2 freezes it and trains a target-entity model (TEM) of
+its own tables and networks, which takes four of MEM's vectors in through gates.
+
+Shape legend: B rows of the batch, B_d rows of domain d, N specific features, D embedding width, W knowledge width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from torchrec_xd.batch import Batch
+from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
+from torchrec_xd.losses import polarized_distribution_loss
+from torchrec_xd.models.task import Output, RowVectors, Teacher, TrainTask, Transfer, bce_by_task, with_specific
+from torchrec_xd.modules.gates import GatedLinearUnit
+from torchrec_xd.modules.hfa import HeterogeneousFeatureAlignment
+from torchrec_xd.modules.mapping import ModuleMap
+from torchrec_xd.modules.mlp import MLP
+from torchrec_xd.modules.ple import ProgressiveLayeredExtraction
+from torchrec_xd.schema import Schema
+from torchrec_xd.settings import Settings, UserError
+
+Widths = tuple[PositiveInt, ...]
+
+
+class PretrainSettings(Settings):
+    """Stage 1. The paper's widths are the defaults (section 4.1.3)."""
+
+    name: Literal["mkt_pretrain"] = "mkt_pretrain"
+    aligned_dim: PositiveInt = 64
+    """Width to which HFA brings every domain's specific features."""
+    hfa: bool = True
+    """False is the ablation "w/o HFA": one linear layer per domain, no crosses, no scores."""
+    expert_widths: Widths = (1024, 512)
+    """Layers of an expert and of an independent extractor; the last one is W."""
+    num_experts: PositiveInt = 1
+    """Experts of each domain, per level."""
+    num_shared_experts: PositiveInt = 1
+    levels: PositiveInt = 1
+    """Extraction levels of the PLE."""
+    tower_widths: Widths = (64,)
+    gamma: NonNegativeFloat = 0.1
+    """Weight of the polarized distribution loss; 0 is the ablation "w/o PDL"."""
+    sequence_pooling: Literal["attention", "mean"] = "attention"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    domain_weight: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Factor on a domain's loss; 1 unless told."""
+
+
+class FinetuneSettings(Settings):
+    """Stage 2; the run names its stage-1 run in `init_from`."""
+
+    name: Literal["mkt_finetune"] = "mkt_finetune"
+    widths: Widths = (1024,)
+    """Layers of the cross network; a last one of MEM's knowledge width W follows."""
+    head_widths: Widths = (64,)
+    gates: Literal["static", "dynamic"] = "static"
+    """Whether a gate looks at MEM's vector alone, or also at the TEM vector that it is added to."""
+    sequence_pooling: Literal["attention", "mean"] = "attention"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class CommonKnowledgeExtractor(nn.Module):
+    """HFA and CKE: features of each domain to the knowledge that the domains share (sections 3.2.2 and 3.2.3).
+
+    The paper's eq. 9 feeds the PLE with `q = v_shared ‖ aligned` alone, yet calls the result user-entity knowledge:
+    here it reads `v_u ‖ v_seq ‖ q`.
+
+    Args:
+        schema: domains of all experts.
+        outputs: domains whose knowledge is wanted; stage 2 keeps only what serves its target.
+    """
+
+    def __init__(self, schema: Schema, settings: PretrainSettings, outputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.outputs = outputs
+        dims = layout(schema)
+        self.vectors = RowVectors(dims, settings.sequence_pooling)
+        self.hfa = ModuleMap(
+            {
+                domain: HeterogeneousFeatureAlignment(*dims.specific[domain], settings.aligned_dim, scores=settings.hfa)
+                for domain in outputs
+                if dims.specific[domain][0]
+            }
+        )
+        self.aligned_dim = settings.aligned_dim
+        self.ple = ProgressiveLayeredExtraction(
+            self.vectors.out_dim + settings.aligned_dim,
+            settings.expert_widths,
+            domains=tuple(schema.domains),
+            outputs=outputs,
+            num_experts=(settings.num_experts, settings.num_shared_experts),
+            levels=settings.levels,
+            dropout=settings.dropout,
+        )
+
+    def forward(self, lookups: Lookups) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Vectors of every row (`user`, `sequence`, `shared`), and the common knowledge `[B_d, W]` by domain."""
+        vectors = self.vectors(lookups)
+        aligned_BA = torch.cat([self._align(lookups, domain) for domain in lookups.rows])
+        x = torch.cat([*vectors.values(), aligned_BA], dim=1)
+        return vectors, self.ple(x, lookups.rows)
+
+    def _align(self, lookups: Lookups, domain: str) -> Tensor:
+        if domain in self.hfa.names:
+            aligned: Tensor = self.hfa[domain](lookups.specific[domain])
+            return aligned
+        rows = lookups.rows[domain]
+        return lookups.groups["shared"].new_zeros(rows.stop - rows.start, self.aligned_dim)
+
+
+class MultiEntityModel(nn.Module):
+    """MEM, stage 1: common and independent knowledge per domain, held apart by PDL, into a tower per task."""
+
+    def __init__(self, schema: Schema, settings: PretrainSettings) -> None:
+        super().__init__()
+        self.schema, self.settings = schema, settings
+        dims = layout(schema)
+        knowledge_dim = settings.expert_widths[-1]
+        self.common = CommonKnowledgeExtractor(schema, settings, tuple(schema.domains))
+        self.independent = ModuleMap(
+            {
+                domain: MLP(self.common.vectors.out_dim + count * dim, settings.expert_widths, dropout=settings.dropout)
+                for domain, (count, dim) in dims.specific.items()
+            }
+        )
+        self.towers = ModuleMap(
+            {task.name: MLP(2 * knowledge_dim, (*settings.tower_widths, 1), head=True) for task in schema.tasks}
+        )
+
+    def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
+        """`L_MEM = sum_d BCE_d + gamma L_pdl` (section 3.2.5). Nothing is taught in this stage."""
+        vectors, common = self.common(lookups)
+        rows_BV = torch.cat(list(vectors.values()), dim=1)
+        independent = {
+            domain: self.independent[domain](with_specific(rows_BV[own], lookups, domain))
+            for domain, own in lookups.rows.items()
+        }
+        logits = {
+            task.name: self.towers[task.name](torch.cat([common[task.domain], independent[task.domain]], dim=1))
+            for task in self.schema.tasks
+        }
+        logits = {name: logit.squeeze(1) for name, logit in logits.items()}
+        pdl = polarized_distribution_loss((common[domain], independent[domain]) for domain in lookups.rows)
+        loss = bce_by_task(logits, self.schema, batch, self.settings.domain_weight)
+        if self.settings.gamma:
+            loss["pdl"] = self.settings.gamma * pdl
+        return Output({name: logit.sigmoid() for name, logit in logits.items()}, loss, {"cosine": pdl.detach()})
+
+
+class TransferredKnowledge(nn.Module):
+    """The part of MEM that serves the target: its vectors and common knowledge. Weights come from a stage-1 run."""
+
+    def __init__(self, schema: Schema, settings: PretrainSettings, target: str) -> None:
+        super().__init__()
+        self.target = target
+        self.common = CommonKnowledgeExtractor(schema, settings, (target,))
+        self.dims = {**self.common.vectors.dims, "common": settings.expert_widths[-1]}
+
+    def forward(self, lookups: Lookups) -> dict[str, Tensor]:
+        """`user`, `sequence`, `shared` and `common`, of the target's rows: all there are in stage 2."""
+        vectors, common = self.common(lookups)
+        return {**vectors, "common": common[self.target]}
+
+
+class TargetEntityModel(nn.Module):
+    """TEM, stage 2: the target's own model, with `v + GLU(v^MEM)` in four places (section 3.3)."""
+
+    def __init__(self, schema: Schema, settings: FinetuneSettings, taught_dims: Mapping[str, int]) -> None:
+        super().__init__()
+        self.schema = schema
+        (self.target,) = schema.domains
+        dims = layout(schema)
+        count, dim = dims.specific[self.target]
+        self.vectors = RowVectors(dims, settings.sequence_pooling)
+        knowledge_dim = taught_dims["common"]
+        widths = (*settings.widths, knowledge_dim)
+        self.cross = MLP(self.vectors.out_dim + count * dim, widths, dropout=settings.dropout)
+        own_dims = {**self.vectors.dims, "common": knowledge_dim}
+        dynamic = settings.gates == "dynamic"
+        self.gates = ModuleMap(
+            {
+                name: GatedLinearUnit(taught_dims[name], own_dim, state_dim=own_dim if dynamic else 0)
+                for name, own_dim in own_dims.items()
+            }
+        )
+        self.heads = ModuleMap(
+            {t.name: MLP(knowledge_dim, (*settings.head_widths, 1), head=True) for t in schema.tasks}
+        )
+
+    def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
+        """`g_final = g_cross + GLU(g_com)`, one head per task on it; binary cross entropy on the target."""
+        vectors = self.vectors(lookups)
+        gated = [own + self.gates[name](taught[name], own) for name, own in vectors.items()]
+        cross = self.cross(with_specific(torch.cat(gated, dim=1), lookups, self.target))
+        final = cross + self.gates["common"](taught["common"], cross)
+        logits = {task.name: self.heads[task.name](final).squeeze(1) for task in self.schema.tasks}
+        loss = bce_by_task(logits, self.schema, batch, {})
+        return Output({name: logit.sigmoid() for name, logit in logits.items()}, loss)
+
+
+def build_pretrain(schema: Schema, settings: PretrainSettings, embeddings: EmbeddingSettings, seed: int) -> TrainTask:
+    """Stage 1: MEM over all domains of the schema."""
+    unknown = sorted(set(settings.domain_weight) - set(schema.domains))
+    if unknown:
+        raise UserError(f"model.domain_weight: unknown domain '{unknown[0]}'; domains are: {', '.join(schema.domains)}")
+    return TrainTask(Embeddings(schema, embeddings, seed), MultiEntityModel(schema, settings))
+
+
+TRANSFER = Transfer(
+    source="mkt_pretrain",
+    prefixes={"teacher.embeddings.": "embeddings.", "teacher.net.common.": "net.common."},
+    prunable=("embeddings.", "net.common.hfa.", "net.common.ple.last.", "net.independent.", "net.towers."),
+)
+"""Stage 2 takes MEM's common knowledge and the tables that feed it, frozen; what serves other domains stays behind."""
+
+
+def build_finetune(
+    schema: Schema,
+    settings: FinetuneSettings,
+    embeddings: EmbeddingSettings,
+    seed: int,
+    pretrained: tuple[Schema, PretrainSettings, EmbeddingSettings],
+) -> TrainTask:
+    """Stage 2: TEM of the schema's one domain, beside those parts of MEM that feed it.
+
+    Source towers, independent extractors, source experts of the last level and tables that only sources read are
+    pruned: they are not built, cost nothing and are not exported.
+
+    Raises:
+        UserError: more than one domain, or one that the stage-1 run has not seen or saw with other features.
+    """
+    mem_schema, mem_settings, mem_embeddings = pretrained
+    if len(schema.domains) != 1:
+        raise UserError(f"stage 2 trains one target: set domains: [NAME], one of {', '.join(schema.domains)}")
+    (target,) = schema.domains
+    _check_same_features(mem_schema.only((target,)), schema)
+    knowledge = TransferredKnowledge(mem_schema, mem_settings, target)
+    teacher = Teacher(Embeddings(mem_schema, mem_embeddings, seed, only=(target,)), knowledge)
+    return TrainTask(Embeddings(schema, embeddings, seed), TargetEntityModel(schema, settings, knowledge.dims), teacher)
+
+
+def _check_same_features(seen: Schema, schema: Schema) -> None:
+    """MEM's tables are read by the batches of stage 2: what it knows of the target must be there, and mean the same."""
+    here = {feature.column: feature for feature in schema.features}
+    for feature in seen.features:
+        if here.get(feature.column) != feature:
+            found = here.get(feature.column, "no such feature")
+            raise UserError(
+                f"stage 1 was trained with feature {feature}; this schema has: {found}; use the same schema"
+            )

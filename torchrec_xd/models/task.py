@@ -1,0 +1,145 @@
+"""What the trainer moves: embeddings, a net and its loss, as one module that is sharded from outside.
+
+Shape legend: B rows of the batch, B_d rows of domain d, T tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from torchrec_xd.batch import Batch
+from torchrec_xd.embeddings import Embeddings, Layout, Lookups
+from torchrec_xd.losses import bce_sum
+from torchrec_xd.modules.attention import SequencePooling
+from torchrec_xd.schema import Schema
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a net says of a batch."""
+
+    score: dict[str, Tensor]
+    """Task to its prediction for the rows of its domain, `[B_d]`: what metrics read and what is served."""
+    loss: dict[str, Tensor]
+    """Named parts of the training loss, scalars; their sum is minimised. NaN where labels were not read."""
+    monitors: dict[str, Tensor] = field(default_factory=dict)
+    """Scalars worth a curve, detached."""
+
+
+class RowVectors(nn.Module):
+    """The vectors that every row has, whatever its domain: `user`, `sequence` and `shared`, those that the schema has.
+
+    Context and scene belong to the user's moment: they are part of `user`.
+    """
+
+    def __init__(self, dims: Layout, pooling: Literal["attention", "mean"]) -> None:
+        super().__init__()
+        self.pooling = SequencePooling(dims.sequences, pooling)
+        user = dims.groups["user"] + dims.groups["context"] + dims.groups["scene"]
+        every = {"user": user, "sequence": self.pooling.out_dim, "shared": dims.groups["shared"]}
+        self.dims = {name: dim for name, dim in every.items() if dim}
+        self.out_dim = sum(self.dims.values())
+
+    def forward(self, lookups: Lookups) -> dict[str, Tensor]:
+        """Name to `[B, dims[name]]`."""
+        groups = lookups.groups
+        user = torch.cat([groups["user"], groups["context"], groups["scene"]], dim=1)
+        every = {"user": user, "sequence": self.pooling(lookups.sequences), "shared": groups["shared"]}
+        return {name: every[name] for name in self.dims}
+
+
+def with_specific(rows: Tensor, lookups: Lookups, domain: str) -> Tensor:
+    """Vectors of one domain's rows, with its specific features behind them: `[B_d, W] -> [B_d, W + N * D]`."""
+    specific_BND = lookups.specific.get(domain)
+    return rows if specific_BND is None else torch.cat([rows, specific_BND.flatten(1)], dim=1)
+
+
+class Teacher(nn.Module):
+    """A frozen model that hands knowledge over: never a gradient, never a step, dropout off."""
+
+    def __init__(self, embeddings: Embeddings, net: nn.Module) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.net = net
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stays in evaluation mode whatever is asked."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Name to vector per row."""
+        knowledge: dict[str, Tensor] = self.net(self.embeddings(batch))
+        return knowledge
+
+
+class TrainTask(nn.Module):
+    """Embeddings, then net: the module that is sharded, trained, evaluated and served.
+
+    Args:
+        net: `net(lookups, batch, taught) -> Output`, a model without its tables.
+        teacher: gives `taught`; nothing is taught without one.
+    """
+
+    def __init__(self, embeddings: Embeddings, net: nn.Module, teacher: Teacher | None = None) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.net = net
+        self.teacher = teacher
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Output]:
+        """The loss (a scalar; mean over the batch's rows) and what the net said."""
+        taught = self.teacher(batch) if self.teacher is not None else {}
+        output: Output = self.net(self.embeddings(batch), batch, taught)
+        return torch.stack(list(output.loss.values())).sum(), output
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a model takes from the run it begins with: declared in full, so that nothing is left out silently."""
+
+    source: str
+    """Name of the model that the other run must have trained."""
+    prefixes: dict[str, str]
+    """Prefix of names here to the prefix of the same weights there; all other weights here start fresh."""
+    prunable: tuple[str, ...]
+    """Prefixes of names there that may be left behind."""
+
+
+def task_rows(schema: Schema, batch: Batch) -> dict[str, slice]:
+    """Task to the rows of its domain."""
+    by_domain = {domain: batch.rows(i) for i, domain in enumerate(schema.domains)}
+    return {task.name: by_domain[task.domain] for task in schema.tasks}
+
+
+def bce_by_task(
+    logits: Mapping[str, Tensor], schema: Schema, batch: Batch, domain_weight: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """`BCE_d` of every task, `bce/<task>` to a scalar.
+
+    It is the sum over the task's rows divided by the rows of the whole mixed batch, so a domain weighs what its rows
+    weigh, times `domain_weight` (1 where a domain is not named).
+    """
+    rows = task_rows(schema, batch)
+    losses = {}
+    for i, task in enumerate(schema.tasks):
+        own = rows[task.name]
+        total = bce_sum(logits[task.name], batch.label_BT[own, i], batch.weight_B[own])
+        losses[f"bce/{task.name}"] = total * (domain_weight.get(task.domain, 1.0) / max(len(batch), 1))
+    return losses
+
+
+def score_matrix(schema: Schema, batch: Batch, output: Output) -> Tensor:
+    """`Output.score` as `[B, T]` in task order, NaN where a row is another domain's."""
+    score_BT = torch.full((len(batch), len(schema.tasks)), torch.nan)
+    rows = task_rows(schema, batch)
+    for i, task in enumerate(schema.tasks):
+        score_BT[rows[task.name], i] = output.score[task.name].detach().float().cpu()
+    return score_BT

@@ -1,0 +1,1 @@
+"""Building blocks of the models: plain nn.Modules that know nothing of tables, devices or domains."""

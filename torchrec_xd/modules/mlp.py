@@ -1,0 +1,25 @@
+"""Multi-layer perceptron."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+
+class MLP(nn.Sequential):
+    """`[..., in_dim] -> [..., widths[-1]]`: linear layers with ReLU (and dropout) after each.
+
+    A `head` ends in a plain linear layer: its output is a logit, or anything else that may be negative.
+    """
+
+    def __init__(self, in_dim: int, widths: Sequence[int], *, head: bool = False, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.out_dim = widths[-1] if widths else in_dim
+        for i, width in enumerate(widths):
+            self.append(nn.Linear(in_dim, width))
+            if not (head and i == len(widths) - 1):
+                self.append(nn.ReLU())
+                if dropout:
+                    self.append(nn.Dropout(dropout))
+            in_dim = width

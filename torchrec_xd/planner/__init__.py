@@ -1,0 +1,31 @@
+"""The sharding planner: any cluster, real tables, torchrec's prices, a plan with a certificate."""
+
+from torchrec_xd.planner.advice import explain, remedies
+from torchrec_xd.planner.constraints import Constraint
+from torchrec_xd.planner.plan import Plan, diff_plans, load_plan, read_plan
+from torchrec_xd.planner.planning import InfeasibleError, PlannerSettings, Planning, make_plan, plan_module
+from torchrec_xd.planner.tables import TableList, TableModule, default_sharders, load_tables, schema_tables, set_optimizer
+from torchrec_xd.planner.topology import Cluster, load_cluster
+
+__all__ = [
+    "Cluster",
+    "Constraint",
+    "InfeasibleError",
+    "Plan",
+    "PlannerSettings",
+    "Planning",
+    "TableList",
+    "TableModule",
+    "default_sharders",
+    "diff_plans",
+    "explain",
+    "load_cluster",
+    "load_plan",
+    "load_tables",
+    "make_plan",
+    "plan_module",
+    "read_plan",
+    "remedies",
+    "schema_tables",
+    "set_optimizer",
+]

@@ -1,0 +1,80 @@
+"""Measured lookup costs instead of torchrec's constants, through torchrec's own hook for hardware configurations."""
+
+from __future__ import annotations
+
+from torchrec.distributed.planner.estimator import EmbeddingPerfEstimatorFactory
+from torchrec.distributed.planner.estimator.annotations import backward_compute, forward_compute
+from torchrec.distributed.planner.estimator.config import EmbeddingPerfEstimatorConfig
+from torchrec.distributed.planner.estimator.estimator import EmbeddingPerfEstimator
+from torchrec.distributed.planner.estimator.types import ShardPerfContext
+from torchrec.distributed.planner.types import Topology
+from torchrec.distributed.types import ShardingType
+
+from torchrec_xd.planner.topology import Calibration, LookupCost
+from torchrec_xd.settings import UserError
+
+TYPE_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
+
+
+class DefaultConfig(EmbeddingPerfEstimatorConfig):
+    """Torchrec's default cost model, in half the time."""
+
+    def __dir__(self) -> list[str]:
+        # For every shard torchrec looks through dir() for annotated methods, a dozen times; here there are none.
+        return []
+
+
+class CalibratedConfig(EmbeddingPerfEstimatorConfig):
+    """Torchrec's cost model with measured compute; communication stays torchrec's."""
+
+    def __dir__(self) -> list[str]:
+        return ["forward_ms", "backward_ms"]
+
+    def __init__(self, calibration: Calibration) -> None:
+        super().__init__()
+        self.calibration = calibration
+
+    @forward_compute
+    def forward_ms(self, ctx: ShardPerfContext) -> float:
+        """Forward lookup of one shard in ms."""
+        return self._milliseconds(self.calibration.forward, ctx)
+
+    @backward_compute
+    def backward_ms(self, ctx: ShardPerfContext) -> float:
+        """Backward pass and update of one shard in ms."""
+        return self._milliseconds(self.calibration.backward, ctx)
+
+    def _milliseconds(self, costs: dict[str, LookupCost], ctx: ShardPerfContext) -> float:
+        lookups, outputs = shard_work(ctx)
+        size = ctx.table_data_type_size
+        row_bytes = lookups * ctx.emb_dim * size
+        return _cost_of(costs, size).milliseconds(lookups, row_bytes, outputs * ctx.emb_dim * size)
+
+
+def _cost_of(costs: dict[str, LookupCost], type_bytes: float) -> LookupCost:
+    for name, cost in costs.items():
+        if TYPE_BYTES[name] == type_bytes:
+            return cost
+    raise UserError(
+        f"the calibration has no weights of {type_bytes:g} bytes, only {', '.join(costs)}; calibrate again with them"
+    )
+
+
+def shard_work(ctx: ShardPerfContext) -> tuple[float, float]:
+    """Ids that a shard looks up in one step and vectors that it writes, as torchrec counts them."""
+    everyone = ctx.world_size
+    if ctx.sharding_type == ShardingType.DATA_PARALLEL.value:
+        return ctx.batch_inputs, ctx.batch_outputs
+    parts = {
+        ShardingType.ROW_WISE.value: ctx.world_size,
+        ShardingType.TABLE_ROW_WISE.value: ctx.intra_group_size,
+        ShardingType.GRID_SHARD.value: ctx.intra_group_size,
+    }.get(ctx.sharding_type, 1)
+    lookups = ctx.batch_inputs * everyone / parts
+    return lookups, ctx.batch_outputs * everyone if ctx.is_pooled else lookups
+
+
+def perf_estimator(topology: Topology, calibration: Calibration | None) -> EmbeddingPerfEstimator:
+    """Torchrec's estimator for `topology`, with measured lookup costs where there are any."""
+    config = DefaultConfig() if calibration is None else CalibratedConfig(calibration)
+    return EmbeddingPerfEstimatorFactory.create_with_config(config, topology=topology)

@@ -1,0 +1,223 @@
+"""A plan as a file: what training loads, what two plans differ in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch import nn
+from torchrec.distributed.planner.enumerators import get_partition_by_type
+from torchrec.distributed.planner.planners import to_sharding_plan
+from torchrec.distributed.planner.types import Shard, ShardingOption
+from torchrec.distributed.sharding_plan import calculate_shard_sizes_and_offsets
+from torchrec.distributed.types import ModuleSharder, ShardingPlan
+
+from torchrec_xd.planner.prices import TableRef, module_tables
+from torchrec_xd.planner.tables import default_sharders
+from torchrec_xd.planner.topology import Cluster
+from torchrec_xd.settings import Settings, UserError, validate
+
+
+class PlannedTable(Settings):
+    """A table, how it is cut, and where its shards go."""
+
+    path: str
+    """Path of the collection inside the module."""
+    name: str
+    rows: PositiveInt
+    dim: PositiveInt
+    dtype: str
+    """Type of the weights, for example `float32`."""
+    sharding_type: str
+    kernel: str
+    column_dim: PositiveInt | None
+    """Least width asked of column shards."""
+    ranks: tuple[NonNegativeInt, ...] | Literal["all"]
+    """Rank of each shard in order; `all`: every rank, in order."""
+    ms: NonNegativeFloat
+    """Estimated time of all shards in one step."""
+    hbm: NonNegativeInt
+    """Bytes of GPU memory, all shards."""
+    ddr: NonNegativeInt
+    """Bytes of host memory, all shards."""
+
+    @property
+    def fqn(self) -> str:
+        """Path and name."""
+        return f"{self.path}.{self.name}" if self.path else self.name
+
+
+class Plan(Settings):
+    """A sharding plan with its estimates and certificate."""
+
+    format: Literal["torchrec-xd sharding plan 1"] = "torchrec-xd sharding plan 1"
+    """What the file is."""
+    cluster: Cluster
+    """What was planned for."""
+    batch_size: PositiveInt
+    """Samples per rank and step."""
+    slowest_rank_ms: NonNegativeFloat
+    """Estimated time of the slowest rank's embeddings in one step."""
+    lower_bound_ms: NonNegativeFloat
+    """What no plan can beat, under the same prices."""
+    tables: tuple[PlannedTable, ...]
+    """All tables."""
+    rank_compute_ms: tuple[float, ...]
+    """Lookups and updates, by rank."""
+    rank_comms_ms: tuple[float, ...]
+    """Exchange of embeddings and gradients, by rank."""
+    rank_hbm: tuple[int, ...]
+    """Bytes of GPU memory, by rank."""
+    rank_ddr: tuple[int, ...]
+    """Bytes of host memory, by rank."""
+
+    @property
+    def gap(self) -> float:
+        """How far the plan may be from the best one: slowest rank over lower bound, minus one."""
+        return self.slowest_rank_ms / self.lower_bound_ms - 1 if self.lower_bound_ms else 0.0
+
+    @property
+    def rank_ms(self) -> list[float]:
+        """Time of each rank."""
+        return [compute + comms for compute, comms in zip(self.rank_compute_ms, self.rank_comms_ms, strict=True)]
+
+    def save(self, path: Path) -> None:
+        """Write the plan as JSON, one table a line."""
+        content = self.model_dump(mode="json")
+        tables = content.pop("tables")
+        head = json.dumps(content, indent=1)
+        lines = ",\n  ".join(json.dumps(table) for table in tables)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'{head[:-2]},\n "tables": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
+
+    def sharding_plan(self, tables: Sequence[TableRef]) -> ShardingPlan:
+        """The plan in torchrec's words.
+
+        Raises:
+            UserError: the tables are not those that were planned.
+        """
+        _check_same(self.tables, tables)
+        planned = {table.fqn: table for table in self.tables}
+        return to_sharding_plan([self._option(planned[t.fqn], t) for t in tables], self.cluster.topology())
+
+    def _option(self, planned: PlannedTable, table: TableRef) -> ShardingOption:
+        sizes, offsets = calculate_shard_sizes_and_offsets(
+            table.parameter,
+            self.cluster.world_size,
+            self.cluster.node_size,
+            planned.sharding_type,
+            col_wise_shard_dim=planned.column_dim,
+        )
+        ranks = range(self.cluster.world_size) if planned.ranks == "all" else planned.ranks
+        if len(ranks) != len(sizes) or any(rank >= self.cluster.world_size for rank in ranks):
+            raise UserError(
+                f"table '{planned.fqn}': {planned.sharding_type} on {self.cluster.world_size} ranks makes "
+                f"{len(sizes)} shards, but the plan places {len(ranks)}: {list(ranks)}; plan again"
+            )
+        return ShardingOption(
+            name=table.name,
+            tensor=table.parameter,
+            module=(table.path, table.module),
+            input_lengths=[],
+            batch_size=self.batch_size,
+            sharding_type=planned.sharding_type,
+            partition_by=get_partition_by_type(planned.sharding_type),
+            compute_kernel=planned.kernel,
+            shards=[Shard(size, offset, rank=rank) for size, offset, rank in zip(sizes, offsets, ranks, strict=True)],
+            is_pooled=True,
+        )
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan file.
+
+    Raises:
+        UserError: missing, no JSON, or not a plan.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a plan, got {type(content).__name__}")
+    return validate(Plan, content, str(path))
+
+
+def load_plan(
+    path: Path,
+    module: nn.Module,
+    world_size: int,
+    sharders: Sequence[ModuleSharder[nn.Module]] | None = None,
+    device: str | None = None,
+) -> ShardingPlan:
+    """The plan in `path` for `module`, to be given to DistributedModelParallel.
+
+    Args:
+        module: what will be sharded; its tables must be those that were planned.
+        world_size: ranks of this run; must be those that were planned.
+        sharders: as given to DistributedModelParallel; torchrec's own unless told.
+        device: `cpu` or `cuda` of this run; not checked unless told.
+
+    Raises:
+        UserError: a table, the world size or the device is not what was planned: each difference on a line.
+    """
+    plan = read_plan(path)
+    if plan.cluster.world_size != world_size:
+        raise UserError(f"{path}: planned for {plan.cluster.world_size} ranks, but this run has {world_size}; plan again")
+    if device is not None and plan.cluster.device != device:
+        raise UserError(f"{path}: planned for '{plan.cluster.device}', but this run uses '{device}'; plan again")
+    try:
+        return plan.sharding_plan(module_tables(module, sharders or default_sharders()))
+    except UserError as error:
+        raise UserError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+
+
+def _check_same(planned: Iterable[PlannedTable], tables: Sequence[TableRef]) -> None:
+    plan_of = {table.fqn: table for table in planned}
+    model_of = {table.fqn: table for table in tables}
+    faults = [f"table '{fqn}' is in the model, not in the plan" for fqn in model_of.keys() - plan_of.keys()]
+    faults += [f"table '{fqn}' is in the plan, not in the model" for fqn in plan_of.keys() - model_of.keys()]
+    for fqn in plan_of.keys() & model_of.keys():
+        for field in ("rows", "dim", "dtype"):
+            before, now = getattr(plan_of[fqn], field), getattr(model_of[fqn], field)
+            if before != now:
+                faults.append(f"table '{fqn}' was planned with {field} {before}, the model has {now}")
+    if faults:
+        raise UserError("\n".join([*sorted(faults), "the model has changed since it was planned; plan again"]))
+
+
+def diff_plans(before: Plan, after: Plan) -> list[str]:
+    """What changed between two plans, a line each; empty where nothing did."""
+    lines = []
+    for field in ("world_size", "device", "ranks_per_node"):
+        old, new = getattr(before.cluster, field), getattr(after.cluster, field)
+        if old != new:
+            lines.append(f"{field}: {old} -> {new}")
+    if before.slowest_rank_ms != after.slowest_rank_ms:
+        lines.append(f"slowest rank: {before.slowest_rank_ms:.3f} -> {after.slowest_rank_ms:.3f} ms")
+    old_of = {table.fqn: table for table in before.tables}
+    new_of = {table.fqn: table for table in after.tables}
+    for fqn in sorted(old_of.keys() | new_of.keys()):
+        if fqn not in new_of:
+            lines.append(f"{fqn}: gone")
+        elif fqn not in old_of:
+            lines.append(f"{fqn}: new, {new_of[fqn].sharding_type}/{new_of[fqn].kernel} on {new_of[fqn].ranks}")
+        else:
+            changes = _changes(old_of[fqn], new_of[fqn])
+            if changes:
+                lines.append(f"{fqn}: {', '.join(changes)}")
+    return lines
+
+
+def _changes(old: PlannedTable, new: PlannedTable) -> list[str]:
+    fields = ("rows", "dim", "dtype", "sharding_type", "kernel", "column_dim", "ranks")
+    return [
+        f"{field} {getattr(old, field)} -> {getattr(new, field)}"
+        for field in fields
+        if getattr(old, field) != getattr(new, field)
+    ]

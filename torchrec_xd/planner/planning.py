@@ -1,0 +1,201 @@
+"""From a module to its plan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import PositiveFloat, PositiveInt
+from torch import nn
+from torchrec.distributed.types import ModuleSharder, ShardingPlan
+
+from torchrec_xd.planner.constraints import Constraint, check_constraints
+from torchrec_xd.planner.placement import Floats, Group, Ints, build_groups
+from torchrec_xd.planner.plan import Plan, PlannedTable
+from torchrec_xd.planner.prices import Option, TableRef, module_tables, price_tables
+from torchrec_xd.planner.search import Found, NotFound, search
+from torchrec_xd.planner.topology import Cluster
+from torchrec_xd.settings import Settings, UserError
+
+
+class PlannerSettings(Settings):
+    """What is planned besides the tables and the cluster."""
+
+    batch_size: PositiveInt = 512
+    """Samples per rank and step."""
+    pooling: dict[str, PositiveFloat] = {}
+    """Feature to mean ids per sample; 1 where not named."""
+    constraints: tuple[Constraint, ...] = ()
+    """Pins, bans and co-locations."""
+    effort: PositiveInt = 400
+    """Vain attempts after which the search ends. Equal efforts find equal plans."""
+
+
+@dataclass(frozen=True)
+class Priced:
+    """Tables, every option's price, and the groups that are placed."""
+
+    tables: list[TableRef]
+    options: list[list[Option]]
+    groups: list[Group]
+    cluster: Cluster
+    settings: PlannerSettings
+
+
+@dataclass(frozen=True)
+class Planning:
+    """A plan, what it was chosen from, and how long that took."""
+
+    plan: Plan
+    priced: Priced
+    chosen: list[Option]
+    """Option of each table."""
+    ranks: list[Ints]
+    """Ranks of each table's shards."""
+    seconds: float
+
+
+class InfeasibleError(UserError):
+    """No plan keeps the limits and constraints."""
+
+    def __init__(self, message: str, priced: Priced, why: NotFound) -> None:
+        super().__init__(message)
+        self.priced = priced
+        self.why = why
+
+
+def price_module(
+    module: nn.Module, sharders: Sequence[ModuleSharder[nn.Module]], cluster: Cluster, settings: PlannerSettings
+) -> Priced:
+    """The module's tables with every option's price.
+
+    Raises:
+        UserError: no tables, or constraints that match nothing or leave nothing.
+    """
+    tables = module_tables(module, sharders)
+    if not tables:
+        names = ", ".join(sharder.module_type.__name__ for sharder in sharders)
+        raise UserError(f"{type(module).__name__} holds no table that the sharders know ({names})")
+    return price(tables, cluster, settings)
+
+
+def price(tables: list[TableRef], cluster: Cluster, settings: PlannerSettings) -> Priced:
+    """The same for tables that were found before."""
+    check_constraints(settings.constraints, [table.name for table in tables], cluster.world_size)
+    options = price_tables(tables, cluster, settings.batch_size, settings.pooling, settings.constraints)
+    return Priced(tables, options, build_groups(tables, options, settings.constraints), cluster, settings)
+
+
+def make_plan(
+    module: nn.Module, sharders: Sequence[ModuleSharder[nn.Module]], cluster: Cluster, settings: PlannerSettings
+) -> Planning:
+    """Plan `module` for `cluster`; no process group, no weights needed.
+
+    Raises:
+        InfeasibleError: no plan keeps the limits; the error says what does not fit, and by how many bytes.
+        UserError: constraints that match nothing or leave nothing.
+    """
+    began = time.perf_counter()
+    priced = price_module(module, sharders, cluster, settings)
+    found = search(priced.groups, cluster, settings.effort)
+    if isinstance(found, NotFound):
+        raise InfeasibleError(_reason(priced, found), priced, found)
+    chosen: list[Option] = [priced.options[0][0]] * len(priced.tables)
+    ranks: list[Ints] = [np.empty(0, dtype=np.int64)] * len(priced.tables)
+    for group, placement in zip(priced.groups, found.placements, strict=True):
+        for table, option in zip(group.tables, placement.candidate.options, strict=True):
+            chosen[table], ranks[table] = option, placement.ranks
+    plan = _plan(priced, chosen, ranks, found)
+    return Planning(plan, priced, chosen, ranks, time.perf_counter() - began)
+
+
+def plan_module(
+    module: nn.Module, sharders: Sequence[ModuleSharder[nn.Module]], cluster: Cluster, settings: PlannerSettings
+) -> ShardingPlan:
+    """What `EmbeddingShardingPlanner.plan` gives, for DistributedModelParallel. Every rank finds the same plan.
+
+    Raises:
+        InfeasibleError: no plan keeps the limits.
+        UserError: constraints that match nothing or leave nothing.
+    """
+    planning = make_plan(module, sharders, cluster, settings)
+    return planning.plan.sharding_plan(planning.priced.tables)
+
+
+def rank_usage(options: Sequence[Option], ranks: Sequence[Ints], world_size: int) -> dict[str, Floats]:
+    """What each rank does and holds under a plan: `compute` and `comms` in ms, `hbm` and `ddr` in bytes, each `[W]`."""
+    usage = {key: np.zeros(world_size) for key in ("compute", "comms", "hbm", "ddr")}
+    for option, shards in zip(options, ranks, strict=True):
+        at = 0
+        for run in option.runs:
+            where = shards[at : at + run.count]
+            comms = run.perf.fwd_comms + run.perf.bwd_comms
+            # Not +=: several shards of one table may share a rank in a foreign plan.
+            np.add.at(usage["compute"], where, run.perf.total - comms)
+            np.add.at(usage["comms"], where, comms)
+            np.add.at(usage["hbm"], where, run.storage.hbm)
+            np.add.at(usage["ddr"], where, run.storage.ddr)
+            at += run.count
+    return usage
+
+
+def _plan(priced: Priced, chosen: Sequence[Option], ranks: Sequence[Ints], found: Found) -> Plan:
+    world_size = priced.cluster.world_size
+    usage = rank_usage(chosen, ranks, world_size)
+    tables = tuple(
+        PlannedTable(
+            path=table.path,
+            name=table.name,
+            rows=table.rows,
+            dim=table.dim,
+            dtype=table.dtype,
+            sharding_type=option.sharding_type,
+            kernel=option.kernel,
+            column_dim=option.column_dim,
+            ranks="all" if option.sharding_type in ("row_wise", "data_parallel") else tuple(where.tolist()),
+            ms=option.total_ms,
+            hbm=sum(run.count * run.storage.hbm for run in option.runs),
+            ddr=sum(run.count * run.storage.ddr for run in option.runs),
+        )
+        for table, option, where in zip(priced.tables, chosen, ranks, strict=True)
+    )
+    slowest = float((usage["compute"] + usage["comms"]).max())
+    return Plan(
+        cluster=priced.cluster,
+        batch_size=priced.settings.batch_size,
+        slowest_rank_ms=slowest,
+        lower_bound_ms=min(found.lower_bound_ms, slowest),
+        tables=tables,
+        rank_compute_ms=tuple(usage["compute"].tolist()),
+        rank_comms_ms=tuple(usage["comms"].tolist()),
+        rank_hbm=tuple(int(value) for value in usage["hbm"]),
+        rank_ddr=tuple(int(value) for value in usage["ddr"]),
+    )
+
+
+def _reason(priced: Priced, why: NotFound) -> str:
+    cluster = priced.cluster
+    lines = [f"no plan fits {len(priced.tables)} tables into {cluster.world_size} ranks"]
+    limits = dict(zip(("hbm", "ddr"), (cluster.hbm_bytes, cluster.ddr_bytes), strict=True))
+    for group in why.hopeless:
+        for table in priced.groups[group].tables:
+            option, run = min(
+                ((o, r) for o in priced.options[table] for r in o.runs[:1]),
+                key=lambda pair: max(_excess(pair[1].storage, limits).values()),
+            )
+            over = {kind: bytes_ for kind, bytes_ in _excess(run.storage, limits).items() if bytes_ > 0}
+            short = " and ".join(f"{bytes_:,} bytes of {kind.upper()}" for kind, bytes_ in over.items())
+            lines.append(f"table '{priced.tables[table].fqn}': its leanest shard ({option.label}) is {short} short on any rank")
+    for kind, missing in zip(limits, why.shortage_M, strict=True):
+        if missing >= 1:
+            lines.append(f"all ranks together are at least {int(missing):,} bytes of {kind.upper()} short")
+    unplaced = [priced.tables[t].fqn for group in why.unplaced for t in priced.groups[group].tables]
+    if unplaced:
+        lines.append(f"memory suffices in all, but is too broken up for: {', '.join(unplaced)}")
+    return "\n".join(lines)
+
+
+def _excess(storage: object, limits: dict[str, int]) -> dict[str, int]:
+    return {kind: int(getattr(storage, kind)) - limit for kind, limit in limits.items()}

@@ -1,0 +1,232 @@
+"""What is planned: tables of a model, of a schema or of a list, always as a module on the meta device."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from torch import nn
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.types import ModuleSharder
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.optim import SGD, Adagrad, Adam, RowWiseAdagrad
+
+from torchrec_xd.planner.constraints import Constraint
+from torchrec_xd.schema import Schema
+from torchrec_xd.settings import Settings, UserError, validate
+
+WeightType = Literal["fp32", "fp16", "bf16"]
+OptimizerName = Literal["sgd", "rowwise_adagrad", "adagrad", "adam"]
+
+DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
+OPTIMIZERS = {"sgd": SGD, "rowwise_adagrad": RowWiseAdagrad, "adagrad": Adagrad, "adam": Adam}
+
+
+class TableSpec(Settings):
+    """One line of a table list."""
+
+    name: str = Field(min_length=1)
+    """Unique name."""
+    rows: PositiveInt
+    """Number of embeddings."""
+    dim: PositiveInt
+    """Width; a multiple of 4, as FBGEMM needs it."""
+    features: tuple[str, ...] = ()
+    """Features that look the table up, or how many; one with the table's name unless told."""
+    pooling: tuple[PositiveFloat, ...] = (1.0,)
+    """Mean ids per sample of each feature; one number holds for all."""
+    sequence: bool = False
+    """Looked up without pooling (EmbeddingCollection)."""
+    dtype: WeightType | None = None
+    """Type of the weights; that of the plan unless told."""
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _read_features(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, str):
+            value = int(value) if value.strip().isdigit() else [part.strip() for part in value.split(";")]
+        if isinstance(value, int) and not isinstance(value, bool):
+            if value < 1:
+                raise ValueError(f"a table needs at least one feature, not {value}")
+            return tuple(f"{info.data.get('name')}_{i}" for i in range(value))
+        return value
+
+    @field_validator("pooling", mode="before")
+    @classmethod
+    def _read_pooling(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(";"))
+        return value if isinstance(value, list | tuple) else (value,)
+
+    @model_validator(mode="after")
+    def _check(self) -> TableSpec:
+        if self.dim % 4:
+            raise ValueError(f"dim {self.dim} of table '{self.name}' is no multiple of 4, as FBGEMM needs it")
+        if len(self.pooling) not in (1, len(self.feature_names)):
+            raise ValueError(
+                f"table '{self.name}' has {len(self.feature_names)} features and {len(self.pooling)} pooling factors; "
+                "give one for all or one each"
+            )
+        return self
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The features, never empty."""
+        return self.features or (self.name,)
+
+    def pooling_of(self) -> dict[str, float]:
+        """Feature to mean ids per sample."""
+        factors = self.pooling * len(self.feature_names) if len(self.pooling) == 1 else self.pooling
+        return dict(zip(self.feature_names, factors, strict=True))
+
+
+class TableList(Settings):
+    """Tables and the wishes that a plan must keep."""
+
+    tables: tuple[TableSpec, ...]
+    """All tables."""
+    constraints: tuple[Constraint, ...] = ()
+    """Pins, bans and co-locations."""
+
+    def pooling(self) -> dict[str, float]:
+        """Feature to mean ids per sample, over all tables."""
+        return {feature: factor for table in self.tables for feature, factor in table.pooling_of().items()}
+
+
+def load_tables(path: Path) -> TableList:
+    """A table list: CSV with a header, or YAML with `tables:` (and `constraints:`), or a bare YAML list of tables.
+
+    Raises:
+        UserError: file and line of each fault; a table written twice.
+    """
+    if path.suffix not in (".csv", ".yaml", ".yml"):
+        raise UserError(f"{path}: a table list is a .csv or a .yaml file, not '{path.suffix}'")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    constraints: list[Any] = []
+    lines = _csv_lines(path, text) if path.suffix == ".csv" else _yaml_lines(path, text, constraints)
+    seen: dict[str, int] = {}
+    tables = []
+    for line, content in lines:
+        table = validate(TableSpec, content, f"{path}:{line}")
+        if table.name in seen:
+            raise UserError(f"{path}:{line}: table '{table.name}' is already on line {seen[table.name]}; rename one")
+        seen[table.name] = line
+        tables.append(table)
+    if not tables:
+        raise UserError(f"{path}: holds no table; write at least one with name, rows and dim")
+    return validate(TableList, {"tables": tables, "constraints": constraints}, str(path))
+
+
+def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.reader(text.splitlines())
+    header = [cell.strip() for cell in next(reader, [])]
+    for row in reader:
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) != len(header):
+            raise UserError(
+                f"{path}:{reader.line_num}: {len(row)} cells under a header of {len(header)} ({', '.join(header)})"
+            )
+        yield reader.line_num, {key: cell.strip() for key, cell in zip(header, row, strict=True) if cell.strip()}
+
+
+def _yaml_lines(path: Path, text: str, constraints: list[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        tables = root
+        if isinstance(root, yaml.MappingNode):
+            parts = {loader.construct_object(key): node for key, node in root.value}
+            for key in parts.keys() - {"tables", "constraints"}:
+                line = parts[key].start_mark.line + 1
+                raise UserError(f"{path}:{line}: unknown key '{key}'; valid keys: constraints, tables")
+            if "constraints" in parts:
+                constraints.extend(loader.construct_object(parts["constraints"], deep=True) or [])
+            tables = parts.get("tables")
+        if not isinstance(tables, yaml.SequenceNode):
+            raise UserError(f"{path}: expected a list of tables, or a mapping with the key 'tables'")
+        for node in tables.value:
+            content = loader.construct_object(node, deep=True)
+            line = node.start_mark.line + 1
+            if not isinstance(content, dict):
+                raise UserError(f"{path}:{line}: expected name, rows and dim of a table, got {content!r}")
+            yield line, content
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+
+
+class TableModule(nn.Module):
+    """The tables of a list as a model would hold them: pooled ones in `bags`, the others in `sequences`."""
+
+    def __init__(self, tables: TableList, dtype: WeightType) -> None:
+        super().__init__()
+        meta = torch.device("meta")
+        pooled = [t for t in tables.tables if not t.sequence]
+        unpooled = [t for t in tables.tables if t.sequence]
+        self.bags = (
+            EmbeddingBagCollection([EmbeddingBagConfig(**_config(t, dtype)) for t in pooled], device=meta)
+            if pooled
+            else None
+        )
+        self.sequences = (
+            EmbeddingCollection([EmbeddingConfig(**_config(t, dtype)) for t in unpooled], device=meta)
+            if unpooled
+            else None
+        )
+
+
+def _config(table: TableSpec, dtype: WeightType) -> dict[str, Any]:
+    return {
+        "name": table.name,
+        "num_embeddings": table.rows,
+        "embedding_dim": table.dim,
+        "feature_names": list(table.feature_names),
+        "data_type": DATA_TYPES[table.dtype or dtype],
+    }
+
+
+def schema_tables(schema: Schema, pooling: Mapping[str, float]) -> TableList:
+    """The tables of a schema; a feature that `pooling` does not name counts one id per row, a sequence its length.
+
+    Raises:
+        UserError: `pooling` names a feature that has no table.
+    """
+    tables = schema.tables()
+    known = [feature.column for table in tables for feature in table.features]
+    for name in pooling:
+        if name not in known:
+            raise UserError(f"pooling of '{name}': no such feature with a table; features: {', '.join(known)}")
+    return TableList(
+        tables=tuple(
+            TableSpec(
+                name=table.name,
+                rows=table.rows,
+                dim=table.dim,
+                features=tuple(feature.column for feature in table.features),
+                pooling=tuple(float(pooling.get(f.column, f.length or 1)) for f in table.features),
+                sequence=table.sequential,
+            )
+            for table in tables
+        )
+    )
+
+
+def set_optimizer(module: nn.Module, name: OptimizerName) -> None:
+    """Tell torchrec's storage estimator which fused optimizer the parameters of `module` will have."""
+    for parameter in module.parameters():
+        parameter._optimizer_classes = [OPTIMIZERS[name]]  # type: ignore[attr-defined]
+
+
+def default_sharders() -> list[ModuleSharder[nn.Module]]:
+    """Torchrec's sharders of the two collections."""
+    return [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]

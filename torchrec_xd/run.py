@@ -1,0 +1,221 @@
+"""A run: from a config to its parts, and from its parts to a folder that says what came out."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from torchrec_xd.batch import Position
+from torchrec_xd.checkpoint import Checkpoints, transfer
+from torchrec_xd.config import RunConfig, load_run
+from torchrec_xd.data.loader import Loader
+from torchrec_xd.data.predictions import PredictionWriter
+from torchrec_xd.data.shards import Share
+from torchrec_xd.log import RunLog
+from torchrec_xd.metrics import Evaluation, Report
+from torchrec_xd.models import MODELS
+from torchrec_xd.models.task import TrainTask
+from torchrec_xd.schema import Schema, Split
+from torchrec_xd.settings import UserError
+from torchrec_xd.sharding import World, process_group, shard
+from torchrec_xd.trainer import Training, evaluate, fit, predict
+
+logger = logging.getLogger(__name__)
+Choice = Literal["best", "last"]
+
+
+def train(config: RunConfig, directory: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Train, validate after every epoch, evaluate at the end; returns what metrics.json says.
+
+    The folder then holds config.yaml, log.txt, metrics.jsonl, tensorboard/, checkpoints/ and metrics.json (of the best
+    checkpoint where the run validated, else of the last).
+
+    Raises:
+        UserError: the folder holds another run, or anything in config or data is not as it must be; nothing is written.
+    """
+    _check_folder(config, directory, resume)
+    schema = config.schema_in_use
+    with process_group() as world:
+        share = Share(world.rank, world.size, config.seed)
+        loader = Loader(schema, config.loader, "train", share)
+        valid = None if "valid" in config.train_on or not _has(schema, "valid") else _Measured(config, "valid", world)
+        final = _Measured(config, config.evaluate_on, world)
+        task = _build(config, schema)
+        _begin_folder(config, directory, world)
+        with RunLog(directory, world.rank) as log, _threads(config):
+            model, optimizer = shard(task, config.sharding, config.optimizer, world)
+            if config.init_from is not None:
+                _begin_from(config, config.init_from, model, directory, world)
+            checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint, world, schema.fingerprint())
+            saved = checkpoints.resume(model, optimizer) if resume else None
+            start = saved.position if saved else Position(0, 0)
+            log.truncate_after(saved.step if saved else 0)
+            log.say(f"{directory}: {config.model.name} on {', '.join(schema.domains)}, {loader.rows:,} rows an epoch")
+            training = Training(model, optimizer, config.optimizer, config.trainer, world)
+            summary = fit(
+                training, loader, log, checkpoints, lambda: valid and valid.score(model, config.monitor), start=start
+            )
+            chosen = checkpoints.best()
+            assert chosen is not None
+            if chosen != checkpoints.last():
+                checkpoints.load(model, chosen)
+            content: dict[str, Any] = {
+                **final.report(model),
+                "split": config.evaluate_on,
+                "checkpoint": chosen.name,
+                "train": {"steps": summary.steps, "rows": summary.rows, "rows_per_second": summary.rows_per_second},
+            }
+            if world.first:
+                _write(directory / "metrics.json", content)
+    return content
+
+
+def evaluate_run(directory: Path, split: Split, which: Choice) -> Report:
+    """Metrics of a finished run on one of its splits, as metrics.json has them under `eval` and `slices`."""
+    config = load_run(directory)
+    with process_group() as world:
+        measured = _Measured(config, split, world)
+        with RunLog(None, world.rank), _threads(config):
+            return measured.report(_load(config, directory, which, world))
+
+
+def score(directory: Path, rows: str, output: Path, domain: str, which: Choice) -> int:
+    """Write a run's predictions for the rows of one domain's Parquet as Parquet; returns their number.
+
+    Columns: the schema's user column, and `prob_<task>` for each task of the domain, rows in the order of the input.
+
+    Raises:
+        UserError: an unknown domain, or rows that do not fit the schema; nothing is written.
+    """
+    config = load_run(directory)
+    schema = config.schema_in_use
+    if domain not in schema.domains:
+        raise UserError(f"--domain {domain}: the run's domains are: {', '.join(schema.domains)}")
+    domains = {
+        name: entry.model_copy(update={"test": str(Path(rows).absolute()) if name == domain else None})
+        for name, entry in schema.domains.items()
+    }
+    tasks = [task.name for task in schema.tasks if task.domain == domain]
+    with process_group() as world:
+        if world.size > 1:
+            raise UserError("score runs in one process; split the input to use several")
+        given = schema.model_copy(update={"domains": domains})
+        loader = Loader(given, config.loader, "test", Share(shuffle=False), labels=False)
+        with RunLog(None), _threads(config):
+            model = _load(config, directory, which, world)
+            with PredictionWriter(output, schema.user, tasks) as writer:
+                for batch, said in predict(model, loader, world):
+                    writer.write(batch.user_B, [said.score[task] for task in tasks])
+    return loader.rows
+
+
+class _Measured:
+    """A split that is evaluated, its files already checked."""
+
+    def __init__(self, config: RunConfig, split: Split, world: World) -> None:
+        self.schema, self.settings, self.world = config.schema_in_use, config.metrics, world
+        extra = Evaluation(self.schema, self.settings).extra
+        share = Share(world.rank, world.size, config.seed, shuffle=False)
+        self.loader = Loader(self.schema, config.loader, split, share, extra=extra)
+
+    def report(self, model: nn.Module) -> Report:
+        return evaluate(model, self.loader, Evaluation(self.schema, self.settings), self.schema, self.world)
+
+    def score(self, model: nn.Module, monitor: Literal["auc", "gauc"]) -> float | None:
+        """Mean of the monitored metric over the tasks of the target domains (of all domains if none is a target)."""
+        report = self.report(model)["eval"]
+        targets = self.schema.targets() or tuple(self.schema.domains)
+        values = [report[task.name][monitor] for task in self.schema.tasks if task.domain in targets]
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known else None
+
+
+def _has(schema: Schema, split: Split) -> bool:
+    return any(domain.files(split) for domain in schema.domains.values())
+
+
+def _check_folder(config: RunConfig, directory: Path, resume: bool) -> None:
+    exists = (directory / "config.yaml").is_file()
+    if resume and not exists:
+        raise UserError(f"--resume: {directory} holds no run; leave --resume out to begin one")
+    if resume and (directory / "config.yaml").read_text() != config.dump():
+        raise UserError(
+            f"--resume: the config is not the one that {directory} began with; resume with {directory}/config.yaml"
+        )
+    if not resume and directory.exists() and any(directory.iterdir()):
+        raise UserError(f"--run-dir {directory} is not empty; name another folder, or go on with --resume")
+
+
+def _begin_folder(config: RunConfig, directory: Path, world: World) -> None:
+    if world.first:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "config.yaml").write_text(config.dump())
+    world.barrier()
+
+
+def _build(config: RunConfig, schema: Schema) -> TrainTask:
+    torch.manual_seed(config.seed)
+    model = MODELS[config.model.name]
+    arguments = (schema, config.model, config.embeddings, config.seed)
+    if config.init_from is None:
+        return model.build(*arguments)
+    source = load_run(config.init_from)
+    assert model.transfer is not None
+    if source.model.name != model.transfer.source:
+        raise UserError(
+            f"init_from: {config.init_from} trained '{source.model.name}'; "
+            f"'{config.model.name}' begins with a run of '{model.transfer.source}'"
+        )
+    return model.build(*arguments, (source.schema_in_use, source.model, source.embeddings))
+
+
+def _begin_from(config: RunConfig, source: Path, model: nn.Module, directory: Path, world: World) -> None:
+    """Take over the declared weights and write down what became of all: transfer.json."""
+    declared = MODELS[config.model.name].transfer
+    assert declared is not None
+    folder = _checkpoint(load_run(source), source, config.init_checkpoint, world)
+    manifest = transfer(model, folder, declared.prefixes, declared.prunable)
+    if world.first:
+        _write(directory / "transfer.json", {"from": str(folder), **asdict(manifest)})
+    logger.info("transfer: %d loaded, %d fresh, %d pruned", *(len(part) for part in asdict(manifest).values()))
+
+
+def _checkpoint(config: RunConfig, directory: Path, which: Choice, world: World) -> Path:
+    checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint, world, config.schema_in_use.fingerprint())
+    folder = checkpoints.best() if which == "best" else checkpoints.last()
+    if folder is None:
+        raise UserError(f"{directory} has no checkpoint yet; train it first")
+    return folder
+
+
+def _load(config: RunConfig, directory: Path, which: Choice, world: World) -> nn.Module:
+    """The model of a run, its weights from a checkpoint."""
+    folder = _checkpoint(config, directory, which, world)
+    model, _ = shard(_build(config, config.schema_in_use), config.sharding, config.optimizer, world)
+    Checkpoints(folder.parent, config.checkpoint, world, config.schema_in_use.fingerprint()).load(model, folder)
+    return model
+
+
+@contextmanager
+def _threads(config: RunConfig) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _write(path: Path, content: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,222 @@
+"""What the columns of the Parquet files mean: domains, tasks, features, embedding tables. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import PositiveInt, model_validator
+
+from torchrec_xd.settings import Settings, UserError, load_yaml, validate
+
+Kind = Literal["id", "bag", "sequence", "dense"]
+Group = Literal["user", "sequence", "shared", "specific", "context", "scene"]
+Split = Literal["train", "valid", "test"]
+
+
+class Domain(Settings):
+    """One domain (MKT: entity): its role, and where the rows of each split lie."""
+
+    role: Literal["source", "target"]
+    """Knowledge flows from source domains to target domains."""
+    train: str
+    """Parquet file, folder or glob; relative paths start at the schema's `root`."""
+    valid: str | None = None
+    """Held out at the end of the training period; settings are chosen on it."""
+    test: str | None = None
+    """Looked at for final numbers only."""
+
+    def files(self, split: Split) -> str | None:
+        """The path or glob of one split, None where the domain has none."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}[split]
+
+
+class Task(Settings):
+    """A binary label of one domain; its name is `<label>@<domain>`."""
+
+    label: str
+    domain: str
+
+    @property
+    def name(self) -> str:
+        """`<label>@<domain>`, the key of every metric."""
+        return f"{self.label}@{self.domain}"
+
+
+class Feature(Settings):
+    """One column that models read."""
+
+    column: str
+    kind: Kind
+    """`id`: one id; `bag`: list of ids, pooled; `sequence`: ordered list of ids, oldest first; `dense`: a number."""
+    group: Group
+    domains: tuple[str, ...] | None = None
+    """Domains whose files have the column; all of them unless told. A `specific` feature names exactly one."""
+    table: str | None = None
+    """Embedding table; features that name the same one share it. The column's own table unless told."""
+    rows: PositiveInt | None = None
+    """Rows of the table; ids lie in [0, rows)."""
+    dim: PositiveInt | None = None
+    """Width of the embedding; the schema's `dim` unless told."""
+    pooling: Literal["sum", "mean"] = "sum"
+    """How a bag becomes one vector."""
+    hash: Literal["none", "mod", "xxhash"] = "none"
+    """`none`: an id outside [0, rows) is an error; `mod`: id modulo rows; `xxhash`: strings or integers, hashed."""
+    length: PositiveInt | None = None
+    """A sequence keeps its last `length` ids."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Feature:
+        if self.kind == "dense" and (self.table or self.rows):
+            raise ValueError(f"feature '{self.column}' is dense: it has no table and no rows")
+        if self.kind != "dense" and self.rows is None:
+            raise ValueError(f"feature '{self.column}' needs 'rows', the number of distinct ids")
+        if (self.kind == "sequence") != (self.length is not None):
+            raise ValueError(f"feature '{self.column}': 'length' belongs to every sequence, and to sequences only")
+        if (self.kind == "sequence") != (self.group == "sequence"):
+            raise ValueError(f"feature '{self.column}': kind 'sequence' and group 'sequence' go together")
+        if self.group == "specific" and (self.domains is None or len(self.domains) != 1):
+            raise ValueError(f"feature '{self.column}' is specific: name its one domain, domains: [NAME]")
+        return self
+
+    @property
+    def table_name(self) -> str:
+        """Name of the embedding table, prefixed so that it can never collide with a method of nn.ModuleDict."""
+        return f"t_{self.table or self.column}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """An embedding table [rows, dim] and the features that look it up."""
+
+    name: str
+    rows: int
+    dim: int
+    features: tuple[Feature, ...]
+
+    @property
+    def sequential(self) -> bool:
+        """Whether some sequence reads it: then it is looked up row by row (EmbeddingCollection), without pooling."""
+        return any(feature.kind == "sequence" for feature in self.features)
+
+
+class Schema(Settings):
+    """The meaning of a data set. Order of domains and features is the order in every batch."""
+
+    name: str
+    user: str
+    """Integer column that groups rows for GAUC."""
+    domains: dict[str, Domain]
+    tasks: tuple[Task, ...]
+    features: tuple[Feature, ...]
+    dim: PositiveInt = 8
+    """Width of embeddings that do not name their own."""
+    weight: str | None = None
+    """Column of row weights (inverse sampling rates); metrics honour it, training if the trainer is told to."""
+    activity: str | None = None
+    """Integer column with the user's recent actions; metrics are also given for < 10, 10-30 and >= 30."""
+    root: str = "."
+    """Folder that relative paths start from; itself relative to where the command runs."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Schema:
+        if not (self.domains and self.tasks and self.features):
+            raise ValueError("a schema needs at least one domain, one task and one feature")
+        names = ", ".join(self.domains)
+        for task in self.tasks:
+            if task.domain not in self.domains:
+                raise ValueError(f"task '{task.name}' names domain '{task.domain}'; domains are: {names}")
+        for domain in self.domains:
+            if not any(task.domain == domain for task in self.tasks):
+                raise ValueError(f"domain '{domain}' has no task; give it a label under 'tasks'")
+        for name in (*self.domains, *(feature.column for feature in self.features)):
+            if "." in name:
+                raise ValueError(f"'{name}' holds a dot; domains and feature columns become names of modules, use '_'")
+        seen: set[str] = set()
+        for feature in self.features:
+            if feature.column in seen:
+                raise ValueError(f"feature '{feature.column}' is written twice")
+            seen.add(feature.column)
+            for domain in feature.domains or ():
+                if domain not in self.domains:
+                    raise ValueError(f"feature '{feature.column}' names domain '{domain}'; domains are: {names}")
+        self.tables()
+        return self
+
+    def dim_of(self, feature: Feature) -> int:
+        """Embedding width of a feature."""
+        return feature.dim or self.dim
+
+    def features_of(self, domain: str, group: Group | None = None) -> tuple[Feature, ...]:
+        """The features that rows of `domain` carry, in schema order; of one group, if told."""
+        return tuple(
+            feature
+            for feature in self.features
+            if (feature.domains is None or domain in feature.domains) and group in (None, feature.group)
+        )
+
+    def tables(self) -> tuple[Table, ...]:
+        """All embedding tables, by first use.
+
+        Raises:
+            ValueError: two features share a table with different `rows` or `dim`; both are named.
+        """
+        by_name: dict[str, list[Feature]] = {}
+        for feature in self.features:
+            if feature.kind != "dense":
+                by_name.setdefault(feature.table_name, []).append(feature)
+        tables = []
+        for name, features in by_name.items():
+            first = features[0]
+            for other in features[1:]:
+                if (other.rows, self.dim_of(other)) != (first.rows, self.dim_of(first)):
+                    raise ValueError(
+                        f"table '{first.table or first.column}' is shared by '{first.column}' (rows {first.rows}, "
+                        f"dim {self.dim_of(first)}) and '{other.column}' (rows {other.rows}, "
+                        f"dim {self.dim_of(other)}); features that share a table need equal rows and dim"
+                    )
+            assert first.rows is not None
+            tables.append(Table(name, first.rows, self.dim_of(first), tuple(features)))
+        return tuple(tables)
+
+    def targets(self) -> tuple[str, ...]:
+        """Names of the target domains."""
+        return tuple(name for name, domain in self.domains.items() if domain.role == "target")
+
+    def only(self, domains: tuple[str, ...]) -> Schema:
+        """The same schema seen by a model that reads `domains` alone: other domains' tasks and features are gone.
+
+        Raises:
+            UserError: an unknown domain.
+        """
+        unknown = [name for name in domains if name not in self.domains]
+        if unknown:
+            raise UserError(f"unknown domain '{unknown[0]}' (schema '{self.name}' has: {', '.join(self.domains)})")
+        features = []
+        for feature in self.features:
+            left = feature.domains and tuple(name for name in feature.domains if name in domains)
+            if left != ():
+                features.append(feature.model_copy(update={"domains": left}))
+        return self.model_copy(
+            update={
+                "domains": {name: self.domains[name] for name in self.domains if name in domains},
+                "tasks": tuple(task for task in self.tasks if task.domain in domains),
+                "features": tuple(features),
+            }
+        )
+
+    def fingerprint(self) -> str:
+        """Hash of what the columns mean (not of where the files lie): checkpoints carry it."""
+        meaning = self.model_dump_json(exclude={"root": True, "domains": {"__all__": {"train", "valid", "test"}}})
+        return hashlib.sha256(meaning.encode()).hexdigest()[:16]
+
+
+def load_schema(path: Path) -> Schema:
+    """Read a schema file.
+
+    Raises:
+        UserError: one line per fault, naming file, key, value and the valid choices.
+    """
+    return validate(Schema, load_yaml(path), str(path))

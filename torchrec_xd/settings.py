@@ -1,0 +1,158 @@
+"""Strict settings: the pydantic base of every settings object, and YAML files that may extend one another."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class UserError(ValueError):
+    """Something the user can mend: its text says the value, the rule and the fix. Shown without a traceback."""
+
+
+class InterruptedRunError(Exception):
+    """The run was asked to stop (SIGINT, SIGTERM) and wrote a checkpoint; `--resume` goes on from there."""
+
+
+class Settings(BaseModel):
+    """Base of every settings object: unknown keys are errors, objects are frozen, fields are documented."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True, validate_default=True
+    )
+
+
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key written twice, which plain YAML lets the last one win."""
+
+
+def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+    seen: set[Hashable] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            mark = key_node.start_mark
+            raise UserError(f"{mark.name}:{mark.line + 1}: key '{key}' is written twice; keep one of the two")
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, with `extends: OTHER` (relative to the file) merged beneath it.
+
+    Raises:
+        UserError: the file is missing, is no mapping, is not valid YAML, holds a key twice, or extends itself.
+    """
+    return _load_yaml(path, ())
+
+
+def _load_yaml(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in children:
+        raise UserError(f"{path}: 'extends' runs in a circle: {' -> '.join(str(p) for p in (*children, path))}")
+    try:
+        with path.open(encoding="utf-8") as stream:
+            content = yaml.load(stream, _StrictLoader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError:
+        beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"; files there: {', '.join(beside)}" if beside else ""
+        raise UserError(f"{path}: no such file{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping of settings, got {type(content).__name__}")
+    parent = content.pop("extends", None)
+    if parent is None:
+        return content
+    return merge(_load_yaml(path.parent / str(parent), (*children, path.resolve())), content)
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, mapping by mapping; anything that is not a mapping is replaced whole."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def override(content: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """`content` with each `a.b=value` applied; the value is read as YAML.
+
+    Raises:
+        UserError: an assignment without `=`, or one that walks through a value that is no mapping.
+    """
+    for assignment in assignments:
+        dotted, equals, text = assignment.partition("=")
+        if not equals or not dotted:
+            raise UserError(f"--set {assignment}: expected KEY.KEY=VALUE, for example trainer.epochs=2")
+        try:
+            value: Any = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {assignment}: {text!r} is not a valid YAML value; quote it") from None
+        for key in reversed(dotted.split(".")):
+            value = {key: value}
+        content = merge(content, value)
+    return content
+
+
+def validate(kind: type[SettingsT], content: dict[str, Any], origin: str) -> SettingsT:
+    """`content` as a settings object.
+
+    Raises:
+        UserError: one line per fault: file, key, value, the rule, and for an unknown key the nearest valid ones.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        lines = [_fault(kind, content, fault) for fault in error.errors()]
+        raise UserError("\n".join(f"{origin}: {line}" for line in lines)) from None
+
+
+def _fault(kind: type[BaseModel], content: Any, fault: Any) -> str:
+    location = [str(part) for part in fault["loc"]]
+    key = ".".join(location) or "(whole file)"
+    if fault["type"] == "extra_forbidden":
+        valid = _valid_keys(kind, location[:-1])
+        near = difflib.get_close_matches(location[-1], valid, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        choices = f"; valid keys: {', '.join(valid)}" if valid else ""
+        return f"unknown key '{key}'{hint}{choices}"
+    if fault["type"] == "missing":
+        return f"'{key}' is required"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"'{key}': {message}" + ("" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})")
+
+
+def _valid_keys(kind: type[BaseModel], location: list[str]) -> list[str]:
+    """The keys that the settings object at `location` knows, walking annotations, list items and unions by tag."""
+    models: list[type[BaseModel]] = [kind]
+    for part in location:
+        models = [found for model in models for found in _models_below(model, part)] or models
+    return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
+
+
+def _models_below(model: type[BaseModel], part: str) -> list[type[BaseModel]]:
+    field = {field.alias or name: field for name, field in model.model_fields.items()}.get(part)
+    if field is None:
+        tagged = model.model_fields.get("name")
+        return [model] if tagged is not None and tagged.default == part else []
+    return _models_in(field.annotation)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in getattr(annotation, "__args__", ()) for model in _models_in(inner)]

@@ -1,0 +1,216 @@
+"""Process group, sharded tables and their optimizers: the only file that drives torchrec's distributed runtime."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from torch import nn
+from torch.distributed.optim import (  # type: ignore[attr-defined]
+    _apply_optimizer_in_backward as apply_optimizer_in_backward,
+)
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan
+from torchrec.optim import RowWiseAdagrad
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+from torchrec_xd.embeddings import table_configs, table_parameters
+from torchrec_xd.models.task import TrainTask
+from torchrec_xd.settings import Settings
+
+
+class TableOptimizerSettings(Settings):
+    """The optimizer fused into the backward pass of every table."""
+
+    name: Literal["rowwise_adagrad", "adagrad", "adam", "sgd"] = "rowwise_adagrad"
+    lr: PositiveFloat = 0.02
+    eps: PositiveFloat = 1e-8
+    """Added to the denominator; not used by sgd."""
+
+
+class DenseOptimizerSettings(Settings):
+    """Adam on everything that is no table."""
+
+    lr: PositiveFloat = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled (AdamW)."""
+    clip_norm: PositiveFloat | None = None
+    """Largest norm of all dense gradients together; tables update inside the backward pass and are not clipped."""
+
+
+class ScheduleSettings(Settings):
+    """Factor on both learning rates, by step."""
+
+    warmup_steps: NonNegativeInt = 0
+    """Steps of linear rise from 0 to 1."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """How the factor falls from 1 to `final` between the warm-up and the last step."""
+    final: float = Field(default=0.0, ge=0, le=1)
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """The factor at `step` (the first one is 0) of `total_steps`."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.decay == "constant":
+            return 1.0
+        done = (step - self.warmup_steps) / max(total_steps - self.warmup_steps, 1)
+        left = 1 - done if self.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return self.final + (1 - self.final) * left
+
+
+class OptimizerSettings(Settings):
+    """Both optimizers and their schedule."""
+
+    tables: TableOptimizerSettings = TableOptimizerSettings()
+    dense: DenseOptimizerSettings = DenseOptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+
+
+class ShardingSettings(Settings):
+    """Where tables may lie."""
+
+    types: tuple[Literal["table_wise", "column_wise"], ...] = Field(default=("table_wise",), min_length=1)
+    """Sharding types that the planner may choose from."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of this run, and this one's place among them."""
+
+    rank: int
+    size: int
+    device: torch.device
+    group: dist.ProcessGroup
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes what all agree on."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        dist.barrier(self.group)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says yes (a collective)."""
+        said = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(said, dist.ReduceOp.MAX, self.group)
+        return bool(said.item())
+
+
+@contextmanager
+def process_group() -> Iterator[World]:
+    """The process group that torchrun described in the environment, or one of this process alone."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if size == int(os.environ.get("LOCAL_WORLD_SIZE", "1")) and any(n == "lo" for _, n in socket.if_nameindex()):
+        # All processes are on this machine: gloo's sockets need not be reachable from outside.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    backend = "cuda:nccl,cpu:gloo" if cuda else "gloo"
+    if size > 1:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
+    assert dist.group.WORLD is not None
+    try:
+        yield World(dist.get_rank(), size, device, dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
+
+
+def shard(
+    task: TrainTask, sharding: ShardingSettings, optimizers: OptimizerSettings, world: World
+) -> tuple[DistributedModelParallel, CombinedOptimizer]:
+    """Plan, shard and initialise the tables, fuse their optimizer, and give the dense rest its own.
+
+    The dense parameters must be equal on all ranks already in kind and shape; rank 0's values are broadcast.
+    """
+    kind, kwargs = _table_optimizer(optimizers.tables)
+    apply_optimizer_in_backward(kind, table_parameters(task.embeddings), kwargs)
+    if task.teacher is not None:
+        # Frozen tables get an optimizer without state and with a rate of zero: nothing to keep, nothing to apply. It
+        # attaches to what wants a gradient; none will come, as the teacher runs under no_grad.
+        frozen = [table.requires_grad_() for table in table_parameters(task.teacher)]
+        apply_optimizer_in_backward(torch.optim.SGD, frozen, {"lr": 0.0})
+    sharders = [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
+    model = DistributedModelParallel(
+        task,
+        env=ShardingEnv.from_process_group(world.group),
+        device=world.device,
+        plan=_plan(task, sharding, sharders, world),
+        sharders=sharders,
+        data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False),
+    )
+    dense = {n: p for n, p in in_backward_optimizer_filter(model.named_parameters()) if p.requires_grad}
+    settings = optimizers.dense
+    adam = KeyedOptimizerWrapper(
+        dense,
+        lambda params: torch.optim.AdamW(
+            params,
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        ),
+    )
+    return model, CombinedOptimizer([("tables", model.fused_optimizer), ("dense", adam)])
+
+
+def dense_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that the dense optimizer moves."""
+    return [p for _, p in in_backward_optimizer_filter(model.named_parameters()) if p.requires_grad]
+
+
+def set_learning_rates(optimizer: CombinedOptimizer, settings: OptimizerSettings, factor: float) -> None:
+    """Scale both learning rates; the fused optimizer reads its own at the next zero_grad()."""
+    for key, inner in optimizer.optimizers:
+        rate = settings.tables.lr if key == "tables" else settings.dense.lr
+        for group in inner.param_groups:
+            group["lr"] = rate * factor
+
+
+def _table_optimizer(settings: TableOptimizerSettings) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    kinds: dict[str, type[torch.optim.Optimizer]] = {
+        "rowwise_adagrad": RowWiseAdagrad,
+        "adagrad": torch.optim.Adagrad,
+        "adam": torch.optim.Adam,
+        "sgd": torch.optim.SGD,
+    }
+    eps = {} if settings.name == "sgd" else {"eps": settings.eps}
+    return kinds[settings.name], {"lr": settings.lr, **eps}
+
+
+def _plan(
+    task: nn.Module, settings: ShardingSettings, sharders: list[ModuleSharder[nn.Module]], world: World
+) -> ShardingPlan:
+    names = {config.name for config in table_configs(task)}
+    constraint = ParameterConstraints(
+        sharding_types=list(settings.types), compute_kernels=[EmbeddingComputeKernel.FUSED.value]
+    )
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(world_size=world.size, compute_device=world.device.type),
+        constraints=dict.fromkeys(names, constraint),
+        # The planner's own guess needs a model in memory; ours is still on the meta device.
+        storage_reservation=FixedPercentageStorageReservation(0.1),
+    )
+    return planner.collective_plan(task, sharders, world.group)

@@ -1,0 +1,197 @@
+"""The loop that moves the weights, and the one that measures them."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+from torchrec.optim.keyed import CombinedOptimizer
+
+from torchrec_xd.batch import Batch, Position
+from torchrec_xd.checkpoint import Checkpoints
+from torchrec_xd.data.loader import Loader
+from torchrec_xd.log import RunLog
+from torchrec_xd.metrics import Evaluation, Report
+from torchrec_xd.models.task import Output, score_matrix
+from torchrec_xd.schema import Schema
+from torchrec_xd.settings import InterruptedRunError, Settings, UserError
+from torchrec_xd.sharding import OptimizerSettings, World, dense_parameters, set_learning_rates
+
+
+class TrainerSettings(Settings):
+    """How long and how training runs."""
+
+    epochs: PositiveInt = 1
+    log_every: PositiveInt = 20
+    """Steps between two lines of metrics.jsonl; the loss is read, and a stop request heard, only then."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: the dense part runs under autocast; weights, tables and losses stay fp32."""
+    weighted: bool = False
+    """Whether the loss honours the schema's row weights; metrics always do."""
+    threads: NonNegativeInt = 0
+    """CPU threads per process; 0 leaves the choice to torch."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What training did in this process group, since it last started."""
+
+    steps: int
+    rows: int
+    seconds: float
+
+    @property
+    def rows_per_second(self) -> float:
+        """Over all ranks; 0 where nothing was left to do."""
+        return self.rows / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """A model and what moves it."""
+
+    model: nn.Module
+    optimizer: CombinedOptimizer
+    optimizers: OptimizerSettings
+    settings: TrainerSettings
+    world: World
+
+
+def fit(
+    training: Training,
+    loader: Loader,
+    log: RunLog,
+    checkpoints: Checkpoints,
+    validate: Callable[[], float | None],
+    *,
+    start: Position,
+) -> Summary:
+    """Train from `start` to the last epoch.
+
+    At the end of every epoch `validate` is called (larger is better) and a checkpoint is written.
+
+    Raises:
+        UserError: the loss is not finite; the last checkpoint stays.
+        InterruptedRunError: SIGINT or SIGTERM was received; a checkpoint has been written.
+    """
+    settings, world = training.settings, training.world
+    total = settings.epochs * loader.steps
+    first = step = start.epoch * loader.steps + start.step
+    rows, since = 0, _Stopwatch()
+    began = time.perf_counter()
+    training.model.train()
+    with log.progress(total, step) as progress, _stop_requests() as stop:
+        for batch in loader.batches(start, settings.epochs):
+            set_learning_rates(
+                training.optimizer, training.optimizers, training.optimizers.schedule.factor(step, total)
+            )
+            loss, output = _step(training, batch)
+            step += 1
+            rows += len(batch) * world.size
+            epoch_ends = batch.position.step == loader.steps
+            if step % settings.log_every == 0 or epoch_ends or (world.size == 1 and stop):
+                values = _finite_losses(loss, output, step, batch)
+                speed = since.lap(rows)
+                log.metrics(step, {**values, "epoch": batch.position.epoch, "rows_per_second": speed})
+                progress.update(step, f"loss {values['loss']:.4f}  {speed:,.0f} rows/s")
+                if world.any(bool(stop)):
+                    checkpoints.save(training.model, training.optimizer, batch.position, step, None)
+                    raise InterruptedRunError(f"stopped after step {step} of {total}; a checkpoint was written")
+            if epoch_ends:
+                score = validate()
+                training.model.train()
+                since.skip()
+                if score is not None:
+                    log.metrics(step, {"valid": score})
+            every = checkpoints.settings.every_steps
+            if epoch_ends or (every and step % every == 0):
+                checkpoints.save(
+                    training.model, training.optimizer, batch.position, step, score if epoch_ends else None
+                )
+    return Summary(step - first, rows, time.perf_counter() - began)
+
+
+def _step(training: Training, batch: Batch) -> tuple[Tensor, Output]:
+    settings = training.settings
+    batch = batch.to(training.world.device, non_blocking=True)
+    if not settings.weighted:
+        batch = replace(batch, weight_B=torch.ones_like(batch.weight_B))
+    training.optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(training.world.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        loss, output = training.model(batch)
+    loss.backward()
+    clip = training.optimizers.dense.clip_norm
+    if clip is not None:
+        torch.nn.utils.clip_grad_norm_(dense_parameters(training.model), clip)
+    training.optimizer.step()
+    return loss, output
+
+
+def _finite_losses(loss: Tensor, output: Output, step: int, batch: Batch) -> dict[str, float]:
+    """The loss, its parts and the monitors as numbers: the one place of the loop that waits for the device."""
+    parts = {**output.loss, **output.monitors}
+    numbers = torch.stack([loss.detach(), *(part.detach() for part in parts.values())]).float().tolist()
+    if not torch.isfinite(torch.tensor(numbers[0])):
+        raise UserError(
+            f"the loss became {numbers[0]} at or before step {step} (epoch {batch.position.epoch}, batch "
+            f"{batch.position.step}); lower optimizer.dense.lr or optimizer.tables.lr, or set optimizer.dense.clip_norm"
+        )
+    return dict(zip(["loss", *parts], numbers, strict=True))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: Loader, evaluation: Evaluation, schema: Schema, world: World) -> Report:
+    """Exact metrics of a whole split (a collective)."""
+    for batch, output in predict(model, loader, world):
+        evaluation.update(batch, score_matrix(schema, batch, output))
+    return evaluation.compute(world.group)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, loader: Loader, world: World) -> Iterator[tuple[Batch, Output]]:
+    """Every batch of a split with what the model says of it, in evaluation mode and full precision."""
+    model.eval()
+    for read in loader.batches():
+        batch = read.to(world.device, non_blocking=True)
+        yield batch, model(batch)[1]
+
+
+class _Stopwatch:
+    """Rows per second since the last lap."""
+
+    def __init__(self) -> None:
+        self.rows, self.time = 0, time.perf_counter()
+
+    def lap(self, rows: int) -> float:
+        now = time.perf_counter()
+        speed = (rows - self.rows) / (now - self.time)
+        self.rows, self.time = rows, now
+        return speed
+
+    def skip(self) -> None:
+        self.time = time.perf_counter()
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Signals that ask to stop, collected instead of acted on; a second SIGINT interrupts at once."""
+    received: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
