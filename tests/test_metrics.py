@@ -248,10 +248,20 @@ def test_slices():
 
 def test_activity_bounds():
     evaluation = Evaluation(SCHEMA, MetricSettings())
-    extra = np.array([[9], [10], [29], [30], [31], [1000]])
-    evaluation.update(batch_of([0, 6, 6], torch.ones(6, 3), extra=extra), torch.full((6, 3), 0.5))
+    extra = np.array([[0], [9], [10], [29], [29], [30], [31], [1000], [99], [-1]])
+    evaluation.update(batch_of([0, 10, 10], torch.ones(10, 3), extra=extra), torch.full((10, 3), 0.5))
     groups = evaluation.compute(None)["slices"]["click@product"]["activity"]
-    assert {name: group["rows"] for name, group in groups.items()} == {"<10": 1, "10-30": 2, ">=30": 3}
+    assert {name: group["rows"] for name, group in groups.items()} == {"<10": 2, "10-30": 3, ">=30": 4}
+
+
+def test_rows_without_a_value_are_reported_on_request_only():
+    slices = {"store": None, "size": {"small": [1], "unknown": [-1]}}
+    evaluation = Evaluation(SCHEMA.model_copy(update={"activity": None}), MetricSettings(slices=slices))
+    extra = np.array([[5, -1], [-1, -1], [-1, 1]])
+    evaluation.update(batch_of([0, 3, 3], torch.ones(3, 3), extra=extra), torch.full((3, 3), 0.5))
+    found = evaluation.compute(None)["slices"]["click@product"]
+    rows = {column: {name: group["rows"] for name, group in groups.items()} for column, groups in found.items()}
+    assert rows == {"store": {"5": 1}, "size": {"small": 1, "unknown": 2}}
 
 
 def test_the_activity_column_may_be_sliced_by_too():

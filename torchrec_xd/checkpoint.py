@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from pydantic import PositiveInt
@@ -25,11 +25,13 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
-from torchrec.optim.keyed import CombinedOptimizer
 
 from torchrec_xd.batch import Position
 from torchrec_xd.settings import Settings, UserError
-from torchrec_xd.sharding import World
+from torchrec_xd.world import World
+
+if TYPE_CHECKING:
+    from torchrec_xd.sharding import Optimizers
 
 INDEX_CLASSES = {
     "pathlib": {"PosixPath"},
@@ -81,7 +83,7 @@ class Checkpoints:
         self.directory, self.settings, self.world, self.schema = directory, settings, world, schema
 
     def save(
-        self, model: nn.Module, optimizer: CombinedOptimizer, position: Position, step: int, score: float | None
+        self, model: nn.Module, optimizers: Optimizers, position: Position, step: int, score: float | None
     ) -> None:
         """Write a checkpoint (a collective): into a temporary folder, renamed when all ranks are done."""
         final = self.directory / f"step_{step:09d}"
@@ -90,7 +92,7 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self.world.barrier()
-        save_distributed(_state(model, optimizer, self.world.rank), checkpoint_id=partial)
+        save_distributed(_state(model, optimizers, self.world.rank), checkpoint_id=partial)
         if self.world.first:
             saved = Saved(step, position, self.world.size, self.schema, score)
             (partial / "position.json").write_text(json.dumps(asdict(saved)))
@@ -99,7 +101,7 @@ class Checkpoints:
             self._prune()
         self.world.barrier()
 
-    def resume(self, model: nn.Module, optimizer: CombinedOptimizer) -> Saved | None:
+    def resume(self, model: nn.Module, optimizers: Optimizers) -> Saved | None:
         """Load the last checkpoint into model, optimizer and random generator (a collective); None if there is none.
 
         Raises:
@@ -115,11 +117,10 @@ class Checkpoints:
                 f"an exact resume needs {saved.world_size}"
             )
         self._check_schema(folder, saved)
-        # Adam has no state before its first step: a dummy step makes it, and loading overwrites all that it touched.
-        dict(optimizer.optimizers)["dense"].init_state()
-        state = _state(model, optimizer, self.world.rank)
+        optimizers.init_state()
+        state = _state(model, optimizers, self.world.rank)
         _load(state, folder)
-        optimizer.load_state_dict({"state": state["optimizer"]})
+        optimizers.state.load_state_dict({"state": state["optimizer"]})
         torch.set_rng_state(state["rng"][str(self.world.rank)])
         return saved
 
@@ -215,11 +216,11 @@ def read_saved(folder: Path) -> Saved:
         raise UserError(f"{folder} is no checkpoint: position.json: {error}") from None
 
 
-def _state(model: nn.Module, optimizer: CombinedOptimizer, rank: int) -> dict[str, Any]:
+def _state(model: nn.Module, optimizers: Optimizers, rank: int) -> dict[str, Any]:
     # Parameter groups hold settings alone, which the config has; a state of pure tensors needs no pickle.
     return {
         "model": model.state_dict(),
-        "optimizer": optimizer.state_dict()["state"],
+        "optimizer": optimizers.state.state_dict()["state"],
         "rng": {str(rank): torch.get_rng_state()},
     }
 

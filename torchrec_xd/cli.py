@@ -27,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-screen = Console(highlight=False)
+screen = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 Run = Annotated[Path, typer.Argument(help="Run folder: the --run-dir of a train.")]
 Checkpoint = Annotated[
@@ -129,15 +129,19 @@ def doctor() -> None:
 
 
 def metric_table(report: Any, title: str) -> Table:
-    """A report's `eval` and `slices` as a table, one row per task and slice."""
+    """A report's `eval` and `slices` as a table: a line per task, below it one per slice."""
     names = ("auc", "gauc", "logloss", "ne", "calibration")
-    table = Table("task", "rows in", *names, "rows", "positives", title=title)
+    table = Table(title=title)
+    table.add_column("task", no_wrap=True)
+    for name in (*names, "rows", "positives"):
+        table.add_column(name, justify="right", no_wrap=True)
     for task, result in report["eval"].items():
-        sliced = report["slices"][task]
-        every = {"all": result} | {f"{s} {g}": r for s, groups in sliced.items() for g, r in groups.items()}
-        for label, values in every.items():
+        lines = {task: result}
+        for column, groups in report["slices"][task].items():
+            lines |= {f"  {column} {group}": values for group, values in groups.items()}
+        for label, values in lines.items():
             numbers = ["–" if values[name] is None else f"{values[name]:.4f}" for name in names]
-            table.add_row(task, label, *numbers, f"{values['rows']:,}", f"{values['positives']:,}")
+            table.add_row(Text(label), *numbers, f"{values['rows']:,}", f"{values['positives']:,}")
     return table
 
 
@@ -152,7 +156,7 @@ def main() -> None:
         Console(stderr=True, highlight=False).print(Text(f"error: {error}", "red"))
         sys.exit(EXIT_USER_ERROR)
     except InterruptedRunError as error:
-        Console(stderr=True, highlight=False).print(Text(str(error), "yellow"))
+        Console(stderr=True, highlight=False).print(Text(f"{error}; go on with --resume", "yellow"))
         sys.exit(EXIT_INTERRUPTED)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from pydantic import Field, NonNegativeInt, model_validator
@@ -74,12 +74,12 @@ def load_config(path: Path, assignments: list[str] | None = None) -> RunConfig:
     Raises:
         UserError: one line per fault, naming file, key, value and the valid choices.
     """
-    content = override(load_yaml(path), assignments or [])
-    schema = content.get("schema")
-    if isinstance(schema, str):
-        content["schema"] = load_yaml(path.parent / schema)
-        _blame_schema(content["schema"], path.parent / schema)
-    return validate(RunConfig, content, str(path))
+    content = load_yaml(path)
+    if isinstance(content.get("schema"), str):
+        schema_path = path.parent / content["schema"]
+        content["schema"] = load_yaml(schema_path)
+        validate(Schema, content["schema"], str(schema_path))  # a schema's faults are told under its own file's name
+    return validate(RunConfig, override(content, assignments or []), str(path))
 
 
 def load_run(directory: Path) -> RunConfig:
@@ -91,8 +91,3 @@ def load_run(directory: Path) -> RunConfig:
     if not (directory / "config.yaml").is_file():
         raise UserError(f"{directory} is no run folder: it has no config.yaml; name the --run-dir of a finished train")
     return load_config(directory / "config.yaml")
-
-
-def _blame_schema(content: dict[str, Any], path: Path) -> None:
-    """Raise a schema's faults under its own file name rather than the config's."""
-    validate(Schema, content, str(path))

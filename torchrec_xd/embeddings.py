@@ -59,7 +59,7 @@ class Lookups:
     groups: dict[Group, Tensor]
     """`user`, `shared`, `context`, `scene` to `[B, F * D]`, features in schema order."""
     specific: dict[str, Tensor]
-    """Domain to the specific features of its own rows, `[B_d, N, D]`."""
+    """Domain to the specific features of its own rows, `[B_d, N, D]`; N is 0 where it has none."""
     sequences: dict[str, Sequence]
     """Sequence column to its lookup."""
     rows: dict[str, slice]
@@ -168,11 +168,7 @@ class Embeddings(nn.Module):
         )
         rows = {domain: batch.rows(i) for i, domain in enumerate(self.read.domains)}
         groups = {group: self._concat(vectors, group, batch) for group in FLAT_GROUPS}
-        specific = {}
-        for domain, own in rows.items():
-            features = self.schema.features_of(domain, "specific")
-            if features:
-                specific[domain] = torch.stack([vectors[f.column][own] for f in features], dim=1).float()
+        specific = {domain: self._specific(vectors, domain, own, batch) for domain, own in rows.items()}
         sequences = {
             f.column: self._sequence(f, jagged, vectors, batch) for f in self.schema.features if f.kind == "sequence"
         }
@@ -194,6 +190,12 @@ class Embeddings(nn.Module):
             if f.group == group
         ]
         return torch.cat(members, dim=1).float() if members else batch.dense_BN.new_zeros(len(batch), 0)
+
+    def _specific(self, vectors: Mapping[str, Tensor], domain: str, own: slice, batch: Batch) -> Tensor:
+        members = [vectors[f.column][own] for f in self.read.features_of(domain, "specific")]
+        if members:
+            return torch.stack(members, dim=1).float()
+        return batch.dense_BN.new_zeros(own.stop - own.start, 0, self.schema.dim)
 
     def _sequence(
         self, feature: Feature, jagged: Mapping[str, JaggedTensor], vectors: Mapping[str, Tensor], batch: Batch

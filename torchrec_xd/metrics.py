@@ -26,8 +26,10 @@ from torchrec_xd.settings import Settings, UserError
 from torchrec_xd.statistics import Array, auc_by_user, count_faults, log_losses, refuse_faults, run_starts
 
 ACTIVITY = "activity"
-ACTIVITY_BOUNDS = (10, 30)
-ACTIVITY_GROUPS: Mapping[str, Sequence[int]] = {"<10": (0,), "10-30": (1,), ">=30": (2,)}
+ACTIVITY_BOUNDS = (0, 10, 30)
+ACTIVITY_GROUPS: Mapping[str, Sequence[int]] = {"<10": (1,), "10-30": (2,), ">=30": (3,)}
+ABSENT = -1
+"""Stands in `Batch.extra_BK` where a row has no value; such rows are in no group, unless one names -1."""
 MAX_GROUPS = 1000
 SAMPLES_PER_RANK = 1024
 """Scores from which each rank's distribution is guessed when scores are cut into one range per rank: the loads then
@@ -79,7 +81,8 @@ class MetricSettings(Settings):
     """What is reported beside the metrics of each task."""
 
     slices: dict[str, Annotated[dict[str, Members], Field(min_length=1)] | None] = Field(default_factory=dict)
-    """Integer column -> named groups of its values (others are left out), or null: each value its own group."""
+    """Integer column -> named groups of its values (others are left out), or null: each value its own group. Rows
+    without a value have -1; only a group that names it reports them."""
 
 
 def binary_metrics(score: Array, label: Array, user: Array, weight: Array | None = None) -> Result:
@@ -168,8 +171,8 @@ class Evaluation:
         sliced = {}
         if self._schema.activity is not None:
             activity_R = rows.extra[:, self.extra.index(self._schema.activity)]
-            level_R = np.searchsorted(ACTIVITY_BOUNDS, activity_R, side="right")
-            sliced[ACTIVITY] = _grouped(rows, level_R, ACTIVITY_GROUPS, ranks)
+            group_R = np.searchsorted(ACTIVITY_BOUNDS, activity_R, side="right")
+            sliced[ACTIVITY] = _grouped(rows, group_R, ACTIVITY_GROUPS, ranks)
         for column, groups in self._slices.items():
             value_R = rows.extra[:, self.extra.index(column)]
             sliced[column] = _grouped(rows, value_R, groups or _each_value(column, value_R, ranks), ranks)
@@ -235,7 +238,7 @@ class _Ranks:
             return values[None]
         sent = self._tensor(values)
         received = sent.new_empty(self.size * len(sent))
-        dist.all_gather_into_tensor(received, sent, group=self._group)
+        dist.all_gather_single(received, sent, group=self._group)
         return _array(received).reshape(self.size, -1)
 
     def total(self, values: Array) -> Array:
@@ -355,7 +358,7 @@ def _splitters(score_S: Array, ranks: _Ranks) -> Array:
 
 def _each_value(column: str, value_R: Array, ranks: _Ranks) -> dict[str, list[int]]:
     """A group for each value that some rank has."""
-    values = ranks.union(np.unique(value_R)[: MAX_GROUPS + 1])
+    values = ranks.union(np.unique(value_R[value_R != ABSENT])[: MAX_GROUPS + 1])
     if len(values) > MAX_GROUPS:
         raise UserError(
             f"slices: column '{column}' has more than {MAX_GROUPS} values; name the groups to report, "

@@ -25,8 +25,9 @@ from torchrec_xd.models import MODELS
 from torchrec_xd.models.task import TrainTask
 from torchrec_xd.schema import Schema, Split
 from torchrec_xd.settings import UserError
-from torchrec_xd.sharding import World, process_group, shard
+from torchrec_xd.sharding import shard
 from torchrec_xd.trainer import Training, evaluate, fit, predict
+from torchrec_xd.world import World, process_group
 
 logger = logging.getLogger(__name__)
 Choice = Literal["best", "last"]
@@ -51,18 +52,16 @@ def train(config: RunConfig, directory: Path, *, resume: bool = False) -> dict[s
         task = _build(config, schema)
         _begin_folder(config, directory, world)
         with RunLog(directory, world.rank) as log, _threads(config):
-            model, optimizer = shard(task, config.sharding, config.optimizer, world)
+            model, optimizers = shard(task, config.sharding, config.optimizer, world)
             if config.init_from is not None:
                 _begin_from(config, config.init_from, model, directory, world)
             checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint, world, schema.fingerprint())
-            saved = checkpoints.resume(model, optimizer) if resume else None
+            saved = checkpoints.resume(model, optimizers) if resume else None
             start = saved.position if saved else Position(0, 0)
             log.truncate_after(saved.step if saved else 0)
             log.say(f"{directory}: {config.model.name} on {', '.join(schema.domains)}, {loader.rows:,} rows an epoch")
-            training = Training(model, optimizer, config.optimizer, config.trainer, world)
-            summary = fit(
-                training, loader, log, checkpoints, lambda: valid and valid.score(model, config.monitor), start=start
-            )
+            training = Training(model, optimizers, config.trainer, world)
+            summary = fit(training, loader, log, checkpoints, lambda: _score(valid, model, config), start=start)
             chosen = checkpoints.best()
             assert chosen is not None
             if chosen != checkpoints.last():
@@ -129,13 +128,16 @@ class _Measured:
     def report(self, model: nn.Module) -> Report:
         return evaluate(model, self.loader, Evaluation(self.schema, self.settings), self.schema, self.world)
 
-    def score(self, model: nn.Module, monitor: Literal["auc", "gauc"]) -> float | None:
-        """Mean of the monitored metric over the tasks of the target domains (of all domains if none is a target)."""
-        report = self.report(model)["eval"]
-        targets = self.schema.targets() or tuple(self.schema.domains)
-        values = [report[task.name][monitor] for task in self.schema.tasks if task.domain in targets]
-        known = [value for value in values if value is not None]
-        return sum(known) / len(known) if known else None
+
+def _score(valid: _Measured | None, model: nn.Module, config: RunConfig) -> float | None:
+    """Mean of the monitored metric over the tasks of the target domains (of all domains if none is a target)."""
+    if valid is None:
+        return None
+    report = valid.report(model)["eval"]
+    targets = valid.schema.targets() or tuple(valid.schema.domains)
+    values = [report[task.name][config.monitor] for task in valid.schema.tasks if task.domain in targets]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _has(schema: Schema, split: Split) -> bool:
@@ -199,7 +201,7 @@ def _checkpoint(config: RunConfig, directory: Path, which: Choice, world: World)
 def _load(config: RunConfig, directory: Path, which: Choice, world: World) -> nn.Module:
     """The model of a run, its weights from a checkpoint."""
     folder = _checkpoint(config, directory, which, world)
-    model, _ = shard(_build(config, config.schema_in_use), config.sharding, config.optimizer, world)
+    model: nn.Module = shard(_build(config, config.schema_in_use), config.sharding, config.optimizer, world)[0]
     Checkpoints(folder.parent, config.checkpoint, world, config.schema_in_use.fingerprint()).load(model, folder)
     return model
 

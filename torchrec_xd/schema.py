@@ -69,14 +69,18 @@ class Feature(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Feature:
-        if self.kind == "dense" and (self.table or self.rows):
-            raise ValueError(f"feature '{self.column}' is dense: it has no table and no rows")
+        if self.kind == "dense" and (self.table or self.rows or self.hash != "none"):
+            raise ValueError(f"feature '{self.column}' is dense: it has no table, no rows and no hash")
+        if self.kind != "bag" and self.pooling != "sum":
+            raise ValueError(f"feature '{self.column}': 'pooling' belongs to bags only")
         if self.kind != "dense" and self.rows is None:
             raise ValueError(f"feature '{self.column}' needs 'rows', the number of distinct ids")
         if (self.kind == "sequence") != (self.length is not None):
             raise ValueError(f"feature '{self.column}': 'length' belongs to every sequence, and to sequences only")
         if (self.kind == "sequence") != (self.group == "sequence"):
             raise ValueError(f"feature '{self.column}': kind 'sequence' and group 'sequence' go together")
+        if self.domains == ():
+            raise ValueError(f"feature '{self.column}' is in no domain: name some, or leave 'domains' out for all")
         if self.group == "specific" and (self.domains is None or len(self.domains) != 1):
             raise ValueError(f"feature '{self.column}' is specific: name its one domain, domains: [NAME]")
         return self
@@ -121,29 +125,37 @@ class Schema(Settings):
     """Folder that relative paths start from; itself relative to where the command runs."""
 
     @model_validator(mode="after")
-    def _check(self) -> Schema:
+    def _check_tasks(self) -> Schema:
         if not (self.domains and self.tasks and self.features):
             raise ValueError("a schema needs at least one domain, one task and one feature")
-        names = ", ".join(self.domains)
+        names = [task.name for task in self.tasks]
         for task in self.tasks:
-            if task.domain not in self.domains:
-                raise ValueError(f"task '{task.name}' names domain '{task.domain}'; domains are: {names}")
+            self._check_domain(f"task '{task.name}'", task.domain)
+            if names.count(task.name) > 1:
+                raise ValueError(f"task '{task.name}' is written twice")
+            if any(feature.column == task.label for feature in self.features_of(task.domain)):
+                raise ValueError(f"'{task.label}' is a label of domain '{task.domain}' and cannot be its feature too")
         for domain in self.domains:
             if not any(task.domain == domain for task in self.tasks):
                 raise ValueError(f"domain '{domain}' has no task; give it a label under 'tasks'")
-        for name in (*self.domains, *(feature.column for feature in self.features)):
-            if "." in name:
-                raise ValueError(f"'{name}' holds a dot; domains and feature columns become names of modules, use '_'")
-        seen: set[str] = set()
-        for feature in self.features:
-            if feature.column in seen:
-                raise ValueError(f"feature '{feature.column}' is written twice")
-            seen.add(feature.column)
-            for domain in feature.domains or ():
-                if domain not in self.domains:
-                    raise ValueError(f"feature '{feature.column}' names domain '{domain}'; domains are: {names}")
-        self.tables()
         return self
+
+    @model_validator(mode="after")
+    def _check_features(self) -> Schema:
+        columns = [feature.column for feature in self.features]
+        for feature in self.features:
+            if columns.count(feature.column) > 1:
+                raise ValueError(f"feature '{feature.column}' is written twice")
+            for domain in feature.domains or ():
+                self._check_domain(f"feature '{feature.column}'", domain)
+        for name in (*self.domains, *columns, *(table.name.removeprefix("t_") for table in self.tables())):
+            if not name or "." in name:
+                raise ValueError(f"domains, columns and tables name torch modules: '{name}' is empty or has a dot")
+        return self
+
+    def _check_domain(self, who: str, domain: str) -> None:
+        if domain not in self.domains:
+            raise ValueError(f"{who} names domain '{domain}'; domains are: {', '.join(self.domains)}")
 
     def dim_of(self, feature: Feature) -> int:
         """Embedding width of a feature."""
@@ -189,8 +201,10 @@ class Schema(Settings):
         """The same schema seen by a model that reads `domains` alone: other domains' tasks and features are gone.
 
         Raises:
-            UserError: an unknown domain.
+            UserError: no domain, or an unknown one.
         """
+        if not domains:
+            raise UserError(f"no domain is named (schema '{self.name}' has: {', '.join(self.domains)})")
         unknown = [name for name in domains if name not in self.domains]
         if unknown:
             raise UserError(f"unknown domain '{unknown[0]}' (schema '{self.name}' has: {', '.join(self.domains)})")

@@ -37,9 +37,13 @@ class _StrictLoader(yaml.SafeLoader):
 def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
     seen: set[Hashable] = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
         key = loader.construct_object(key_node, deep=True)
+        mark = key_node.start_mark
+        if not isinstance(key, Hashable):
+            raise UserError(f"{mark.name}:{mark.line + 1}: key {key} is a list or mapping; keys are plain names")
         if key in seen:
-            mark = key_node.start_mark
             raise UserError(f"{mark.name}:{mark.line + 1}: key '{key}' is written twice; keep one of the two")
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
@@ -73,10 +77,12 @@ def _load_yaml(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping of settings, got {type(content).__name__}")
-    parent = content.pop("extends", None)
-    if parent is None:
+    if "extends" not in content:
         return content
-    return merge(_load_yaml(path.parent / str(parent), (*children, path.resolve())), content)
+    parent = content.pop("extends")
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: 'extends' names one other file, not {parent!r}")
+    return merge(_load_yaml(path.parent / parent, (*children, path.resolve())), content)
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -92,17 +98,24 @@ def override(content: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     """`content` with each `a.b=value` applied; the value is read as YAML.
 
     Raises:
-        UserError: an assignment without `=`, or one that walks through a value that is no mapping.
+        UserError: an assignment without `=` or with an empty key, one whose value is not valid YAML, or one that walks
+            through a value that is no mapping.
     """
     for assignment in assignments:
         dotted, equals, text = assignment.partition("=")
-        if not equals or not dotted:
+        keys = dotted.split(".")
+        if not equals or not all(keys):
             raise UserError(f"--set {assignment}: expected KEY.KEY=VALUE, for example trainer.epochs=2")
         try:
-            value: Any = yaml.safe_load(text)
+            value: Any = yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader
         except yaml.YAMLError:
             raise UserError(f"--set {assignment}: {text!r} is not a valid YAML value; quote it") from None
-        for key in reversed(dotted.split(".")):
+        walked: Any = content
+        for depth, key in enumerate(keys):
+            if not isinstance(walked, dict):
+                raise UserError(f"--set {assignment}: '{'.'.join(keys[:depth])}' is {walked!r}, which has no keys")
+            walked = {} if walked.get(key) is None else walked[key]
+        for key in reversed(keys):
             value = {key: value}
         content = merge(content, value)
     return content

@@ -1,17 +1,11 @@
-"""Process group, sharded tables and their optimizers: the only file that drives torchrec's distributed runtime."""
+"""Sharded tables and the optimizers of a model: the only file that drives torchrec's distributed runtime."""
 
 from __future__ import annotations
 
 import math
-import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import nn
 from torch.distributed.optim import (  # type: ignore[attr-defined]
@@ -25,12 +19,13 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterCons
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan
 from torchrec.optim import RowWiseAdagrad
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from torchrec_xd.embeddings import table_configs, table_parameters
 from torchrec_xd.models.task import TrainTask
 from torchrec_xd.settings import Settings
+from torchrec_xd.world import World
 
 
 class TableOptimizerSettings(Settings):
@@ -89,57 +84,9 @@ class ShardingSettings(Settings):
     """Sharding types that the planner may choose from."""
 
 
-@dataclass(frozen=True)
-class World:
-    """The processes of this run, and this one's place among them."""
-
-    rank: int
-    size: int
-    device: torch.device
-    group: dist.ProcessGroup
-
-    @property
-    def first(self) -> bool:
-        """Whether this process is the one that writes what all agree on."""
-        return self.rank == 0
-
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        dist.barrier(self.group)
-
-    def any(self, flag: bool) -> bool:
-        """Whether any process says yes (a collective)."""
-        said = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(said, dist.ReduceOp.MAX, self.group)
-        return bool(said.item())
-
-
-@contextmanager
-def process_group() -> Iterator[World]:
-    """The process group that torchrun described in the environment, or one of this process alone."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    if size == int(os.environ.get("LOCAL_WORLD_SIZE", "1")) and any(n == "lo" for _, n in socket.if_nameindex()):
-        # All processes are on this machine: gloo's sockets need not be reachable from outside.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    backend = "cuda:nccl,cpu:gloo" if cuda else "gloo"
-    if size > 1:
-        dist.init_process_group(backend)
-    else:
-        dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
-    assert dist.group.WORLD is not None
-    try:
-        yield World(dist.get_rank(), size, device, dist.group.WORLD)
-    finally:
-        dist.destroy_process_group()
-
-
 def shard(
     task: TrainTask, sharding: ShardingSettings, optimizers: OptimizerSettings, world: World
-) -> tuple[DistributedModelParallel, CombinedOptimizer]:
+) -> tuple[DistributedModelParallel, Optimizers]:
     """Plan, shard and initialise the tables, fuse their optimizer, and give the dense rest its own.
 
     The dense parameters must be equal on all ranks already in kind and shape; rank 0's values are broadcast.
@@ -173,20 +120,37 @@ def shard(
             fused=True,
         ),
     )
-    return model, CombinedOptimizer([("tables", model.fused_optimizer), ("dense", adam)])
+    return model, Optimizers(model.fused_optimizer, adam, optimizers)
 
 
-def dense_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that the dense optimizer moves."""
-    return [p for _, p in in_backward_optimizer_filter(model.named_parameters()) if p.requires_grad]
+class Optimizers:
+    """The tables' fused optimizer and the dense one, moved together.
 
+    `state` is both as one keyed optimizer, for checkpoints.
+    """
 
-def set_learning_rates(optimizer: CombinedOptimizer, settings: OptimizerSettings, factor: float) -> None:
-    """Scale both learning rates; the fused optimizer reads its own at the next zero_grad()."""
-    for key, inner in optimizer.optimizers:
-        rate = settings.tables.lr if key == "tables" else settings.dense.lr
-        for group in inner.param_groups:
-            group["lr"] = rate * factor
+    def __init__(self, tables: KeyedOptimizer, dense: KeyedOptimizerWrapper, settings: OptimizerSettings) -> None:
+        self.state = CombinedOptimizer([("tables", tables), ("dense", dense)])
+        self._tables, self._dense, self._settings = tables, dense, settings
+
+    def begin(self, step: int, total_steps: int) -> None:
+        """Set the learning rates of `step` and forget the gradients; before the forward pass."""
+        factor = self._settings.schedule.factor(step, total_steps)
+        for optimizer, lr in ((self._tables, self._settings.tables.lr), (self._dense, self._settings.dense.lr)):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * factor
+        self.state.zero_grad(set_to_none=True)  # the fused optimizer reads its rate here
+
+    def step(self) -> None:
+        """Move the dense weights; the tables moved in the backward pass."""
+        clip = self._settings.dense.clip_norm
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(self._dense.params.values(), clip)
+        self.state.step()
+
+    def init_state(self) -> None:
+        """Give the dense optimizer the state that it has from its first step on, so that one can be loaded."""
+        self._dense.init_state()
 
 
 def _table_optimizer(settings: TableOptimizerSettings) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:

@@ -7,22 +7,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
-from torchrec.optim.keyed import CombinedOptimizer
 
 from torchrec_xd.batch import Batch, Position
-from torchrec_xd.checkpoint import Checkpoints
 from torchrec_xd.data.loader import Loader
 from torchrec_xd.log import RunLog
-from torchrec_xd.metrics import Evaluation, Report
 from torchrec_xd.models.task import Output, score_matrix
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import InterruptedRunError, Settings, UserError
-from torchrec_xd.sharding import OptimizerSettings, World, dense_parameters, set_learning_rates
+from torchrec_xd.world import World
+
+if TYPE_CHECKING:
+    from torchrec_xd.checkpoint import Checkpoints
+    from torchrec_xd.metrics import Evaluation, Report
+    from torchrec_xd.sharding import Optimizers
 
 
 class TrainerSettings(Settings):
@@ -58,8 +60,7 @@ class Training:
     """A model and what moves it."""
 
     model: nn.Module
-    optimizer: CombinedOptimizer
-    optimizers: OptimizerSettings
+    optimizers: Optimizers
     settings: TrainerSettings
     world: World
 
@@ -89,9 +90,7 @@ def fit(
     training.model.train()
     with log.progress(total, step) as progress, _stop_requests() as stop:
         for batch in loader.batches(start, settings.epochs):
-            set_learning_rates(
-                training.optimizer, training.optimizers, training.optimizers.schedule.factor(step, total)
-            )
+            training.optimizers.begin(step, total)
             loss, output = _step(training, batch)
             step += 1
             rows += len(batch) * world.size
@@ -102,7 +101,7 @@ def fit(
                 log.metrics(step, {**values, "epoch": batch.position.epoch, "rows_per_second": speed})
                 progress.update(step, f"loss {values['loss']:.4f}  {speed:,.0f} rows/s")
                 if world.any(bool(stop)):
-                    checkpoints.save(training.model, training.optimizer, batch.position, step, None)
+                    checkpoints.save(training.model, training.optimizers, batch.position, step, None)
                     raise InterruptedRunError(f"stopped after step {step} of {total}; a checkpoint was written")
             if epoch_ends:
                 score = validate()
@@ -113,7 +112,7 @@ def fit(
             every = checkpoints.settings.every_steps
             if epoch_ends or (every and step % every == 0):
                 checkpoints.save(
-                    training.model, training.optimizer, batch.position, step, score if epoch_ends else None
+                    training.model, training.optimizers, batch.position, step, score if epoch_ends else None
                 )
     return Summary(step - first, rows, time.perf_counter() - began)
 
@@ -123,14 +122,10 @@ def _step(training: Training, batch: Batch) -> tuple[Tensor, Output]:
     batch = batch.to(training.world.device, non_blocking=True)
     if not settings.weighted:
         batch = replace(batch, weight_B=torch.ones_like(batch.weight_B))
-    training.optimizer.zero_grad(set_to_none=True)
     with torch.autocast(training.world.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         loss, output = training.model(batch)
     loss.backward()
-    clip = training.optimizers.dense.clip_norm
-    if clip is not None:
-        torch.nn.utils.clip_grad_norm_(dense_parameters(training.model), clip)
-    training.optimizer.step()
+    training.optimizers.step()
     return loss, output
 
 

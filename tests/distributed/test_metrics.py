@@ -39,6 +39,15 @@ def rows_of(seed, rows, score="continuous", *, click_rate=0.3, users=40, dtype=n
     return batch, torch.from_numpy(SCORES[score](draw, (rows, 3)).astype(dtype))
 
 
+def heavy_user_of(seed):
+    """As `rows_of`, with nine rows in ten one user's, whose scores are lower than everybody else's."""
+    batch, score_BT = rows_of(seed, 1500)
+    heavy_B = torch.arange(len(batch)) % 10 > 0
+    batch.user_B[heavy_B] = 0
+    score_BT[~heavy_B] += 10
+    return batch, score_BT
+
+
 def cases(world_size):
     """Name -> what each rank updates with."""
     ranks = range(world_size)
@@ -54,6 +63,7 @@ def cases(world_size):
         "other scores on each rank": [[rows_of(rank, 100, score)] for rank, score in zip(ranks, SCORES, strict=False)],
         "float64": [[rows_of(rank, 300, dtype=np.float64)] for rank in ranks],
         "one user": [[rows_of(rank, 50, users=1)] for rank in ranks],
+        "heavy user": [[heavy_user_of(rank)] for rank in ranks],
         "one class": [[rows_of(rank, 60, click_rate=1.1)] for rank in ranks],
     }
 
@@ -84,11 +94,11 @@ def mislabel(batch, score_BT):
 
 
 def evaluate(rank, groups):
-    """On one rank: for each group that it is in the reports, the most rows that an exchange brought, and refusals."""
-    received, all_to_all = [], dist.all_to_all_single
+    """On one rank, for each group that it is in: reports, the most rows that came by user and by score, refusals."""
+    by_user, by_score, all_to_all = [], [], dist.all_to_all_single
 
     def counting(output, *args, **kwargs):
-        received.append(len(output))
+        (by_score if output.shape[1:] == (3,) and output.is_floating_point() else by_user).append(len(output))
         return all_to_all(output, *args, **kwargs)
 
     dist.all_to_all_single = counting
@@ -97,12 +107,13 @@ def evaluate(rank, groups):
         group = dist.new_group(members)
         if rank not in members:
             continue
-        reports, most_received = {}, {}
+        reports, most_rows = {}, {}
         for name, of_rank in cases(len(members)).items():
-            received.clear()
+            by_user.clear()
+            by_score.clear()
             reports[name] = evaluation_of(of_rank[group.rank()]).compute(group)
-            most_received[name] = max(received)
-        outcomes[members] = reports, most_received, [refusal(group, spoil) for spoil in (diverge, mislabel)]
+            most_rows[name] = max(by_user), max(by_score)
+        outcomes[members] = reports, most_rows, [refusal(group, spoil) for spoil in (diverge, mislabel)]
     return outcomes
 
 
@@ -138,10 +149,13 @@ def test_equal_to_one_process(outcomes, members, name):
 
 @pytest.mark.parametrize("members", GROUPS)
 def test_no_rank_holds_much_more_than_its_share(outcomes, members):
-    rows_of_coupon = {"even": 2300 * 2 // 3 * len(members), "all rows on one rank": 1000 * 2 // 3}
-    for name, rows in rows_of_coupon.items():
-        for _, most_received, _ in outcomes[members]:
-            assert most_received[name] < 1.4 * rows / len(members), name
+    ranks = len(members)
+    coupon_rows = {"even": 2300 * 2 // 3 * ranks, "all rows on one rank": 1000 * 2 // 3, "heavy user": 1000 * ranks}
+    for _, most_rows, _ in outcomes[members]:
+        for name, rows in coupon_rows.items():
+            by_user, by_score = most_rows[name]
+            assert by_score < 1.1 * rows / ranks, name
+            assert by_user < 1.4 * rows / ranks or name == "heavy user", name
 
 
 @pytest.mark.parametrize("members", GROUPS)

@@ -8,16 +8,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from torchrec_xd.data.collate import Floats, Integers, Jagged, Rows, spans
 from torchrec_xd.data.hashing import Hashes, hash_bytes, hash_integers
 from torchrec_xd.schema import Feature, Schema
 from torchrec_xd.settings import UserError
+
+Keys = NDArray[np.int64] | NDArray[np.uint64]
 
 _NAMES = 30
 _NONE = np.zeros(0, dtype=np.int64)
@@ -31,9 +34,9 @@ class Origin:
     first_row: int
     """Index of the first row within the file."""
 
-    def refuse(self, column: str, row: int, value: object, rule: str) -> NoReturn:
-        """Raise a UserError that names file, row, column, value and the rule that it breaks."""
-        raise UserError(f"{self.file}: row {self.first_row + row}, column '{column}': {value!r} {rule}")
+    def fault(self, column: str, row: int, value: object, rule: str) -> UserError:
+        """An error that names file, row, column, value and the rule that it breaks."""
+        return UserError(f"{self.file}: row {self.first_row + row}, column '{column}': {value!r} {rule}")
 
 
 class Decoder:
@@ -101,10 +104,12 @@ class Decoder:
                 extra_BK[:, i] = _integers(batch.column(column), column, origin)
         user = batch.column(self._user)
         if user.null_count:
-            origin.refuse(self._user, _first(user.is_null()), None, "is no user; drop the row or fill it in")
+            raise origin.fault(self._user, _first(user.is_null()), None, "is no user; drop the row or fill it in")
         return Rows(
             ids=tuple(
-                _ids(batch.column(feature.column), feature, origin) if feature else Jagged(_NONE, np.zeros(count + 1, dtype=np.int64))
+                _ids(batch.column(feature.column), feature, origin)
+                if feature
+                else Jagged(_NONE, np.zeros(count + 1, dtype=np.int64))
                 for feature in self._ids
             ),
             dense_BN=dense_BN,
@@ -190,6 +195,8 @@ def _ids(array: pa.Array, feature: Feature, origin: Origin) -> Jagged:
     lengths, values = None, array
     if _is_list(array.type):
         lengths, values = pc.list_value_length(array).fill_null(0).to_numpy().astype(np.int64), array.flatten()
+    if _is_string(values.type):
+        values = values.cast(pa.large_binary())  # one layout of bytes; Arrow cannot filter its string views
     if values.null_count:
         ends = np.arange(1, len(values) + 1) if lengths is None else np.cumsum(lengths)
         valid_before = np.concatenate([[0], np.cumsum(values.is_valid().to_numpy(zero_copy_only=False))])
@@ -199,29 +206,30 @@ def _ids(array: pa.Array, feature: Feature, origin: Origin) -> Jagged:
     if feature.length is not None:
         assert lengths is not None
         keys, lengths = _last(keys, lengths, feature.length)
-    ids = _bounded(keys, lengths, feature, origin) if lookup is None else lookup[keys]
+    ids: NDArray[Any] = _bounded(keys, lengths, feature, origin) if lookup is None else lookup[keys]
+    assert feature.rows is not None
+    # windows lie in memory and are permuted there: narrow ids halve the cost of both
+    ids = ids.astype(np.int32 if feature.rows <= 2**31 else np.int64, copy=False)
     return Jagged(ids, None) if lengths is None else Jagged.of_lengths(ids, lengths)
 
 
-def _keys(values: pa.Array, feature: Feature) -> tuple[Integers, Integers | None]:
-    """Integers as they are (unsigned 64-bit ones wrap); strings as indices into their distinct, hashed values."""
-    if pa.types.is_dictionary(values.type) and not _is_string(values.type.value_type):
+def _keys(values: pa.Array, feature: Feature) -> tuple[Keys, Integers | None]:
+    """Integers as they are; strings as indices into their distinct values, with the table row of each of those."""
+    if _is_string(values.type):
+        values = values.dictionary_encode()
+    elif pa.types.is_dictionary(values.type) and not _is_string(values.type.value_type):
         values = values.dictionary_decode()
-    if not (_is_string(values.type) or pa.types.is_dictionary(values.type)):
-        return values.to_numpy(zero_copy_only=False).astype(np.int64, copy=False), None
-    assert feature.hash == "xxhash"
     if not pa.types.is_dictionary(values.type):
-        values = values.cast(pa.large_binary()).dictionary_encode()
+        keys: Keys = values.to_numpy(zero_copy_only=False)
+        return keys if values.type == pa.uint64() else keys.astype(np.int64, copy=False), None
     strings = values.dictionary.cast(pa.large_binary())
     _, offsets, data = strings.buffers()
     first, last = strings.offset, strings.offset + len(strings) + 1
-    hashes = hash_bytes(
-        np.frombuffer(data or b"", dtype=np.uint8), np.frombuffer(offsets, dtype=np.int64)[first:last]
-    )
+    hashes = hash_bytes(np.frombuffer(data or b"", dtype=np.uint8), np.frombuffer(offsets, dtype=np.int64)[first:last])
     return values.indices.to_numpy().astype(np.int64), _row_of(hashes, feature)
 
 
-def _last(keys: Integers, lengths: Integers, length: int) -> tuple[Integers, Integers]:
+def _last(keys: Keys, lengths: Integers, length: int) -> tuple[Keys, Integers]:
     """The last `length` keys of every row."""
     kept = np.minimum(lengths, length)
     if np.array_equal(kept, lengths):
@@ -229,7 +237,7 @@ def _last(keys: Integers, lengths: Integers, length: int) -> tuple[Integers, Int
     return keys[spans(np.cumsum(lengths) - kept, kept)], kept
 
 
-def _bounded(keys: Integers, lengths: Integers | None, feature: Feature, origin: Origin) -> Integers:
+def _bounded(keys: Keys, lengths: Integers | None, feature: Feature, origin: Origin) -> Keys:
     """Integer ids in [0, rows), hashed if the schema asks for it.
 
     Raises:
@@ -245,7 +253,7 @@ def _bounded(keys: Integers, lengths: Integers | None, feature: Feature, origin:
         return keys % feature.rows
     worst = int(np.argmax(unsigned >= feature.rows))
     row = worst if lengths is None else int(np.searchsorted(np.cumsum(lengths), worst, side="right"))
-    origin.refuse(
+    raise origin.fault(
         feature.column,
         row,
         int(keys[worst]),
@@ -254,23 +262,27 @@ def _bounded(keys: Integers, lengths: Integers | None, feature: Feature, origin:
 
 
 def _row_of(hashes: Hashes, feature: Feature) -> Integers:
-    return (hashes % np.uint64(feature.rows or 0)).astype(np.int64)
+    assert feature.rows is not None
+    rows: Integers = (hashes % np.uint64(feature.rows)).astype(np.int64)
+    return rows
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def _numbers(array: pa.Array, null: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    filled = array.cast(pa.float64(), safe=False).fill_null(null)
-    return filled.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+def _numbers(array: pa.Array, null: float) -> NDArray[np.float64]:
+    filled: NDArray[np.float64] = array.cast(pa.float64(), safe=False).fill_null(null).to_numpy(zero_copy_only=False)
+    return filled
 
 
 def _integers(array: pa.Array, column: str, origin: Origin) -> Integers:
+    """Integers as int64, -1 for null."""
     try:
-        return array.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+        integers: Integers = array.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:
-        row = _first(pc.greater(array, 2**63 - 1))
-        origin.refuse(column, row, array[row].as_py(), "does not fit into 64 bits with a sign")
+        row = int(np.argmax(array.fill_null(0).to_numpy(zero_copy_only=False) > np.iinfo(np.int64).max))
+        raise origin.fault(column, row, array[row].as_py(), "does not fit into a signed 64-bit integer") from None
+    return integers
 
 
 def _dense(array: pa.Array, column: str, origin: Origin) -> Floats:
@@ -278,7 +290,7 @@ def _dense(array: pa.Array, column: str, origin: Origin) -> Floats:
         values = _numbers(array, null=0.0).astype(np.float32)
     if not np.isfinite(values).all():
         row = int(np.argmin(np.isfinite(values)))
-        origin.refuse(column, row, array[row].as_py(), "is no finite float32; clip it, or write null (read as 0)")
+        raise origin.fault(column, row, array[row].as_py(), "is no finite float32; clip it, or write null (read as 0)")
     return values
 
 
@@ -287,7 +299,7 @@ def _label(array: pa.Array, column: str, origin: Origin) -> Floats:
     valid = (values == 0) | (values == 1)
     if not valid.all():
         row = int(np.argmin(valid))
-        origin.refuse(column, row, array[row].as_py(), "is no label; labels are 0 or 1, so mend or drop the row")
+        raise origin.fault(column, row, array[row].as_py(), "is no label; labels are 0 or 1, so mend or drop the row")
     return values.astype(np.float32)
 
 
@@ -297,7 +309,7 @@ def _weight(array: pa.Array, column: str, origin: Origin) -> Floats:
     valid = np.isfinite(values) & (values > 0)
     if not valid.all():
         row = int(np.argmin(valid))
-        origin.refuse(column, row, array[row].as_py(), "is no row weight; weights are finite and greater than 0")
+        raise origin.fault(column, row, array[row].as_py(), "is no row weight; weights are finite and greater than 0")
     return values
 
 

@@ -5,6 +5,7 @@ Shape legend: B rows, N dense features, T tasks, K extra columns.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,23 +29,28 @@ def spans(starts: Integers, lengths: Integers) -> Integers:
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
 
 
+@functools.lru_cache(maxsize=64)
+def _ones(count: int) -> Integers:
+    return np.ones(count, dtype=np.int64)
+
+
 @dataclass(frozen=True)
 class Jagged:
     """Ids of one feature, row after row."""
 
-    values: Integers
+    values: Integers | NDArray[np.int32]
     offsets: Integers | None
     """Ids of row i are `values[offsets[i]:offsets[i + 1]]`; None where every row has exactly one."""
 
     @staticmethod
-    def of_lengths(values: Integers, lengths: Integers) -> Jagged:
+    def of_lengths(values: Integers | NDArray[np.int32], lengths: Integers) -> Jagged:
         """From the number of ids in each row [B]."""
         return Jagged(values, np.concatenate([[0], np.cumsum(lengths)]))
 
     @property
     def lengths(self) -> Integers:
         """Ids per row [B]."""
-        return np.ones(len(self.values), dtype=np.int64) if self.offsets is None else np.diff(self.offsets)
+        return _ones(len(self.values)) if self.offsets is None else np.diff(self.offsets)
 
     def slice(self, start: int, stop: int) -> Jagged:
         """Rows [start, stop), as a view."""
@@ -54,17 +60,15 @@ class Jagged:
         return Jagged(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
-def _gather(parts: Sequence[NDArray[Any]], order: Integers | None) -> NDArray[Any]:
-    joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return joined if order is None else np.take(joined, order, axis=0)
+def _gather(parts: Sequence[NDArray[Any]], order: Integers) -> NDArray[Any]:
+    return np.take(np.concatenate(parts), order, axis=0)
 
 
-def _gather_jagged(parts: Sequence[Jagged], order: Integers | None) -> Jagged:
+def _gather_jagged(parts: Sequence[Jagged], order: Integers) -> Jagged:
+    values = np.concatenate([part.values for part in parts])
     if all(part.offsets is None for part in parts):
-        return Jagged(_gather([part.values for part in parts], order), None)
-    values, lengths = np.concatenate([part.values for part in parts]), np.concatenate([part.lengths for part in parts])
-    if order is None:
-        return Jagged.of_lengths(values, lengths)
+        return Jagged(values[order], None)
+    lengths = np.concatenate([part.lengths for part in parts])
     starts = np.cumsum(lengths) - lengths
     lengths = lengths[order]
     return Jagged.of_lengths(values[spans(starts[order], lengths)], lengths)
@@ -85,8 +89,8 @@ class Rows:
         return len(self.user_B)
 
     @staticmethod
-    def gather(parts: Sequence[Rows], order: Integers | None) -> Rows:
-        """The rows of all parts, put in `order` unless it is None; column by column, so that a column stays in cache."""
+    def gather(parts: Sequence[Rows], order: Integers) -> Rows:
+        """Row `order[i]` of all parts together becomes row i; column by column, so that a column stays in the cache."""
         return Rows(
             ids=tuple(_gather_jagged(jagged, order) for jagged in zip(*(part.ids for part in parts), strict=True)),
             dense_BN=_gather([part.dense_BN for part in parts], order),
@@ -152,8 +156,8 @@ class Collator:
         sizes = np.array([len(part.values) for part in jagged], dtype=np.int64).reshape(len(features), len(rows))
         return KeyedJaggedTensor(
             keys=[self._keys[i] for i in features],
-            values=_joined([_NONE, *(part.values for part in jagged)]),
-            lengths=_joined([_NONE, *(part.lengths for part in jagged)]),
+            values=torch.from_numpy(np.concatenate([_NONE, *(part.values for part in jagged)], dtype=np.int64)),
+            lengths=torch.from_numpy(np.concatenate([_NONE, *(part.lengths for part in jagged)])),
             stride=sum(len(part) for part in rows),
             # told here, so that no lookup has to ask a device for them
             length_per_key=sizes.sum(axis=1).tolist(),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
+from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 from pyarrow import fs
 
 from torchrec_xd.data.shards import RowGroup
@@ -25,18 +25,18 @@ class ParquetFiles:
     """Files of equal meaning, in the order of their names.
 
     Args:
-        location: file, folder (its `.parquet` files at any depth) or glob; a URI (`s3://…`, `file://…`) or a local path.
+        location: file, folder (its `.parquet` files at any depth) or glob; local, or a URI (`s3://…`, `file://…`);
+            None where there are no files.
         root: what a relative location starts from; may be a URI too.
-        check: called with each file's name and Arrow schema; raises UserError where a column is missing or of a wrong type.
+        check: called with each file's name and Arrow schema; raises UserError where columns are not as they should be.
 
     Raises:
         UserError: nothing is found, or a file is no readable Parquet.
     """
 
-    def __init__(self, location: str, root: str, check: Callable[[str, pa.Schema], None]):
-        self._filesystem, path = _filesystem_of(_join(root, location))
+    def __init__(self, location: str | None, root: str, check: Callable[[str, pa.Schema], None]):
+        self._filesystem, files = (fs.LocalFileSystem(), []) if location is None else _find(_join(root, location))
         self._check = check
-        files = _find(self._filesystem, path)
         with ThreadPoolExecutor() as pool:
             found = list(pool.map(self._footer, files))
         self.row_groups: tuple[RowGroup, ...] = tuple(group for groups in found for group in groups)
@@ -114,22 +114,24 @@ def _fsspec(scheme: str, location: str) -> tuple[fs.FileSystem, str]:
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
 
 
-def _find(filesystem: fs.FileSystem, path: str) -> list[str]:
+def _find(location: str) -> tuple[fs.FileSystem, list[str]]:
+    """The file system and the files in it, sorted."""
+    filesystem, path = _filesystem_of(location)
+    parent, _, name = path.rstrip("/").rpartition("/")
     try:
-        files = _files_at(filesystem, path)
+        if files := _files_at(filesystem, path):
+            return filesystem, files
+        beside = filesystem.get_file_info(fs.FileSelector(parent or "/", allow_not_found=True))
     except OSError as error:
         raise UserError(f"{path}: cannot be listed: {error}") from error
-    if not files:
-        parent = path.rstrip("/").rpartition("/")[0]
-        beside = filesystem.get_file_info(fs.FileSelector(parent or ".", allow_not_found=True))
-        names = sorted(info.base_name for info in beside)
-        near = difflib.get_close_matches(path.rpartition("/")[2], names, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise UserError(
-            f"{path}: no Parquet file is there{hint}; name a file, a folder with .parquet files or a glob "
-            f"(in '{parent or '.'}': {', '.join(names[:_NAMES]) or 'nothing'}{', …' * (len(names) > _NAMES)})"
-        )
-    return files
+    names = sorted(info.base_name for info in beside)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    there = ", ".join(names[:_NAMES]) + (", …" if len(names) > _NAMES else "")
+    raise UserError(
+        f"{path}: no Parquet file is there{hint}; name a file, a folder with .parquet files or a glob "
+        f"(in '{parent or '/'}' there is: {there or 'nothing'})"
+    )
 
 
 def _files_at(filesystem: fs.FileSystem, path: str) -> list[str]:

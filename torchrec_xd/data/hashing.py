@@ -18,9 +18,9 @@ _P1, _P2, _P3, _P4, _P5 = (
 )
 
 
-def hash_integers(values: NDArray[np.int64]) -> Hashes:
+def hash_integers(values: NDArray[np.int64] | NDArray[np.uint64]) -> Hashes:
     """XXH64 of each integer [n] -> [n]."""
-    return _xxh64(np.ascontiguousarray(values, dtype="<i8").view(np.uint8).reshape(-1, 8))
+    return _xxh64(values.astype("<i8").view(np.uint8).reshape(-1, 8))
 
 
 def hash_bytes(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> Hashes:
@@ -49,7 +49,8 @@ def _xxh64(keys: NDArray[np.uint8]) -> Hashes:
         hashes = _rotate(hashes ^ (_words(keys, at, 1) * _P5), 11) * _P1
     hashes = (hashes ^ (hashes >> np.uint64(33))) * _P2
     hashes = (hashes ^ (hashes >> np.uint64(29))) * _P3
-    return hashes ^ (hashes >> np.uint64(32))
+    mixed: Hashes = hashes ^ (hashes >> np.uint64(32))
+    return mixed
 
 
 def _stripes(keys: NDArray[np.uint8]) -> Hashes:
@@ -65,13 +66,16 @@ def _stripes(keys: NDArray[np.uint8]) -> Hashes:
 
 
 def _round(accumulator: Hashes, word: Hashes) -> Hashes:
-    return _rotate(accumulator + word * _P2, 31) * _P1
+    result: Hashes = _rotate(accumulator + word * _P2, 31) * _P1
+    return result
 
 
 def _rotate(hashes: Hashes, bits: int) -> Hashes:
-    return (hashes << np.uint64(bits)) | (hashes >> np.uint64(64 - bits))
+    rotated: Hashes = (hashes << np.uint64(bits)) | (hashes >> np.uint64(64 - bits))
+    return rotated
 
 
 def _words(keys: NDArray[np.uint8], at: int, width: int) -> Hashes:
     """The little-endian word of `width` bytes that begins at byte `at` of every key."""
-    return np.ascontiguousarray(keys[:, at : at + width]).view(f"<u{width}")[:, 0].astype(np.uint64)
+    words: Hashes = np.ascontiguousarray(keys[:, at : at + width]).view(f"<u{width}")[:, 0].astype(np.uint64)
+    return words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -50,8 +50,8 @@ class Loader:
         extra: integer columns for metrics to slice by, -1 where null or absent.
 
     Raises:
-        UserError: a domain lacks the split or (train only) any row, files are missing, unreadable or of a wrong type,
-            or `mixing` does not fit the domains.
+        UserError: no domain has the split, a domain has no train rows, files are missing, unreadable or of a wrong
+            type, or `mixing` does not fit the domains. (A domain without the split gives no rows.)
     """
 
     def __init__(
@@ -64,6 +64,11 @@ class Loader:
         labels: bool = True,
         extra: tuple[str, ...] = (),
     ):
+        if not any(domain.files(split) for domain in schema.domains.values()):
+            raise UserError(
+                f"no domain of schema '{schema.name}' has a '{split}' split; name its files for one of "
+                f"{', '.join(schema.domains)} (domains: NAME: {split}: PATH), or use another split"
+            )
         self._settings = settings
         self._domains = [
             _open_domain(schema, name, split, share, labels=labels, extra=extra, window_rows=settings.shuffle_rows)
@@ -98,20 +103,26 @@ class Loader:
 
     def _read(self, start: Position, epochs: int) -> Generator[Batch, None, None]:
         first, last = start.epoch * self.steps + start.step, epochs * self.steps
-        pool = ThreadPoolExecutor(max_workers=1)
+        pool = ThreadPoolExecutor(max_workers=len(self._domains))
         try:
             streams = [
-                _Stream(domain, pool, stop=epochs * rows)
-                for domain, rows in zip(self._domains, self._epoch_rows, strict=True)
+                _Stream(domain, pool, self._row_at(first, i), self._row_at(last, i))
+                for i, domain in enumerate(self._domains)
             ]
             for step in range(first, last):
                 parts = [
-                    stream.read(step * rows // self.steps, (step + 1) * rows // self.steps)
-                    for stream, rows in zip(streams, self._epoch_rows, strict=True)
+                    stream.take(self._row_at(step + 1, i) - self._row_at(step, i)) for i, stream in enumerate(streams)
                 ]
                 yield self._collate(parts, Position(step // self.steps, step % self.steps + 1))
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _row_at(self, step: int, i: int) -> int:
+        """Where `step`, counted over all epochs, begins in the stream of domain i; a whole epoch's rows per epoch.
+
+        Rounding is out of phase between domains, so that small ones do not all give their rows in the same steps.
+        """
+        return (step * self._epoch_rows[i] + i * self.steps // len(self._domains)) // self.steps if self.steps else 0
 
 
 @dataclass(frozen=True)
@@ -127,11 +138,6 @@ def _open_domain(
     schema: Schema, name: str, split: Split, share: Share, *, labels: bool, extra: tuple[str, ...], window_rows: int
 ) -> _Domain:
     location = schema.domains[name].files(split)
-    if location is None:
-        raise UserError(
-            f"domain '{name}' of schema '{schema.name}' has no '{split}' files; "
-            f"name them in the schema: domains: {name}: {split}: PATH"
-        )
     decoder = Decoder(schema, name, labels=labels, extra=extra)
     files = ParquetFiles(location, schema.root, decoder.check)
     if split == "train" and not files.row_groups:
@@ -139,66 +145,68 @@ def _open_domain(
     return _Domain(files, Shard(name, files.row_groups, share, window_rows), decoder)
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """A window in memory, its rows in the order in which they come."""
-
-    window: Window
-    rows: Rows
-
-
 class _Stream:
-    """The rows of one domain, front to back; the next window is read while the present one is cut into batches."""
+    """The rows of one domain from `start` to `stop`, taken front to back."""
 
-    def __init__(self, domain: _Domain, pool: ThreadPoolExecutor, stop: int):
+    def __init__(self, domain: _Domain, pool: ThreadPoolExecutor, start: int, stop: int):
+        self._parts = _read_ahead(_WindowReader(domain), domain.shard.windows(start, stop), pool)
+        self._part: Rows | None = None
+        self._at = 0
+        if start < stop:
+            self.take(start - domain.shard.window_at(start).first)
+
+    def take(self, count: int) -> list[Rows]:
+        """The next `count` rows."""
+        taken = []
+        while count:
+            if self._part is None or self._at == len(self._part):
+                self._part, self._at = next(self._parts), 0
+            stop = min(self._at + count, len(self._part))
+            taken.append(self._part.slice(self._at, stop))
+            count -= stop - self._at
+            self._at = stop
+        return taken
+
+
+def _read_ahead(reader: _WindowReader, windows: Iterator[Window], pool: ThreadPoolExecutor) -> Iterator[Rows]:
+    """The rows of each window; the next one is read while the present one is cut into batches."""
+    loading = (pool.submit(reader.read, window) for window in windows)
+    future = next(loading, None)
+    while future is not None:
+        parts = future.result()
+        future = next(loading, None)
+        yield from parts
+
+
+class _WindowReader:
+    """Reads, converts and checks windows of one domain, one after the other."""
+
+    def __init__(self, domain: _Domain):
         self._domain = domain
-        self._pool = pool
-        self._stop = stop
         self._read_row_group = domain.files.reader(domain.decoder.columns)
-        self._last_read: tuple[RowGroup, pa.Table] | None = None
-        self._present: _Loaded | None = None
-        self._next: Future[_Loaded] | None = None
+        self._last: tuple[RowGroup, pa.Table] | None = None
 
-    def read(self, start: int, stop: int) -> list[Rows]:
-        """Rows [start, stop) of the stream; each call goes on where the last one ended."""
-        parts = []
-        while start < stop:
-            present = self._window_with(start)
-            until = min(stop, present.window.stop)
-            parts.append(present.rows.slice(start - present.window.first, until - present.window.first))
-            start = until
-        return parts
-
-    def _window_with(self, row: int) -> _Loaded:
-        present = self._present
-        if present is None or row >= present.window.stop:
-            future = self._next or self._pool.submit(self._load, row)
-            self._present = present = future.result()
-            more = present.window.stop < self._stop
-            self._next = self._pool.submit(self._load, present.window.stop) if more else None
-        return present
-
-    def _load(self, row: int) -> _Loaded:
-        """Read, convert and check the window that holds `row`."""
-        window = self._domain.shard.window_at(row)
+    def read(self, window: Window) -> list[Rows]:
+        """The rows of a window, in their order."""
         parts = []
         for piece in self._domain.shard.pieces(window):
             first_row = piece.row_group.first_row + piece.start
             for batch in self._table(piece.row_group).slice(piece.start, piece.stop - piece.start).to_batches():
                 parts.append(self._domain.decoder.decode(batch, Origin(piece.row_group.file, first_row)))
                 first_row += batch.num_rows
-        return _Loaded(window, Rows.gather(parts, self._domain.shard.order(window)))
+        order = self._domain.shard.order(window)
+        return parts if order is None else [Rows.gather(parts, order)]
 
     def _table(self, row_group: RowGroup) -> pa.Table:
         """The row group; the last one is kept, as a large one spans several windows."""
-        if self._last_read is None or self._last_read[0] != row_group:
-            self._last_read = None
-            self._last_read = (row_group, self._read_row_group(row_group))
-        return self._last_read[1]
+        if self._last is None or self._last[0] != row_group:
+            self._last = None  # two row groups never lie in memory at once
+            self._last = (row_group, self._read_row_group(row_group))
+        return self._last[1]
 
 
 def _prefetched(source: Generator[Batch, None, None], depth: int) -> Iterator[Batch]:
-    """`source`, run by a thread that stays up to `depth` batches ahead; ends with the consumer, fails in the consumer."""
+    """`source`, run by a thread that stays `depth` batches ahead; it ends with its consumer and raises there."""
     ready: SimpleQueue[Batch | BaseException | None] = SimpleQueue()
     slots = threading.Semaphore(depth)
     stop = threading.Event()
@@ -211,7 +219,7 @@ def _prefetched(source: Generator[Batch, None, None], depth: int) -> Iterator[Ba
                     ready.put(batch)
                     if batch is None:
                         break
-            except BaseException as error:  # noqa: BLE001 - raised in the consumer
+            except BaseException as error:
                 ready.put(error)
 
     thread = threading.Thread(target=produce, name="loader", daemon=True)

@@ -6,6 +6,7 @@ Everything here is arithmetic on (seed, domain, pass, window, rank): a reader re
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ class Share:
             raise ValueError(f"rank {self.rank} is not in [0, {self.world_size}), the ranks of the world")
 
     def of(self, total: int) -> tuple[int, int]:
-        """This rank's part [start, stop) of `total` rows; parts differ by at most one row."""
+        """The part [start, stop) of `total` rows that is this rank's; parts differ by at most one row."""
         return self.rank * total // self.world_size, (self.rank + 1) * total // self.world_size
 
 
@@ -89,6 +90,13 @@ class Shard:
         start = offset // self._window_rows * self._window_rows
         stop = min(start + self._window_rows, self.rows)
         return Window(number, number * self.rows + start, number * self.rows + stop)
+
+    def windows(self, start: int, stop: int) -> Iterator[Window]:
+        """The windows that hold rows [start, stop) of the stream, in order."""
+        while start < stop:
+            window = self.window_at(start)
+            yield window
+            start = window.stop
 
     def pieces(self, window: Window) -> list[Piece]:
         """What to read for a window, in stream order before shuffling."""

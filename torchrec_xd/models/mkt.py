@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torchrec_xd.batch import Batch
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
 from torchrec_xd.losses import polarized_distribution_loss
-from torchrec_xd.models.task import Output, RowVectors, Teacher, TrainTask, Transfer, bce_by_task, with_specific
+from torchrec_xd.models.task import Output, RowVectors, Teacher, TrainTask, Transfer, logit_output, with_specific
 from torchrec_xd.modules.gates import GatedLinearUnit
 from torchrec_xd.modules.hfa import HeterogeneousFeatureAlignment
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
-from torchrec_xd.modules.ple import ProgressiveLayeredExtraction
+from torchrec_xd.modules.ple import Experts, ProgressiveLayeredExtraction
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import Settings, UserError
 
@@ -91,29 +91,29 @@ class CommonKnowledgeExtractor(nn.Module):
             }
         )
         self.aligned_dim = settings.aligned_dim
+        counts = settings.num_experts, settings.num_shared_experts
         self.ple = ProgressiveLayeredExtraction(
             self.vectors.out_dim + settings.aligned_dim,
-            settings.expert_widths,
+            Experts(settings.expert_widths, *counts, settings.dropout),
             domains=tuple(schema.domains),
             outputs=outputs,
-            num_experts=(settings.num_experts, settings.num_shared_experts),
             levels=settings.levels,
-            dropout=settings.dropout,
         )
 
     def forward(self, lookups: Lookups) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Vectors of every row (`user`, `sequence`, `shared`), and the common knowledge `[B_d, W]` by domain."""
         vectors = self.vectors(lookups)
-        aligned_BA = torch.cat([self._align(lookups, domain) for domain in lookups.rows])
+        aligned_BA = torch.cat([self._align(specific, domain) for domain, specific in lookups.specific.items()])
         x = torch.cat([*vectors.values(), aligned_BA], dim=1)
         return vectors, self.ple(x, lookups.rows)
 
-    def _align(self, lookups: Lookups, domain: str) -> Tensor:
-        if domain in self.hfa.names:
-            aligned: Tensor = self.hfa[domain](lookups.specific[domain])
-            return aligned
-        rows = lookups.rows[domain]
-        return lookups.groups["shared"].new_zeros(rows.stop - rows.start, self.aligned_dim)
+    def _align(self, specific_BND: Tensor, domain: str) -> Tensor:
+        aligned: Tensor = (
+            self.hfa[domain](specific_BND)
+            if specific_BND.shape[1]
+            else specific_BND.new_zeros(len(specific_BND), self.aligned_dim)
+        )
+        return aligned
 
 
 class MultiEntityModel(nn.Module):
@@ -147,12 +147,12 @@ class MultiEntityModel(nn.Module):
             task.name: self.towers[task.name](torch.cat([common[task.domain], independent[task.domain]], dim=1))
             for task in self.schema.tasks
         }
-        logits = {name: logit.squeeze(1) for name, logit in logits.items()}
         pdl = polarized_distribution_loss((common[domain], independent[domain]) for domain in lookups.rows)
-        loss = bce_by_task(logits, self.schema, batch, self.settings.domain_weight)
+        output = logit_output(logits, self.schema, batch, self.settings.domain_weight)
         if self.settings.gamma:
-            loss["pdl"] = self.settings.gamma * pdl
-        return Output({name: logit.sigmoid() for name, logit in logits.items()}, loss, {"cosine": pdl.detach()})
+            output.loss["pdl"] = self.settings.gamma * pdl
+        output.monitors["cosine"] = pdl.detach()
+        return output
 
 
 class TransferredKnowledge(nn.Module):
@@ -201,9 +201,8 @@ class TargetEntityModel(nn.Module):
         gated = [own + self.gates[name](taught[name], own) for name, own in vectors.items()]
         cross = self.cross(with_specific(torch.cat(gated, dim=1), lookups, self.target))
         final = cross + self.gates["common"](taught["common"], cross)
-        logits = {task.name: self.heads[task.name](final).squeeze(1) for task in self.schema.tasks}
-        loss = bce_by_task(logits, self.schema, batch, {})
-        return Output({name: logit.sigmoid() for name, logit in logits.items()}, loss)
+        logits = {task.name: self.heads[task.name](final) for task in self.schema.tasks}
+        return logit_output(logits, self.schema, batch)
 
 
 def build_pretrain(schema: Schema, settings: PretrainSettings, embeddings: EmbeddingSettings, seed: int) -> TrainTask:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torchrec_xd.batch import Batch
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
-from torchrec_xd.models.task import Output, RowVectors, TrainTask, bce_by_task, with_specific
+from torchrec_xd.models.task import Output, RowVectors, TrainTask, logit_output, with_specific
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
 from torchrec_xd.schema import Schema
@@ -47,9 +47,7 @@ class SingleDomainModel(nn.Module):
         """Binary cross entropy on the domain's labels."""
         rows = torch.cat(list(self.vectors(lookups).values()), dim=1)
         hidden = self.trunk(with_specific(rows, lookups, self.domain))
-        logits = {task.name: self.heads[task.name](hidden).squeeze(1) for task in self.schema.tasks}
-        scores = {name: logit.sigmoid() for name, logit in logits.items()}
-        return Output(scores, bce_by_task(logits, self.schema, batch, {}))
+        return logit_output({name: self.heads[name](hidden) for name in self.heads.names}, self.schema, batch)
 
 
 def build_single(schema: Schema, settings: SingleSettings, embeddings: EmbeddingSettings, seed: int) -> TrainTask:

@@ -55,8 +55,7 @@ class RowVectors(nn.Module):
 
 def with_specific(rows: Tensor, lookups: Lookups, domain: str) -> Tensor:
     """Vectors of one domain's rows, with its specific features behind them: `[B_d, W] -> [B_d, W + N * D]`."""
-    specific_BND = lookups.specific.get(domain)
-    return rows if specific_BND is None else torch.cat([rows, specific_BND.flatten(1)], dim=1)
+    return torch.cat([rows, lookups.specific[domain].flatten(1)], dim=1)
 
 
 class Teacher(nn.Module):
@@ -119,21 +118,22 @@ def task_rows(schema: Schema, batch: Batch) -> dict[str, slice]:
     return {task.name: by_domain[task.domain] for task in schema.tasks}
 
 
-def bce_by_task(
-    logits: Mapping[str, Tensor], schema: Schema, batch: Batch, domain_weight: Mapping[str, float]
-) -> dict[str, Tensor]:
-    """`BCE_d` of every task, `bce/<task>` to a scalar.
+def logit_output(
+    logits: Mapping[str, Tensor], schema: Schema, batch: Batch, domain_weight: Mapping[str, float] | None = None
+) -> Output:
+    """Scores and the binary cross entropy of every task (`bce/<task>`) from its logits `[B_d, 1]`.
 
-    It is the sum over the task's rows divided by the rows of the whole mixed batch, so a domain weighs what its rows
-    weigh, times `domain_weight` (1 where a domain is not named).
+    A task's loss is the sum over its rows divided by the rows of the whole mixed batch, so a domain weighs what its
+    rows weigh, times `domain_weight` (1 where a domain is not named).
     """
-    rows = task_rows(schema, batch)
-    losses = {}
+    rows, weights = task_rows(schema, batch), domain_weight or {}
+    score, loss = {}, {}
     for i, task in enumerate(schema.tasks):
-        own = rows[task.name]
-        total = bce_sum(logits[task.name], batch.label_BT[own, i], batch.weight_B[own])
-        losses[f"bce/{task.name}"] = total * (domain_weight.get(task.domain, 1.0) / max(len(batch), 1))
-    return losses
+        own, logit = rows[task.name], logits[task.name].squeeze(1)
+        total = bce_sum(logit, batch.label_BT[own, i], batch.weight_B[own])
+        score[task.name] = logit.sigmoid()
+        loss[f"bce/{task.name}"] = total * (weights.get(task.domain, 1.0) / max(len(batch), 1))
+    return Output(score, loss)
 
 
 def score_matrix(schema: Schema, batch: Batch, output: Output) -> Tensor:

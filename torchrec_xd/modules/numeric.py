@@ -20,12 +20,13 @@ class NumericEmbedding(nn.Module):
 
     def __init__(self, columns: Sequence[str], dim: int) -> None:
         super().__init__()
-        self.lines = nn.ParameterDict({f"n_{c}": nn.Parameter(torch.zeros(2, dim)) for c in columns})
+        self.names = [f"n_{column}" for column in columns]
+        self.lines = nn.ParameterDict({name: nn.Parameter(torch.zeros(2, dim)) for name in self.names})
         for line in self.lines.values():
             nn.init.normal_(line[0], std=dim**-0.5)
 
     def forward(self, dense_BN: Tensor) -> Tensor:
         """`[B, N] -> [B, N, D]`."""
-        weight_ND, bias_ND = torch.stack(list(self.lines.values()), dim=1)
+        weight_ND, bias_ND = torch.stack([self.lines[name] for name in self.names], dim=1)
         embedded_BND: Tensor = dense_BN.unsqueeze(2) * weight_ND + bias_ND
         return embedded_BND

@@ -6,6 +6,7 @@ Shape legend: B rows, I input width, W expert width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -17,22 +18,33 @@ SHARED = "*shared"
 """Name of the path that all domains feed; no domain can have it."""
 
 
+class Experts(NamedTuple):
+    """What the experts of a level are like."""
+
+    widths: Sequence[int]
+    """Widths of an expert's layers; the last one is W."""
+    own: int = 1
+    """Experts of each domain."""
+    shared: int = 1
+    dropout: float = 0.0
+
+
 class ExtractionLevel(nn.Module):
     """One level: experts per path (each domain's own and the shared ones) and a gate per path that leads out of it.
 
     A domain's gate mixes its own and the shared experts (eq. 1-4); the shared gate mixes all experts (eq. 5).
     """
 
-    def __init__(
-        self, in_dim: int, widths: Sequence[int], experts: Mapping[str, int], outputs: Sequence[str], dropout: float
-    ) -> None:
+    def __init__(self, in_dim: int, experts: Experts, paths: Sequence[str], outputs: Sequence[str]) -> None:
         super().__init__()
+        widths, own, shared, dropout = experts
+        counts = {path: shared if path == SHARED else own for path in paths}
         self.experts = ModuleMap(
-            {path: nn.ModuleList(MLP(in_dim, widths, dropout=dropout) for _ in range(n)) for path, n in experts.items()}
+            {path: nn.ModuleList(MLP(in_dim, widths, dropout=dropout) for _ in range(n)) for path, n in counts.items()}
         )
-        self.sources = {path: list(experts) if path == SHARED else [path, SHARED] for path in outputs}
+        self.sources = {path: list(paths) if path == SHARED else [path, SHARED] for path in outputs}
         self.gates = ModuleMap(
-            {path: ExpertGate(in_dim, sum(experts[s] for s in sources)) for path, sources in self.sources.items()}
+            {path: ExpertGate(in_dim, sum(counts[s] for s in sources)) for path, sources in self.sources.items()}
         )
 
     def run(self, path: str, x: Tensor) -> list[Tensor]:
@@ -56,36 +68,22 @@ class ProgressiveLayeredExtraction(nn.Module):
 
     Args:
         in_dim: I.
-        widths: widths of an expert's layers; the last one is W.
+        experts: their layers and numbers, the same at every level.
         domains: the paths.
         outputs: domains whose output is wanted; experts that none of them needs are not built.
-        num_experts: experts per domain and level, and shared ones per level.
         levels: extraction levels.
     """
 
     def __init__(
-        self,
-        in_dim: int,
-        widths: Sequence[int],
-        *,
-        domains: Sequence[str],
-        outputs: Sequence[str],
-        num_experts: tuple[int, int],
-        levels: int = 1,
-        dropout: float = 0.0,
+        self, in_dim: int, experts: Experts, *, domains: Sequence[str], outputs: Sequence[str], levels: int = 1
     ) -> None:
         super().__init__()
-        own, shared = num_experts
-        every = {**dict.fromkeys(domains, own), SHARED: shared}
-        level_dims = [in_dim] + [widths[-1]] * (levels - 1)
-        self.levels = nn.ModuleList(
-            ExtractionLevel(level_dims[i], widths, every, [*domains, SHARED], dropout) for i in range(levels - 1)
-        )
-        last = {path: every[path] for path in (*outputs, SHARED)}
-        self.last = ExtractionLevel(level_dims[-1], widths, last, outputs, dropout)
+        every = [*domains, SHARED]
+        dims = [in_dim] + [experts.widths[-1]] * (levels - 1)
+        self.levels = nn.ModuleList(ExtractionLevel(dim, experts, every, every) for dim in dims[:-1])
+        self.last = ExtractionLevel(dims[-1], experts, [*outputs, SHARED], outputs)
         self.paths = (*domains, SHARED)
         self.outputs = tuple(outputs)
-        self.out_dim = widths[-1]
 
     def forward(self, x_BI: Tensor, rows: Mapping[str, slice]) -> dict[str, Tensor]:
         """All rows `[B, I]` and the slice of each domain to each output domain's `[B_d, W]`."""

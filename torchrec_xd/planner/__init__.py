@@ -4,7 +4,14 @@ from torchrec_xd.planner.advice import explain, remedies
 from torchrec_xd.planner.constraints import Constraint
 from torchrec_xd.planner.plan import Plan, diff_plans, load_plan, read_plan
 from torchrec_xd.planner.planning import InfeasibleError, PlannerSettings, Planning, make_plan, plan_module
-from torchrec_xd.planner.tables import TableList, TableModule, default_sharders, load_tables, schema_tables, set_optimizer
+from torchrec_xd.planner.tables import (
+    TableList,
+    TableModule,
+    default_sharders,
+    load_tables,
+    schema_tables,
+    set_optimizer,
+)
 from torchrec_xd.planner.topology import Cluster, load_cluster
 
 __all__ = [

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import nn
 
 from torchrec_xd.planner.placement import Ranks, build_groups
-from torchrec_xd.planner.planning import Planning, PlannerSettings, Priced, price
+from torchrec_xd.planner.planning import PlannerSettings, Planning, Priced, price
 from torchrec_xd.planner.prices import Option, TableRef
 from torchrec_xd.planner.search import Found, search
 from torchrec_xd.planner.topology import GIB, Cluster
@@ -51,7 +51,9 @@ def explain(planning: Planning, name: str) -> list[Verdict]:
             slowest = planning.plan.slowest_rank_ms
         why = _why(option, planning, index, slowest, ranks)
         verdicts.append(Verdict(option, option is planning.chosen[index], slowest, why))
-    return sorted(verdicts, key=lambda v: (not v.chosen, v.slowest_rank_ms is None, v.slowest_rank_ms or 0, v.option.total_ms))
+    return sorted(
+        verdicts, key=lambda v: (not v.chosen, v.slowest_rank_ms is None, v.slowest_rank_ms or 0, v.option.total_ms)
+    )
 
 
 def _index_of(tables: list[TableRef], name: str) -> int:
@@ -68,19 +70,24 @@ def _why(option: Option, planning: Planning, index: int, slowest: float | None, 
     if option is chosen:
         return "chosen"
     if slowest is None:
-        for kind, limit, used in zip(("hbm", "ddr"), ranks.limit_M, ranks.memory_MW, strict=True):
-            need = max(getattr(run.storage, kind) for run in option.runs)
-            if need > limit:
-                return f"a shard needs {need / GIB:.2f} GiB of {kind.upper()}, a rank has {limit / GIB:.2f}"
-            if need > limit - used.min():
-                return f"a shard needs {need / GIB:.2f} GiB of {kind.upper()}, the emptiest rank has {(limit - used.min()) / GIB:.2f} left"
-        return "not enough ranks have room for its shards"
+        return _no_room(option, ranks)
     if slowest > now * (1 + 1e-9):
-        return f"the slowest rank would take {slowest:.3f} ms instead of {now:.3f}"
+        return f"slowest rank {slowest:.3f} ms, {slowest / now - 1:+.1%}"
     extra = option.total_ms - chosen.total_ms
     if extra > 0:
-        return f"the slowest rank would be no faster, and all ranks together would work {extra:.3f} ms more"
-    return "as good: the slowest rank is another one"
+        return f"no faster, and {extra:.3f} ms more work in all"
+    return "as good"
+
+
+def _no_room(option: Option, ranks: Ranks) -> str:
+    for kind, limit, used in zip(("hbm", "ddr"), ranks.limit_M, ranks.memory_MW, strict=True):
+        need = max(getattr(run.storage, kind) for run in option.runs)
+        able = int((used + need <= limit).sum())
+        if need > limit:
+            return f"a shard needs {need / GIB:.2f} GiB of {kind.upper()}, a rank has {limit / GIB:.2f}"
+        if able < option.num_shards:
+            return f"{need / GIB:.2f} GiB of {kind.upper()} needed on {option.num_shards} ranks, left on {able}"
+    return "not enough ranks of one node have room for its shards"
 
 
 def remedies(priced: Priced) -> list[str]:
@@ -105,11 +112,13 @@ def _again(priced: Priced, cluster: Cluster | None = None, settings: PlannerSett
 
 def _more_ranks(priced: Priced) -> Iterator[tuple[str, Priced]]:
     cluster = priced.cluster
-    nodes = cluster.world_size // cluster.node_size
+    sizes = set()
     for factor in (1.25, 1.5, 2, 3, 4, 6, 8):
-        more = int(np.ceil(nodes * factor)) * cluster.node_size
-        if more > cluster.world_size:
-            yield f"{more} ranks instead of {cluster.world_size}", _again(priced, cluster.with_changes(world_size=more))
+        more = math.ceil(cluster.world_size * factor)
+        nodes = math.ceil(more / cluster.ranks_per_node)
+        sizes.add(more if nodes == 1 else nodes * cluster.ranks_per_node)
+    for size in sorted(sizes - {cluster.world_size}):
+        yield f"{size} ranks instead of {cluster.world_size}", _again(priced, cluster.with_changes(world_size=size))
 
 
 def _other_changes(priced: Priced) -> Iterator[tuple[str, Priced]]:

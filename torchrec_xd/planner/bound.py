@@ -46,7 +46,9 @@ class Candidates:
         """Infinite where one shard alone exceeds a rank's memory."""
         self.capacity_M: Floats = ranks.limit_M * self.world_size
         # Bin-packing weights need single shards: runs of equal shards keep the arrays small.
-        runs = [(n, *run) for n, c in enumerate(every) for run in zip(*np.unique(c.ms_S, return_counts=True), strict=True)]
+        runs = [
+            (n, *run) for n, c in enumerate(every) for run in zip(*np.unique(c.ms_S, return_counts=True), strict=True)
+        ]
         self.run_of: Ints = np.array([run[0] for run in runs])
         self.run_ms: Floats = np.array([run[1] for run in runs], dtype=np.float64)
         self.run_count: Floats = np.array([run[2] for run in runs], dtype=np.float64)
@@ -84,7 +86,7 @@ class Candidates:
             # On the brink of infeasibility the simplex method may end undecided; the interior point method is sure.
             solved = linprog(
                 self.total_N[allowed] / scale,
-                A_ub=self.memory_MN[np.ix_(used, allowed)] / capacity[:, None],
+                A_ub=self.memory_MN[used][:, allowed] / capacity[:, None],
                 b_ub=self.capacity_M[used] / capacity,
                 A_eq=one_each,
                 b_eq=np.ones(len(self.start_G)),
@@ -123,14 +125,20 @@ class Candidates:
             method="highs",
         )
         assert solved.status == 0, solved.message
-        return solved.x[-2:] * unit, hopeless
+        short: Floats = solved.x[-2:] * unit
+        # The dual counts bytes where the solver rounds: exact as a rule, where only one kind of memory is short.
+        price = np.round(-solved.ineqlin.marginals, 9)
+        least = np.minimum.reduceat(
+            np.where(fits | hopeless[self.group_N], price @ self.memory_MN, np.inf), self.start_G
+        )
+        exact = float(least.sum() - price @ self.capacity_M)
+        return np.where(short == short.max(), exact, 0.0) if short.min() < 1 else short, hopeless
 
 
 def lower_bound(candidates: Candidates, upper_ms: float = np.inf) -> tuple[float, Relaxation] | None:
     """A time that no plan can beat and the relaxation that shows it; None where memory holds no plan.
 
-    Args:
-        upper_ms: a known plan's time: the bin-packing bound is sought below it.
+    The bin-packing bound is sought below `upper_ms`, the time of a known plan.
     """
     found = _parametric(candidates)
     if found is None:
@@ -175,5 +183,6 @@ def _weight(candidates: Candidates, limit_ms: float, small: float) -> float:
     """Ranks needed at least: shards above 1 - `small` of the limit count a whole rank, those below `small` nothing."""
     share = candidates.run_ms / limit_ms
     weight = np.where(share > 1 - small, 1.0, np.where(share < small, 0.0, share)) * candidates.run_count
-    per_candidate = np.bincount(candidates.run_of, weight, minlength=len(candidates.total_N))
+    per_candidate = np.zeros(len(candidates.total_N))
+    np.add.at(per_candidate, candidates.run_of, weight)
     return float(candidates.least(per_candidate, limit_ms).sum())

@@ -34,12 +34,12 @@ class CalibratedConfig(EmbeddingPerfEstimatorConfig):
         super().__init__()
         self.calibration = calibration
 
-    @forward_compute
+    @forward_compute  # type: ignore[untyped-decorator]
     def forward_ms(self, ctx: ShardPerfContext) -> float:
         """Forward lookup of one shard in ms."""
         return self._milliseconds(self.calibration.forward, ctx)
 
-    @backward_compute
+    @backward_compute  # type: ignore[untyped-decorator]
     def backward_ms(self, ctx: ShardPerfContext) -> float:
         """Backward pass and update of one shard in ms."""
         return self._milliseconds(self.calibration.backward, ctx)

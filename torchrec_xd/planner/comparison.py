@@ -78,7 +78,7 @@ def _constraints(table: TableRef, options: Sequence[Option], settings: PlannerSe
 def _match(plan: ShardingPlan, table: TableRef, options: Sequence[Option]) -> tuple[Option, Ints]:
     """Our price of what torchrec chose: columns cut into one shard are a whole table."""
     module_plan = plan.plan[table.path]
-    chosen = module_plan[table.name]  # type: ignore[index]
+    chosen = module_plan[table.name]
     ranks = np.array(chosen.ranks, dtype=np.int64)
     kind, count = chosen.sharding_type, len(ranks)
     if kind in (ShardingType.COLUMN_WISE.value, ShardingType.TABLE_COLUMN_WISE.value) and count == 1:

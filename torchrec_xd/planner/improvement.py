@@ -60,8 +60,7 @@ class Improvement:
         for group, ranks in enumerate(assignment.ranks):
             self.on_rank[group, ranks] = True
         self.by_total = [
-            sorted(range(len(group.candidates)), key=lambda i: group.candidates[i].total_ms)  # noqa: B023
-            for group in groups
+            sorted(range(len(group.candidates)), key=lambda i: group.candidates[i].total_ms) for group in groups
         ]
 
     def run(self, effort: int) -> Assignment:
@@ -136,9 +135,9 @@ class Improvement:
         if not len(mine) or not len(others):
             return False
         load, memory, limit = self.state.load_W, self.state.memory_MW, self.state.limit_M[:, None]
-        at = np.array([self.assignment.ranks[g][0] for g in others])
-        their_ms = np.array([self._candidate(g).ms_S[0] for g in others])
-        their_memory = np.array([self._candidate(g).memory_M for g in others]).T
+        at = np.array([self.assignment.ranks[g][0] for g in others.tolist()])
+        their_ms = np.array([self._candidate(g).ms_S[0] for g in others.tolist()])
+        their_memory = np.array([self._candidate(g).memory_M for g in others.tolist()]).T
         best: tuple[float, int, int] | None = None
         for group in mine.tolist():
             candidate = self._candidate(group)

@@ -86,11 +86,9 @@ def build_groups(
 
 def _candidate(options: list[Option], ranks: Ints | None) -> Candidate:
     ms = np.sum([_spread(o, [run.perf.total for run in o.runs]) for o in options], axis=0)
-    memory = [
-        np.sum([_spread(o, [kind(run) for run in o.runs]) for o in options], axis=0)
-        for kind in (lambda run: run.storage.hbm, lambda run: run.storage.ddr)
-    ]
-    stacked = np.stack(memory)
+    hbm = np.sum([_spread(o, [run.storage.hbm for run in o.runs]) for o in options], axis=0)
+    ddr = np.sum([_spread(o, [run.storage.ddr for run in o.runs]) for o in options], axis=0)
+    stacked = np.stack([hbm, ddr])
     layout = LAYOUTS[options[0].sharding_type]
     largest, total = float(ms.max()), float(ms.sum())
     return Candidate(layout, tuple(options), ms, stacked, ranks, largest, total, stacked.sum(axis=1))

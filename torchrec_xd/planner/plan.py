@@ -158,6 +158,7 @@ def load_plan(
     """The plan in `path` for `module`, to be given to DistributedModelParallel.
 
     Args:
+        path: what `Plan.save` wrote.
         module: what will be sharded; its tables must be those that were planned.
         world_size: ranks of this run; must be those that were planned.
         sharders: as given to DistributedModelParallel; torchrec's own unless told.
@@ -168,7 +169,9 @@ def load_plan(
     """
     plan = read_plan(path)
     if plan.cluster.world_size != world_size:
-        raise UserError(f"{path}: planned for {plan.cluster.world_size} ranks, but this run has {world_size}; plan again")
+        raise UserError(
+            f"{path}: planned for {plan.cluster.world_size} ranks, but this run has {world_size}; plan again"
+        )
     if device is not None and plan.cluster.device != device:
         raise UserError(f"{path}: planned for '{plan.cluster.device}', but this run uses '{device}'; plan again")
     try:

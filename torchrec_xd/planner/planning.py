@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
@@ -25,7 +25,7 @@ class PlannerSettings(Settings):
 
     batch_size: PositiveInt = 512
     """Samples per rank and step."""
-    pooling: dict[str, PositiveFloat] = {}
+    pooling: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Feature to mean ids per sample; 1 where not named."""
     constraints: tuple[Constraint, ...] = ()
     """Pins, bans and co-locations."""
@@ -60,10 +60,11 @@ class Planning:
 class InfeasibleError(UserError):
     """No plan keeps the limits and constraints."""
 
-    def __init__(self, message: str, priced: Priced, why: NotFound) -> None:
+    def __init__(self, message: str, priced: Priced, why: NotFound, seconds: float) -> None:
         super().__init__(message)
         self.priced = priced
         self.why = why
+        self.seconds = seconds
 
 
 def price_module(
@@ -101,7 +102,7 @@ def make_plan(
     priced = price_module(module, sharders, cluster, settings)
     found = search(priced.groups, cluster, settings.effort)
     if isinstance(found, NotFound):
-        raise InfeasibleError(_reason(priced, found), priced, found)
+        raise InfeasibleError(_reason(priced, found), priced, found, time.perf_counter() - began)
     chosen: list[Option] = [priced.options[0][0]] * len(priced.tables)
     ranks: list[Ints] = [np.empty(0, dtype=np.int64)] * len(priced.tables)
     for group, placement in zip(priced.groups, found.placements, strict=True):
@@ -187,7 +188,9 @@ def _reason(priced: Priced, why: NotFound) -> str:
             )
             over = {kind: bytes_ for kind, bytes_ in _excess(run.storage, limits).items() if bytes_ > 0}
             short = " and ".join(f"{bytes_:,} bytes of {kind.upper()}" for kind, bytes_ in over.items())
-            lines.append(f"table '{priced.tables[table].fqn}': its leanest shard ({option.label}) is {short} short on any rank")
+            lines.append(
+                f"table '{priced.tables[table].fqn}': its leanest shard ({option.label}) is {short} short on any rank"
+            )
     for kind, missing in zip(limits, why.shortage_M, strict=True):
         if missing >= 1:
             lines.append(f"all ranks together are at least {int(missing):,} bytes of {kind.upper()} short")

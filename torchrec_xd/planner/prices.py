@@ -88,7 +88,7 @@ class Option:
     @property
     def largest_ms(self) -> float:
         """Time of the slowest shard."""
-        return max(run.perf.total for run in self.runs)
+        return float(max(run.perf.total for run in self.runs))
 
     @property
     def total_ms(self) -> float:
@@ -142,7 +142,9 @@ def price_tables(
         options = list(_unpriced(table, topology, own, (batch_size, lengths, pooled[table.path])))
         if not options:
             offered = ", ".join(sorted({f"{t}/{k}" for t, k in _types_and_kernels(table, cluster.device, ())}))
-            raise UserError(f"constraints leave no way to shard table '{table.name}'; '{cluster.device}' has: {offered}")
+            raise UserError(
+                f"constraints leave no way to shard table '{table.name}'; '{cluster.device}' has: {offered}"
+            )
         rows.append(options)
     _estimate([option for row in rows for option, _, _ in row], tables, topology, cluster)
     return [[_priced(*entry) for entry in row] for row in rows]
@@ -204,7 +206,9 @@ def _column_dims(kind: str, dim: int) -> tuple[int | None, ...]:
     return tuple(least for width, least in widths.items() if width < dim or kind == ShardingType.GRID_SHARD.value)
 
 
-def _shapes(table: TableRef, topology: Topology, kind: str, column_dim: int | None) -> tuple[list[list[int]], list[int]]:
+def _shapes(
+    table: TableRef, topology: Topology, kind: str, column_dim: int | None
+) -> tuple[list[list[int]], list[int]]:
     sizes, _ = calculate_shard_sizes_and_offsets(
         table.parameter, topology.world_size, topology.intra_group_size, kind, col_wise_shard_dim=column_dim
     )
@@ -214,9 +218,8 @@ def _shapes(table: TableRef, topology: Topology, kind: str, column_dim: int | No
 
 def _placeable(kind: str, num_shards: int, topology: Topology) -> bool:
     """Two column shards of one table on one rank gain nothing, so each gets a rank of its own."""
-    if kind == ShardingType.TABLE_COLUMN_WISE.value:
-        return num_shards <= topology.intra_group_size
-    return num_shards <= topology.world_size
+    ranks = topology.intra_group_size if kind == ShardingType.TABLE_COLUMN_WISE.value else topology.world_size
+    return bool(num_shards <= ranks)
 
 
 def _estimate(options: list[ShardingOption], tables: Sequence[TableRef], topology: Topology, cluster: Cluster) -> None:

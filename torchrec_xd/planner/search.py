@@ -58,11 +58,7 @@ class NotFound:
 
 
 def search(groups: Sequence[Group], cluster: Cluster, effort: int = 400) -> Found | NotFound:
-    """The best plan found.
-
-    Args:
-        effort: steps of improvement per start without success before it is given up.
-    """
+    """The best plan found; a start is given up after `effort` vain attempts in a row to improve it."""
     ranks = Ranks(cluster)
     flat = Candidates(groups, ranks)
     bound = lower_bound(flat)
@@ -132,9 +128,7 @@ def _place(
     ranks = Ranks(cluster)
     picked = [group.candidates[index] for group, index in zip(groups, chosen, strict=True)]
     limit = np.maximum(ranks.limit_M, 1.0)
-    size = [
-        float((c.memory_MS.max(axis=1) / limit).max()) if by_memory else c.largest_ms for c in picked
-    ]
+    size = [float((c.memory_MS.max(axis=1) / limit).max()) if by_memory else c.largest_ms for c in picked]
     order = sorted(range(len(groups)), key=lambda i: (picked[i].layout != "uniform", -size[i], i))
     assignment = Assignment(ranks, list(chosen), [np.empty(0, dtype=np.int64) for _ in groups])
     left = []

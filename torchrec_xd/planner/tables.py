@@ -166,22 +166,20 @@ def _yaml_lines(path: Path, text: str, constraints: list[Any]) -> Iterator[tuple
 
 
 class TableModule(nn.Module):
-    """The tables of a list as a model would hold them: pooled ones in `bags`, the others in `sequences`."""
+    """The tables of a list as a model would hold them: pooled ones in `bags`, the others by width in `sequences`."""
 
     def __init__(self, tables: TableList, dtype: WeightType) -> None:
         super().__init__()
         meta = torch.device("meta")
-        pooled = [t for t in tables.tables if not t.sequence]
-        unpooled = [t for t in tables.tables if t.sequence]
-        self.bags = (
-            EmbeddingBagCollection([EmbeddingBagConfig(**_config(t, dtype)) for t in pooled], device=meta)
-            if pooled
-            else None
-        )
-        self.sequences = (
-            EmbeddingCollection([EmbeddingConfig(**_config(t, dtype)) for t in unpooled], device=meta)
-            if unpooled
-            else None
+        pooled = [EmbeddingBagConfig(**_config(t, dtype)) for t in tables.tables if not t.sequence]
+        self.bags = EmbeddingBagCollection(pooled, device=meta) if pooled else None
+        unpooled: dict[int, list[EmbeddingConfig]] = {}
+        for table in tables.tables:
+            if table.sequence:
+                unpooled.setdefault(table.dim, []).append(EmbeddingConfig(**_config(table, dtype)))
+        # An EmbeddingCollection holds tables of one width only.
+        self.sequences = nn.ModuleDict(
+            {f"dim_{dim}": EmbeddingCollection(configs, device=meta) for dim, configs in unpooled.items()}
         )
 
 

@@ -1,1 +1,68 @@
 """Offline preparation of data sets, as Ibis expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torchrec_xd.prepare import cj_feed, manifest
+from torchrec_xd.prepare.dataset import DataSet
+from torchrec_xd.prepare.engine import PrepareSettings, connect
+from torchrec_xd.prepare.journey import PROVENANCE, Journey, load, raw_files, raw_folder
+from torchrec_xd.prepare.manifest import Manifest
+from torchrec_xd.prepare.parquet import write_domain
+from torchrec_xd.settings import UserError
+
+__all__ = ["DATA_SETS", "Manifest", "PrepareSettings", "prepare"]
+
+DATA_SETS: dict[str, Callable[[Journey, PrepareSettings], DataSet]] = {
+    "cj_feed": cj_feed.build,
+}
+"""What `prepare` can make."""
+
+
+def prepare(
+    name: str, out: Path, settings: PrepareSettings, progress: Callable[[str], None], raw: Path | None = None
+) -> Manifest:
+    """Write a data set: `out/<domain>/<split>/*.parquet` and `out/manifest.json`.
+
+    `out` is complete or untouched, whatever happens meanwhile. A data set that lies there already is reused where inputs,
+    settings and code are the same, and replaced where they are not.
+
+    Args:
+        name: key of `DATA_SETS`.
+        out: folder.
+        settings: how.
+        progress: called with a line of text for every step.
+        raw: folder of the raw Parquet files; that of the installed package unless told.
+
+    Raises:
+        UserError: unknown name, raw data missing, engine missing, or `out` holds anything else.
+    """
+    if name not in DATA_SETS:
+        raise UserError(f"unknown data set '{name}'; there are: {', '.join(DATA_SETS)}")
+    files = raw_files(raw or raw_folder())
+    identity = manifest.identity(name, settings.meaning(), files)
+    old = manifest.reusable(out, identity)
+    if old is not None:
+        progress(f"{out}: prepared before, from the same inputs with the same settings; reused")
+        return old
+    with manifest.replaced(out) as folder:
+        journey = load(connect(settings, spill=folder.parent / "spill"), files)
+        progress("raw data: read")
+        data_set = DATA_SETS[name](journey, settings)
+        progress("facts: computed")
+        made = Manifest(
+            identity=identity,
+            provenance=PROVENANCE,
+            notes=data_set.notes,
+            dropped=dict(journey.dropped),
+            sampling=dict(data_set.sampling),
+            cardinalities={key: int(words.count().execute()) for key, words in data_set.vocabularies.items()},
+            domains={
+                key: write_domain(key, domain, folder, settings, progress) for key, domain in data_set.domains.items()
+            },
+            versions=manifest.versions(settings.engine),
+        )
+        (folder / manifest.NAME).write_text(made.model_dump_json(indent=1), encoding="utf-8")
+    return made

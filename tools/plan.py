@@ -1,0 +1,172 @@
+"""Plan how embedding tables are sharded over a cluster: `python -m tools.plan CONFIG | --tables FILE`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from tools.workload import config_workload, list_workload, with_wishes
+from torchrec_xd.planner.advice import explain, remedies
+from torchrec_xd.planner.comparison import StockPlan, stock_plan
+from torchrec_xd.planner.console import comparison_view, plan_view, verdicts_view
+from torchrec_xd.planner.page import save_page
+from torchrec_xd.planner.plan import diff_plans, read_plan
+from torchrec_xd.planner.planning import InfeasibleError, Planning, make_plan
+from torchrec_xd.planner.tables import OptimizerName, WeightType, default_sharders
+from torchrec_xd.planner.topology import load_cluster
+from torchrec_xd.settings import UserError
+
+CLUSTERS = Path(__file__).parent.parent / "configs" / "clusters"
+"""Named cluster profiles."""
+EXIT_USER_ERROR = 2
+"""Also where no plan fits: the message says what is missing."""
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+screen = Console(highlight=False)
+if not screen.is_terminal:
+    screen = Console(highlight=False, width=150)
+
+
+@app.command()
+def plan(
+    config: Annotated[Path | None, typer.Argument(help="Run config or schema (YAML): its real tables.")] = None,
+    tables: Annotated[Path | None, typer.Option(help="Table list: CSV or YAML.")] = None,
+    cluster: Annotated[str, typer.Option(help="Profile in configs/clusters, or a path.")] = "8xH100",
+    world_size: Annotated[int | None, typer.Option(help="Ranks in all.")] = None,
+    ranks_per_node: Annotated[int | None, typer.Option(help="Ranks of a node.")] = None,
+    hbm: Annotated[float | None, typer.Option(help="GPU memory per rank, GiB.")] = None,
+    ddr: Annotated[float | None, typer.Option(help="Host memory per rank, GiB.")] = None,
+    intra: Annotated[float | None, typer.Option(help="Bandwidth inside a node, GiB/s per rank.")] = None,
+    inter: Annotated[float | None, typer.Option(help="Bandwidth between nodes, GiB/s per rank.")] = None,
+    reservation: Annotated[float | None, typer.Option(help="Share of memory kept free of tables, 0 to 1.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples per rank and step; a config's own, else 512.")] = None,
+    weights: Annotated[WeightType | None, typer.Option(help="Weight type; a config's own, else fp32.")] = None,
+    optimizer: Annotated[OptimizerName | None, typer.Option(help="A config's own, else rowwise_adagrad.")] = None,
+    pooling: Annotated[Path | None, typer.Option(help="YAML, feature: mean ids per sample.")] = None,
+    measure_pooling: Annotated[bool, typer.Option(help="Take these means from the config's training files.")] = False,
+    constraints: Annotated[Path | None, typer.Option(help="YAML with 'constraints': pins, bans, co-locations.")] = None,
+    effort: Annotated[int | None, typer.Option(help="Vain attempts after which the search ends.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the plan (JSON) that training loads.")] = None,
+    report: Annotated[Path | None, typer.Option("--json", help="Write a short report (JSON).")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report to be read in a browser.")] = None,
+    table: Annotated[str | None, typer.Option("--explain", help="Why this table is sharded as it is.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Run torchrec's default planner as well.")] = False,
+    diff: Annotated[tuple[Path, Path] | None, typer.Option(help="What two plans differ in.")] = None,
+) -> None:
+    """Plan, explain, compare. Exit code 2 where no plan fits or what was asked is wrong."""
+    # Torchrec warns about its own planner's defaults, which are not used here.
+    logging.getLogger("torchrec").setLevel(logging.ERROR)
+    try:
+        if diff is not None:
+            lines = diff_plans(read_plan(diff[0]), read_plan(diff[1]))
+            screen.print("\n".join(lines) if lines else "the plans are equal", markup=False)
+            return
+        machine = load_cluster(cluster, CLUSTERS).with_changes(
+            world_size=world_size,
+            ranks_per_node=ranks_per_node,
+            hbm_gib=hbm,
+            ddr_gib=ddr,
+            intra_node_gib_s=intra,
+            inter_node_gib_s=inter,
+            reservation=reservation,
+        )
+        if (config is None) == (tables is None):
+            raise UserError("give either a config (python -m tools.plan CONFIG) or a table list (--tables FILE)")
+        if config is not None:
+            work = config_workload(config, weights, optimizer, measure_pooling=measure_pooling)
+        else:
+            assert tables is not None
+            if measure_pooling:
+                raise UserError("--measure-pooling needs a config: a table list has no data")
+            work = list_workload(tables, weights or "fp32", optimizer or "rowwise_adagrad")
+        settings = with_wishes(work.settings, pooling, constraints, batch_size=batch_size, effort=effort)
+        try:
+            planning = make_plan(work.module, default_sharders(), machine, settings)
+        except InfeasibleError as error:
+            _fail(error, report)
+        stock = stock_plan(work.module, default_sharders(), machine, settings) if compare else None
+        _show(planning, stock, table)
+        if out is not None:
+            planning.plan.save(out)
+        if html is not None:
+            save_page(planning.plan, html)
+        if report is not None:
+            _write(report, _summary(planning, stock))
+    except UserError as error:
+        screen.print("error:", str(error), style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(EXIT_USER_ERROR) from None
+
+
+def _show(planning: Planning, stock: StockPlan | None, table: str | None) -> None:
+    if table is not None:
+        screen.print(verdicts_view(table, explain(planning, table)))
+    else:
+        screen.print(plan_view(planning.plan))
+    screen.print(f"planned in {planning.seconds:.2f} s")
+    if stock is not None:
+        screen.print(comparison_view(planning.plan, planning.seconds, stock))
+
+
+def _summary(planning: Planning, stock: StockPlan | None) -> dict[str, Any]:
+    plan = planning.plan
+    content: dict[str, Any] = {
+        "feasible": True,
+        "seconds": planning.seconds,
+        "slowest_rank_ms": plan.slowest_rank_ms,
+        "lower_bound_ms": plan.lower_bound_ms,
+        "gap": plan.gap,
+        "tables": len(plan.tables),
+        "world_size": plan.cluster.world_size,
+        "peak_rss_mb": _peak_rss_mb(),
+    }
+    if stock is not None:
+        content["default"] = {
+            "seconds": stock.seconds,
+            "slowest_rank_ms": stock.slowest_rank_ms,
+            "largest_hbm": stock.largest_hbm,
+            "largest_ddr": stock.largest_ddr,
+        }
+    return content
+
+
+def _fail(error: InfeasibleError, report: Path | None) -> NoReturn:
+    """Say what does not fit and what would help, then leave."""
+    changes = remedies(error.priced)
+    if report is not None:
+        _write(
+            report,
+            {
+                "feasible": False,
+                "seconds": error.seconds,
+                "slowest_rank_ms": None,
+                "lower_bound_ms": None,
+                "gap": None,
+                "tables": len(error.priced.tables),
+                "world_size": error.priced.cluster.world_size,
+                "peak_rss_mb": _peak_rss_mb(),
+                "reasons": str(error).splitlines(),
+                "would_fit": changes,
+            },
+        )
+    advice = [f"would fit: {change}" for change in changes] or ["no single change that was tried would fit"]
+    raise UserError("\n".join([str(error), *advice]))
+
+
+def _peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,60 @@
+"""The processes of a run, and this one's place among them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of this run, and this one's place among them."""
+
+    rank: int
+    size: int
+    device: torch.device
+    group: dist.ProcessGroup
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes what all agree on."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        dist.barrier(self.group)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says yes (a collective)."""
+        said = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(said, dist.ReduceOp.MAX, self.group)
+        return bool(said.item())
+
+
+@contextmanager
+def process_group() -> Iterator[World]:
+    """The process group that torchrun described in the environment, or one of this process alone."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if size == int(os.environ.get("LOCAL_WORLD_SIZE", "1")) and any(n == "lo" for _, n in socket.if_nameindex()):
+        # All processes are on this machine: gloo's sockets need not be reachable from outside.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    backend = "cuda:nccl,cpu:gloo" if cuda else "gloo"
+    if size > 1:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
+    assert dist.group.WORLD is not None
+    try:
+        yield World(dist.get_rank(), size, device, dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
