@@ -18,7 +18,16 @@ from torch import Tensor, nn
 from torchrec_xd.batch import Batch
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
 from torchrec_xd.losses import polarized_distribution_loss
-from torchrec_xd.models.task import Output, RowVectors, Teacher, TrainTask, Transfer, logit_output, with_specific
+from torchrec_xd.models.task import (
+    Output,
+    RowVectors,
+    Teacher,
+    TrainTask,
+    Transfer,
+    check_same_features,
+    logit_output,
+    with_specific,
+)
 from torchrec_xd.modules.gates import GatedLinearUnit
 from torchrec_xd.modules.hfa import HeterogeneousFeatureAlignment
 from torchrec_xd.modules.mapping import ModuleMap
@@ -108,12 +117,9 @@ class CommonKnowledgeExtractor(nn.Module):
         return vectors, self.ple(x, lookups.rows)
 
     def _align(self, specific_BND: Tensor, domain: str) -> Tensor:
-        aligned: Tensor = (
-            self.hfa[domain](specific_BND)
-            if specific_BND.shape[1]
-            else specific_BND.new_zeros(len(specific_BND), self.aligned_dim)
-        )
-        return aligned
+        if not specific_BND.shape[1]:
+            return specific_BND.new_zeros(len(specific_BND), self.aligned_dim)
+        return self.hfa[domain](specific_BND)  # type: ignore[no-any-return]
 
 
 class MultiEntityModel(nn.Module):
@@ -181,8 +187,8 @@ class TargetEntityModel(nn.Module):
         count, dim = dims.specific[self.target]
         self.vectors = RowVectors(dims, settings.sequence_pooling)
         knowledge_dim = taught_dims["common"]
-        widths = (*settings.widths, knowledge_dim)
-        self.cross = MLP(self.vectors.out_dim + count * dim, widths, dropout=settings.dropout)
+        in_dim = self.vectors.out_dim + count * dim
+        self.cross = MLP(in_dim, (*settings.widths, knowledge_dim), dropout=settings.dropout)
         own_dims = {**self.vectors.dims, "common": knowledge_dim}
         dynamic = settings.gates == "dynamic"
         self.gates = ModuleMap(
@@ -191,9 +197,8 @@ class TargetEntityModel(nn.Module):
                 for name, own_dim in own_dims.items()
             }
         )
-        self.heads = ModuleMap(
-            {t.name: MLP(knowledge_dim, (*settings.head_widths, 1), head=True) for t in schema.tasks}
-        )
+        widths = (*settings.head_widths, 1)
+        self.heads = ModuleMap({task.name: MLP(knowledge_dim, widths, head=True) for task in schema.tasks})
 
     def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
         """`g_final = g_cross + GLU(g_com)`, one head per task on it; binary cross entropy on the target."""
@@ -201,8 +206,7 @@ class TargetEntityModel(nn.Module):
         gated = [own + self.gates[name](taught[name], own) for name, own in vectors.items()]
         cross = self.cross(with_specific(torch.cat(gated, dim=1), lookups, self.target))
         final = cross + self.gates["common"](taught["common"], cross)
-        logits = {task.name: self.heads[task.name](final) for task in self.schema.tasks}
-        return logit_output(logits, self.schema, batch)
+        return logit_output({name: self.heads[name](final) for name in self.heads.names}, self.schema, batch)
 
 
 def build_pretrain(schema: Schema, settings: PretrainSettings, embeddings: EmbeddingSettings, seed: int) -> TrainTask:
@@ -240,18 +244,7 @@ def build_finetune(
     if len(schema.domains) != 1:
         raise UserError(f"stage 2 trains one target: set domains: [NAME], one of {', '.join(schema.domains)}")
     (target,) = schema.domains
-    _check_same_features(mem_schema.only((target,)), schema)
+    check_same_features(mem_schema.only((target,)), schema)
     knowledge = TransferredKnowledge(mem_schema, mem_settings, target)
     teacher = Teacher(Embeddings(mem_schema, mem_embeddings, seed, only=(target,)), knowledge)
     return TrainTask(Embeddings(schema, embeddings, seed), TargetEntityModel(schema, settings, knowledge.dims), teacher)
-
-
-def _check_same_features(seen: Schema, schema: Schema) -> None:
-    """MEM's tables are read by the batches of stage 2: what it knows of the target must be there, and mean the same."""
-    here = {feature.column: feature for feature in schema.features}
-    for feature in seen.features:
-        if here.get(feature.column) != feature:
-            found = here.get(feature.column, "no such feature")
-            raise UserError(
-                f"stage 1 was trained with feature {feature}; this schema has: {found}; use the same schema"
-            )

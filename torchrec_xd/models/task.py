@@ -17,6 +17,7 @@ from torchrec_xd.embeddings import Embeddings, Layout, Lookups
 from torchrec_xd.losses import bce_sum
 from torchrec_xd.modules.attention import SequencePooling
 from torchrec_xd.schema import Schema
+from torchrec_xd.settings import UserError
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,19 @@ class Transfer:
     """Prefix of names here to the prefix of the same weights there; all other weights here start fresh."""
     prunable: tuple[str, ...]
     """Prefixes of names there that may be left behind."""
+
+
+def check_same_features(taught: Schema, schema: Schema) -> None:
+    """A teacher's tables read the student's batches: what it was taught must be in them, and mean the same.
+
+    Raises:
+        UserError: a feature of `taught` is missing in `schema`, or has other settings there.
+    """
+    here = {feature.column: feature for feature in schema.features}
+    for feature in taught.features:
+        found = here.get(feature.column, "no such feature")
+        if found != feature:
+            raise UserError(f"stage 1 was trained with feature {feature}, this schema has {found}: use the same schema")
 
 
 def task_rows(schema: Schema, batch: Batch) -> dict[str, slice]:

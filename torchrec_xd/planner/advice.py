@@ -16,6 +16,9 @@ from torchrec_xd.planner.search import Found, search
 from torchrec_xd.planner.topology import GIB, Cluster
 from torchrec_xd.settings import UserError
 
+MOST_TIMES = 32
+"""How many times the ranks are tried at most when a plan does not fit."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -92,14 +95,9 @@ def _no_room(option: Option, ranks: Ranks) -> str:
 
 def remedies(priced: Priced) -> list[str]:
     """The nearest single changes that make an infeasible plan fit, each tried; empty where none of them does."""
-    found = []
-    for kind, attempts in (("ranks", _more_ranks(priced)), ("other", _other_changes(priced))):
-        for text, attempt in attempts:
-            if _fits(attempt):
-                found.append(text)
-                if kind == "ranks":
-                    break
-    return found
+    ranks = _ranks_needed(priced)
+    found = [] if ranks is None else [f"{ranks} ranks instead of {priced.cluster.world_size}"]
+    return found + [text for text, attempt in _other_changes(priced) if _fits(attempt)]
 
 
 def _fits(priced: Priced) -> bool:
@@ -110,15 +108,28 @@ def _again(priced: Priced, cluster: Cluster | None = None, settings: PlannerSett
     return price(priced.tables, cluster or priced.cluster, settings or priced.settings)
 
 
-def _more_ranks(priced: Priced) -> Iterator[tuple[str, Priced]]:
+def _ranks_needed(priced: Priced) -> int | None:
+    """The least number of ranks that suffices, found by doubling and halving; whole nodes beyond the first."""
     cluster = priced.cluster
-    sizes = set()
-    for factor in (1.25, 1.5, 2, 3, 4, 6, 8):
-        more = math.ceil(cluster.world_size * factor)
-        nodes = math.ceil(more / cluster.ranks_per_node)
-        sizes.add(more if nodes == 1 else nodes * cluster.ranks_per_node)
-    for size in sorted(sizes - {cluster.world_size}):
-        yield f"{size} ranks instead of {cluster.world_size}", _again(priced, cluster.with_changes(world_size=size))
+    unit = cluster.ranks_per_node if cluster.world_size >= cluster.ranks_per_node else 1
+
+    def fits(units: int) -> bool:
+        size = units * unit
+        if size > cluster.ranks_per_node:
+            size = math.ceil(size / cluster.ranks_per_node) * cluster.ranks_per_node
+        return _fits(_again(priced, cluster.with_changes(world_size=size)))
+
+    low = cluster.world_size // unit
+    high = 2 * low
+    while not fits(high):
+        low, high = high, 2 * high
+        if high > MOST_TIMES * cluster.world_size // unit:
+            return None
+    while high - low > max(1, high // 16):
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    size = high * unit
+    return size if size <= cluster.ranks_per_node else math.ceil(size / cluster.ranks_per_node) * cluster.ranks_per_node
 
 
 def _other_changes(priced: Priced) -> Iterator[tuple[str, Priced]]:
