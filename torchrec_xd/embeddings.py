@@ -230,7 +230,8 @@ def _initialiser(name: str, std: float, seed: int) -> Callable[[Tensor], Tensor]
     def fill(weight: Tensor) -> Tensor:
         if weight.device.type == "meta":
             return weight
-        generator = torch.Generator(weight.device).manual_seed(zlib.crc32(name.encode()) + (seed << 32))
+        # 32 bits, as the CPU's generator drops the upper half of a longer seed.
+        generator = torch.Generator(weight.device).manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
         return weight.normal_(0.0, std, generator=generator)
 
     return fill

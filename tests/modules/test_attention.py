@@ -41,10 +41,9 @@ def test_no_positions_at_all():
 def test_attention_follows_the_candidate():
     attention = TargetAttention(1, hidden=1)
     with torch.no_grad():  # the score is 9 relu(q * k)
-        attention.score[0].weight.copy_(torch.tensor([[0.0, 0.0, 0.0, 1.0]]))
-        attention.score[0].bias.zero_()
-        attention.score[2].weight.fill_(9.0)
-        attention.score[2].bias.zero_()
+        attention.score[0][0].weight.copy_(torch.tensor([[0.0, 0.0, 0.0, 1.0]]))
+        attention.score[0][0].bias.zero_()
+        attention.score[1].weight.fill_(9.0)
     keys, length = torch.tensor([[[1.0], [-1.0]]]), torch.tensor([2])
     assert attention(torch.tensor([[1.0]]), keys, length).item() > 0.99
     assert attention(torch.tensor([[-1.0]]), keys, length).item() < -0.99

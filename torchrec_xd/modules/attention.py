@@ -24,7 +24,8 @@ class TargetAttention(nn.Module):
 
     def __init__(self, dim: int, hidden: int = 16) -> None:
         super().__init__()
-        self.score = MLP(4 * dim, [hidden, 1], head=True)
+        # No bias on the score: it would move all positions alike, which the softmax does not see.
+        self.score = nn.Sequential(MLP(4 * dim, [hidden]), nn.Linear(hidden, 1, bias=False))
 
     def forward(self, query_BD: Tensor, keys_BLD: Tensor, length_B: Tensor) -> Tensor:
         """Candidate `[B, D]`, sequence `[B, L, D]` of `length_B` valid positions, to the pooled `[B, D]`."""

@@ -3,7 +3,8 @@
 For a limit z on the slowest rank, only candidates whose largest shard takes at most z can be used. The tables' cheapest
 such mix, memory of all ranks taken together, must fit into world size x z; the smallest z for which it does is a bound.
 The mix is a linear programme: its duals are the prices of memory that guide the search. The bound is then raised where
-shards larger than half of z must each have a rank of their own (a dual feasible function of bin packing).
+tables too large for any other way must be split over all ranks and leave less room there, and where shards larger than
+half of the room must each have a rank of their own (a dual feasible function of bin packing).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torchrec_xd.planner.placement import Floats, Group, Ints, Ranks
 
 SMALL_PARTS = (0.05, 0.1, 0.2, 0.25, 0.3, 1 / 3, 0.4, 0.45, 0.5)
 """Shares of z below which the bin-packing bound ignores shards; any value is valid, these are tried."""
+BISECTIONS = 24
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,11 @@ class Candidates:
         self.largest_N: Floats = np.where(shard_fits, [c.largest_ms for c in every], np.inf)
         """Infinite where one shard alone exceeds a rank's memory."""
         self.capacity_M: Floats = ranks.limit_M * self.world_size
+        uniform = [float(c.ms_S.min()) if c.layout == "uniform" else np.nan for c in every]
+        self.uniform_N: Floats = np.array(uniform)
+        """What every rank does at least under a candidate that takes all ranks; nan for others."""
         # Bin-packing weights need single shards: runs of equal shards keep the arrays small.
-        runs = [
-            (n, *run) for n, c in enumerate(every) for run in zip(*np.unique(c.ms_S, return_counts=True), strict=True)
-        ]
+        runs = [(n, ms, count) for n, c in enumerate(every) for ms, count in _runs(c.ms_S)]
         self.run_of: Ints = np.array([run[0] for run in runs])
         self.run_ms: Floats = np.array([run[1] for run in runs], dtype=np.float64)
         self.run_count: Floats = np.array([run[2] for run in runs], dtype=np.float64)
@@ -135,19 +138,15 @@ class Candidates:
         return np.where(short == short.max(), exact, 0.0) if short.min() < 1 else short, hopeless
 
 
-def lower_bound(candidates: Candidates, upper_ms: float = np.inf) -> tuple[float, Relaxation] | None:
-    """A time that no plan can beat and the relaxation that shows it; None where memory holds no plan.
-
-    The bin-packing bound is sought below `upper_ms`, the time of a known plan.
-    """
-    found = _parametric(candidates)
-    if found is None:
-        return None
-    bound, relaxation = found
-    return max(bound, _packing_bound(candidates, bound, upper_ms)), relaxation
+def _runs(ms_S: Floats) -> list[tuple[float, int]]:
+    first = float(ms_S[0])
+    if (ms_S == first).all():
+        return [(first, len(ms_S))]
+    return [(float(ms), int(count)) for ms, count in zip(*np.unique(ms_S, return_counts=True), strict=True)]
 
 
-def _parametric(candidates: Candidates) -> tuple[float, Relaxation] | None:
+def lower_bound(candidates: Candidates) -> tuple[float, Relaxation] | None:
+    """The parametric bound and the relaxation that shows it; None where memory holds no plan."""
     steps = np.unique(candidates.largest_N[np.isfinite(candidates.largest_N)])
     low, high = 0, len(steps) - 1
     if high < 0 or candidates.relax(float(steps[-1])) is None:
@@ -166,23 +165,55 @@ def _parametric(candidates: Candidates) -> tuple[float, Relaxation] | None:
     return max(float(steps[step]), relaxation.average_ms), relaxation
 
 
-def _packing_bound(candidates: Candidates, low: float, high: float) -> float:
-    """The largest z between `low` and `high` that bisection proves too small."""
-    if not np.isfinite(high):
-        return low
-    for _ in range(24):
-        middle = (low + high) / 2
-        if any(_weight(candidates, middle, small) > candidates.world_size * (1 + 1e-9) for small in SMALL_PARTS):
-            low = middle
+def raised_bound(candidates: Candidates, low_ms: float, high_ms: float, relaxation: Relaxation) -> float:
+    """The largest limit between a bound and a plan's time that bisection proves too small."""
+    for _ in range(BISECTIONS):
+        middle = (low_ms + high_ms) / 2
+        if _too_small(candidates, middle, relaxation.memory_price_M):
+            low_ms = middle
         else:
-            high = middle
-    return low
+            high_ms = middle
+    return low_ms
 
 
-def _weight(candidates: Candidates, limit_ms: float, small: float) -> float:
-    """Ranks needed at least: shards above 1 - `small` of the limit count a whole rank, those below `small` nothing."""
-    share = candidates.run_ms / limit_ms
+def _too_small(candidates: Candidates, limit_ms: float, price_M: Floats) -> bool:
+    """Whether no plan's slowest rank can end within the limit.
+
+    Groups whose shards are too large for every other way must take all ranks; what they do there leaves the others
+    less room, which may force more groups to do so.
+    """
+    size, uniform = candidates.largest_N, candidates.uniform_N
+    # A hair's breadth of slack, so that rounding never proves too much.
+    slack = 1e-9 * limit_ms
+    everywhere_ms, forced = 0.0, np.zeros(len(candidates.start_G), dtype=bool)
+    while True:
+        room = limit_ms - everywhere_ms + slack
+        single = np.isnan(uniform) & (size <= room)
+        now_forced = forced | ~np.logical_or.reduceat(single, candidates.start_G)
+        on_all = np.where(~np.isnan(uniform) & (size <= limit_ms), uniform, np.inf)
+        least = np.minimum.reduceat(on_all, candidates.start_G)[now_forced]
+        everywhere_ms = float(least.sum())
+        if everywhere_ms > limit_ms:
+            return True
+        if (now_forced == forced).all():
+            break
+        forced = now_forced
+    allowed = single | (~np.isnan(uniform) & (size <= limit_ms))
+    cost = np.where(allowed, candidates.total_N + price_M @ candidates.memory_MN, np.inf)
+    work = float(np.minimum.reduceat(cost, candidates.start_G).sum() - price_M @ candidates.capacity_M)
+    if work > candidates.world_size * (limit_ms + slack):
+        return True
+    ranks = candidates.world_size * (1 + 1e-9)
+    return any(_ranks_needed(candidates, room, allowed, forced, small) > ranks for small in SMALL_PARTS)
+
+
+def _ranks_needed(
+    candidates: Candidates, room_ms: float, allowed: npt.NDArray[np.bool_], forced: npt.NDArray[np.bool_], small: float
+) -> float:
+    """Shards above 1 - `small` of a rank's room count a whole rank, those below `small` nothing."""
+    share = candidates.run_ms / room_ms
     weight = np.where(share > 1 - small, 1.0, np.where(share < small, 0.0, share)) * candidates.run_count
     per_candidate = np.zeros(len(candidates.total_N))
     np.add.at(per_candidate, candidates.run_of, weight)
-    return float(candidates.least(per_candidate, limit_ms).sum())
+    least = np.minimum.reduceat(np.where(allowed, per_candidate, np.inf), candidates.start_G)
+    return float(least[~forced].sum())

@@ -43,7 +43,7 @@ def stock_plan(
     if any(c.together or c.ranks for c in settings.constraints):
         raise UserError("torchrec's planner knows neither 'ranks' nor 'together': compare without these constraints")
     tables = module_tables(module, sharders)
-    options = price_tables(tables, cluster, settings.batch_size, settings.pooling, settings.constraints)
+    options = price_tables(tables, cluster, settings.batch_size, settings.pooling, settings.constraints, stacked=True)
     planner = EmbeddingShardingPlanner(
         topology=cluster.topology(),
         batch_size=settings.batch_size,

@@ -27,8 +27,8 @@ from torchrec_xd.planner.topology import Cluster
 from torchrec_xd.settings import UserError
 
 COLUMN_TYPES = (ShardingType.COLUMN_WISE.value, ShardingType.TABLE_COLUMN_WISE.value)
-COLUMN_DIMS = (32, 64, MIN_CW_DIM)
-"""Least widths of column shards that are tried; torchrec itself tries the last one only."""
+COLUMN_DIMS = (32, 64, MIN_CW_DIM, 256, 512)
+"""Least widths of column shards that are tried, besides halves; torchrec itself tries MIN_CW_DIM only."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,13 @@ def price_tables(
     batch_size: int,
     pooling: Mapping[str, float],
     constraints: Sequence[Constraint] = (),
+    *,
+    stacked: bool = False,
 ) -> list[list[Option]]:
     """Every allowed option of every table with its price; `batch_size` is per rank.
+
+    With `stacked` also options that put several column shards of a table on one rank, which torchrec's planner may do;
+    a whole table on that rank is cheaper.
 
     Raises:
         UserError: a table's constraints leave no option.
@@ -139,7 +144,11 @@ def price_tables(
     for table in tables:
         own = [c for c in constraints if c.matches(table.name)]
         lengths = [pooling.get(feature, POOLING_FACTOR) for feature in table.features]
-        options = list(_unpriced(table, topology, own, (batch_size, lengths, pooled[table.path])))
+        options = [
+            entry
+            for entry in _unpriced(table, topology, own, (batch_size, lengths, pooled[table.path]))
+            if stacked or _placeable(entry[0].sharding_type, sum(entry[2]), topology)
+        ]
         if not options:
             offered = ", ".join(sorted({f"{t}/{k}" for t, k in _types_and_kernels(table, cluster.device, ())}))
             raise UserError(
@@ -181,8 +190,6 @@ def _unpriced(
             if (kind, column_dim) not in cut:
                 cut[kind, column_dim] = _shapes(table, topology, kind, column_dim)
             shapes, counts = cut[kind, column_dim]
-            if not _placeable(kind, sum(counts), topology):
-                continue
             option = ShardingOption(
                 name=table.name,
                 tensor=table.parameter,
@@ -202,8 +209,12 @@ def _column_dims(kind: str, dim: int) -> tuple[int | None, ...]:
     """Least widths that cut the columns differently: torchrec takes the next divisor that is a multiple of 4."""
     if kind not in (*COLUMN_TYPES, ShardingType.GRID_SHARD.value):
         return (None,)
-    widths = {next((w for w in range(least, dim) if dim % w == 0 and w % 4 == 0), dim): least for least in COLUMN_DIMS}
-    return tuple(least for width, least in widths.items() if width < dim or kind == ShardingType.GRID_SHARD.value)
+    widths = {
+        next((w for w in range(least, dim) if dim % w == 0 and w % 4 == 0), dim): least
+        for least in (*COLUMN_DIMS, max(dim // 2, COLUMN_DIMS[0]))
+    }
+    narrower = tuple(least for width, least in widths.items() if width < dim)
+    return narrower or ((dim,) if kind == ShardingType.GRID_SHARD.value else ())
 
 
 def _shapes(
@@ -217,7 +228,7 @@ def _shapes(
 
 
 def _placeable(kind: str, num_shards: int, topology: Topology) -> bool:
-    """Two column shards of one table on one rank gain nothing, so each gets a rank of its own."""
+    """Whether each shard can have a rank of its own."""
     ranks = topology.intra_group_size if kind == ShardingType.TABLE_COLUMN_WISE.value else topology.world_size
     return bool(num_shards <= ranks)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torchrec_xd.planner.bound import Candidates, Relaxation, lower_bound
+from torchrec_xd.planner.bound import Candidates, Relaxation, lower_bound, raised_bound
 from torchrec_xd.planner.improvement import Assignment, Improvement
 from torchrec_xd.planner.placement import Candidate, Floats, Group, Ints, Ranks
 from torchrec_xd.planner.topology import Cluster
@@ -25,6 +25,17 @@ LIMITS = (1.0, 1.01, 1.03, 1.06, 1.12, 1.25, 1.5, 2.0, 4.0)
 SHARES = (1.0, 0.5, 0.25, 0.125)
 """Largest shard allowed, in limits: small parts pack well, large ones may cost less in all."""
 STARTS_KEPT = 3
+RETRIES = 6
+"""Attempts at a start while none has succeeded yet."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a start tries: a candidate for each group, a limit on the slowest rank, a price of memory in ms per byte."""
+
+    chosen: list[int]
+    limit_ms: float
+    price_M: Floats
 
 
 @dataclass(frozen=True)
@@ -72,13 +83,12 @@ def search(groups: Sequence[Group], cluster: Cluster, effort: int = 400) -> Foun
         return NotFound(shortage, (), tuple(unplaced))
     improved = [Improvement(groups, cluster, start, lower_ms).run(effort) for start in starts[:STARTS_KEPT]]
     best = min(improved, key=lambda assignment: assignment.slowest_ms)
-    tighter = lower_bound(flat, best.slowest_ms)
-    assert tighter is not None
+    certified_ms = raised_bound(flat, lower_ms, best.slowest_ms, relaxation)
     placements = tuple(
         Placement(group.candidates[index], ranks)
         for group, index, ranks in zip(groups, best.chosen, best.ranks, strict=True)
     )
-    return Found(placements, best.slowest_ms, min(tighter[0], best.slowest_ms))
+    return Found(placements, best.slowest_ms, certified_ms)
 
 
 def _starts(
@@ -95,12 +105,12 @@ def _starts(
                 if chosen.tobytes() in seen:
                     continue
                 seen.add(chosen.tobytes())
-                for by_memory in (False, True):
-                    start, left = _place(groups, cluster, (chosen - flat.start_G).tolist(), by_memory)
-                    if start is not None:
-                        starts.setdefault(start.slowest_ms, start)
-                        break
-                    fewest = min(fewest, left, key=len)
+                aim = Aim((chosen - flat.start_G).tolist(), lower_ms * limit, price)
+                start, left = _place_stubbornly(groups, cluster, aim, RETRIES if not starts else 1)
+                if start is not None:
+                    starts.setdefault(start.slowest_ms, start)
+                elif len(left) < len(fewest):
+                    fewest = left
     return [starts[ms] for ms in sorted(starts)], fewest
 
 
@@ -121,25 +131,43 @@ def _choice(flat: Candidates, price_M: Floats, share_ms: float, limit_ms: float)
     return chosen
 
 
-def _place(
-    groups: Sequence[Group], cluster: Cluster, chosen: list[int], by_memory: bool
+def _place_stubbornly(
+    groups: Sequence[Group], cluster: Cluster, aim: Aim, retries: int
 ) -> tuple[Assignment | None, list[int]]:
-    """Longest first (or by memory); a candidate that no longer fits gives way to the one that ends soonest."""
+    """Longest first, then largest first; what finds no place goes first the next time."""
+    fewest: list[int] = list(range(len(groups)))
+    for by_memory in (False, True):
+        first: set[int] = set()
+        for _ in range(retries):
+            start, left = _place(groups, cluster, aim, by_memory, first)
+            if start is not None:
+                return start, []
+            fewest = min(fewest, left, key=len)
+            first.update(left)
+    return None, fewest
+
+
+def _place(
+    groups: Sequence[Group], cluster: Cluster, aim: Aim, by_memory: bool, first: set[int]
+) -> tuple[Assignment | None, list[int]]:
+    """A candidate that no longer fits gives way to the cheapest that ends within the limit, or else ends soonest."""
     ranks = Ranks(cluster)
-    picked = [group.candidates[index] for group, index in zip(groups, chosen, strict=True)]
+    picked = [group.candidates[index] for group, index in zip(groups, aim.chosen, strict=True)]
     limit = np.maximum(ranks.limit_M, 1.0)
     size = [float((c.memory_MS.max(axis=1) / limit).max()) if by_memory else c.largest_ms for c in picked]
-    order = sorted(range(len(groups)), key=lambda i: (picked[i].layout != "uniform", -size[i], i))
-    assignment = Assignment(ranks, list(chosen), [np.empty(0, dtype=np.int64) for _ in groups])
+    order = sorted(range(len(groups)), key=lambda i: (i not in first, picked[i].layout != "uniform", -size[i], i))
+    assignment = Assignment(ranks, list(aim.chosen), [np.empty(0, dtype=np.int64) for _ in groups])
     left = []
     for i in order:
-        spot = ranks.best(picked[i])
-        index = chosen[i]
+        index, spot = aim.chosen[i], ranks.best(picked[i])
         if spot is None:
-            others = [(s, n) for n, c in enumerate(groups[i].candidates) if (s := ranks.best(c)) is not None]
+            others = [(n, c, s) for n, c in enumerate(groups[i].candidates) if (s := ranks.best(c)) is not None]
             if not others:
                 left.append(i)
                 continue
-            spot, index = min(others, key=lambda other: other[0][1])
+            index, _, spot = min(
+                others,
+                key=lambda other: (max(other[2][1], aim.limit_ms), other[1].total_ms + aim.price_M @ other[1].memory_M),
+            )
         assignment.put(i, groups[i].candidates[index], index, spot[0])
     return (None if left else assignment), left

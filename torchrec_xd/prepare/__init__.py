@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from torchrec_xd.prepare import cj_feed, manifest
+from torchrec_xd.prepare import cj_departments, cj_feed, manifest
 from torchrec_xd.prepare.dataset import DataSet
 from torchrec_xd.prepare.engine import PrepareSettings, connect
 from torchrec_xd.prepare.journey import PROVENANCE, Journey, load, raw_files, raw_folder
@@ -17,6 +17,7 @@ __all__ = ["DATA_SETS", "Manifest", "PrepareSettings", "prepare"]
 
 DATA_SETS: dict[str, Callable[[Journey, PrepareSettings], DataSet]] = {
     "cj_feed": cj_feed.build,
+    "cj_departments": cj_departments.build,
 }
 """What `prepare` can make."""
 
@@ -26,8 +27,8 @@ def prepare(
 ) -> Manifest:
     """Write a data set: `out/<domain>/<split>/*.parquet` and `out/manifest.json`.
 
-    `out` is complete or untouched, whatever happens meanwhile. A data set that lies there already is reused where inputs,
-    settings and code are the same, and replaced where they are not.
+    `out` is complete or untouched, whatever happens meanwhile. A data set that lies there already is reused where
+    inputs, settings and code are the same, and replaced where they are not.
 
     Args:
         name: key of `DATA_SETS`.

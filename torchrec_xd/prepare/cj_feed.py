@@ -10,7 +10,7 @@ from torchrec_xd.prepare.coverage import OFFER, covered_purchases, offers
 from torchrec_xd.prepare.crossings import DISCOUNT, PRICE, cross_attributes
 from torchrec_xd.prepare.dataset import DataSet, DomainRows, SplitDays
 from torchrec_xd.prepare.engine import PrepareSettings
-from torchrec_xd.prepare.exposures import COUPON_KEY, PRODUCT_KEY, promoted_products, sent_coupons
+from torchrec_xd.prepare.exposures import COUPON_KEY, PRODUCT_KEY, VISIT_KEY, promoted_products, sent_coupons
 from torchrec_xd.prepare.feed import (
     PRODUCT,
     PROMOTED,
@@ -63,7 +63,7 @@ def build(journey: Journey, settings: PrepareSettings) -> DataSet:
                 exposures=SPLIT.mark(products),
                 label="bought",
                 key=PRODUCT_KEY,
-                cluster=["household", "store", "week"],
+                cluster=VISIT_KEY,
                 features=lambda rows: _product_rows(rows, facts),
             ),
             "coupon": DomainRows(
@@ -125,7 +125,7 @@ def _notes(journey: Journey) -> tuple[str, ...]:
     for day, before, after in ((SPLIT.valid, "train", "valid"), (SPLIT.test, "train and valid", "test")):
         late = redeemed.filter(_.began < day, _.day >= day).select(COUPON_KEY).distinct().count().execute()
         notes.append(
-            f"rows are split by the first day of their week or campaign, and a campaign's coupons can be redeemed after "
-            f"it: {late} of the redemptions in {before} happened when {after} had begun"
+            f"rows are split by the first day of their week or campaign, which may run past a split's end: "
+            f"{late} of the coupons redeemed in {before} were redeemed when {after} had begun"
         )
     return tuple(notes)

@@ -41,9 +41,9 @@ def covered_purchases(journey: Journey) -> Table:
     """Household x campaign x coupon with what the household bought of the covered products before the campaign.
 
     Returns:
-        household, campaign, coupon, item_count, item_pieces, item_day (the last one's), covered_bought (how many of the
-        products), covered_rank (place of the coupon among those of the campaign by `item_count`, from 1; equals share the
-        best place); only where something was bought.
+        household, campaign, coupon, item_count, item_pieces, item_day (the last one's), covered_bought (how many of
+        the products), covered_rank (place of the coupon among those of the campaign by `item_count`, from 1; equals
+        share the best place); only where something was bought.
     """
     days = journey.purchases.group_by(["household", "product", "day"]).agg(count=_.count(), pieces=_.quantity.sum())
     sent = journey.mailings.select("household", "campaign", start="day")

@@ -1,4 +1,4 @@
-"""Crossing features: what the household bought before of the product shown, its type, category, manufacturer, department."""
+"""Crossing features: what the household bought before of what it is shown, and of its category or manufacturer."""
 
 from __future__ import annotations
 
@@ -51,6 +51,8 @@ PRICE = bucket(_.sold_full_cents // _.sold_pieces.nullif(0), CENTS)
 """Mean price per piece before discounts, in purchases before the day."""
 DISCOUNT = bucket((_.sold_full_cents - _.sold_cents) * 100 // _.sold_full_cents.nullif(0), PERCENTS)
 """Mean discount in percent, in purchases before the day."""
+SALES = {"sold_count": "count", "sold_pieces": "pieces", "sold_cents": "cents", "sold_full_cents": "full_cents"}
+"""How a product sold: new column = column of `Totals.product`."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def purchase_totals(journey: Journey) -> Totals:
 
 
 def cross_attributes(rows: Table, totals: Totals) -> Table:
-    """`rows` (household, day, `ATTRIBUTES`) with what the household bought of their category, manufacturer and department."""
+    """`rows` (household, day, `ATTRIBUTES`) with what the household bought of these."""
     rows = as_of(
         rows,
         totals.category,
@@ -100,12 +102,7 @@ def cross_attributes(rows: Table, totals: Totals) -> Table:
 
 
 def cross_product(rows: Table, totals: Totals) -> Table:
-    """`rows` (household, day, product, product_type) with what the household bought of them, and how the product sold."""
-    rows = as_of(
-        rows, totals.item, ["household", "product"], item_count="count", item_pieces="pieces", item_day="day"
-    )
+    """`rows` (household, day, product, product_type) with what the household bought of these, and `SALES`."""
+    rows = as_of(rows, totals.item, ["household", "product"], item_count="count", item_pieces="pieces", item_day="day")
     rows = as_of(rows, totals.product_type, ["household", "product_type"], type_count="count", type_day="day")
     return as_of(rows, totals.product, ["product"], **SALES)
-
-
-SALES = {"sold_count": "count", "sold_pieces": "pieces", "sold_cents": "cents", "sold_full_cents": "full_cents"}

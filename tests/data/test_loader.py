@@ -1,0 +1,440 @@
+"""Loaders end to end, from files written here to batches: cover, order, resume, mixing, threads, errors."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from torchrec_xd.batch import Batch, Position
+from torchrec_xd.data.collate import Rows
+from torchrec_xd.data.loader import Loader, LoaderSettings
+from torchrec_xd.data.shards import Share
+from torchrec_xd.schema import Schema
+from torchrec_xd.settings import UserError
+
+Layout = list[list[int]]
+"""The files of a domain, each as the sizes of its row groups."""
+
+layouts = st.lists(
+    st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=1, max_size=3).filter(
+        lambda files: sum(map(sum, files))
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+def write_domain(folder: Path, layout: Layout) -> int:
+    """Rows numbered 0, 1, … over all files, in the columns `user` and `item` (modulo 10) and `history` (the number's
+    digits); returns how many."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.parquet"):
+        old.unlink()
+    numbers = itertools.count()
+    types = pa.schema([("user", pa.int64()), ("item", pa.int32()), ("history", pa.list_(pa.int64())), ("y", pa.int8())])
+    for i, row_groups in enumerate(layout):
+        with pq.ParquetWriter(folder / f"{i}.parquet", types) as writer:
+            for rows in row_groups:
+                users = list(itertools.islice(numbers, rows))
+                columns = [
+                    users,
+                    [user % 10 for user in users],
+                    [[int(digit) for digit in str(user)] for user in users],
+                    [0] * rows,
+                ]
+                writer.write_table(pa.table(columns, schema=types))
+    return next(numbers)
+
+
+def schema_of(root: Path, count: int) -> Schema:
+    names = [f"d{i}" for i in range(count)]
+    return Schema.model_validate(
+        {
+            "name": "numbered",
+            "user": "user",
+            "root": str(root),
+            "domains": {name: {"role": "target", "train": name, "test": name} for name in names},
+            "tasks": [{"label": "y", "domain": name} for name in names],
+            "features": [
+                {"column": "item", "kind": "id", "group": "shared", "rows": 10},
+                {
+                    "column": "history",
+                    "kind": "sequence",
+                    "group": "sequence",
+                    "rows": 10,
+                    "length": 4,
+                    "table": "digit",
+                },
+            ],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("numbered")
+
+
+def write(root: Path, domains: list[Layout]) -> tuple[Schema, list[int]]:
+    return schema_of(root, len(domains)), [write_domain(root / f"d{i}", layout) for i, layout in enumerate(domains)]
+
+
+def users(batch: Batch, domain: int) -> list[int]:
+    rows: list[int] = batch.user_B[batch.rows(domain)].tolist()
+    return rows
+
+
+def content(batch: Batch) -> dict[str, Any]:
+    """All that a batch says, in comparable form."""
+    return {
+        "position": batch.position,
+        "offsets": batch.offsets,
+        "user": batch.user_B.tolist(),
+        "bags": (batch.bags.values().tolist(), batch.bags.lengths().tolist()),
+        "sequences": (batch.sequences.values().tolist(), batch.sequences.lengths().tolist()),
+        "label": batch.label_BT.nan_to_num(-1).tolist(),
+    }
+
+
+# ---- cover, order, resume --------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(layouts, st.integers(1, 4), st.integers(1, 12), st.integers(1, 20), st.booleans())
+def test_every_row_once_an_epoch_in_equal_steps_over_all_ranks(
+    root: Path, domains: list[Layout], world_size: int, batch_size: int, window: int, shuffle: bool
+) -> None:
+    schema, totals = write(root, domains)
+    cut = LoaderSettings(batch_size=batch_size, shuffle_rows=window)
+    loaders = [Loader(schema, cut, "train", Share(rank, world_size, 3, shuffle)) for rank in range(world_size)]
+    read = [list(loader.batches(epochs=2)) for loader in loaders]
+    steps = -(-sum(totals) // (world_size * batch_size))
+    assert {(loader.steps, loader.rows) for loader in loaders} == {(steps, sum(totals))}
+    assert [[b.position for b in batches] for batches in read] == [
+        [Position(epoch, step) for epoch in range(2) for step in range(1, steps + 1)]
+    ] * world_size
+    for epoch, (domain, total) in itertools.product(range(2), enumerate(totals)):
+        ranks = [batches[epoch * steps : (epoch + 1) * steps] for batches in read]
+        seen = [user for batches in ranks for batch in batches for user in users(batch, domain)]
+        assert sorted(seen) == list(range(total))
+        if not shuffle:
+            assert seen == sorted(seen)
+        for batches in ranks:
+            share = sum(len(users(batch, domain)) for batch in batches) / steps
+            assert all(abs(len(users(batch, domain)) - share) < 1 for batch in batches)
+    for batch in itertools.chain(*read):
+        assert len(batch) <= batch_size + len(domains) - 1
+        digits = [[int(digit) for digit in str(user)] for user in batch.user_B.tolist()]
+        assert batch.sequences.values().tolist() == [digit for row in digits for digit in row[-4:]]
+        assert batch.bags.values().tolist() == [row[-1] for row in digits]
+
+
+@settings(max_examples=25, deadline=None)
+@given(layouts, st.integers(1, 3), st.integers(1, 6), st.integers(1, 12), st.booleans(), st.data())
+def test_resuming_anywhere_yields_what_was_left(
+    root: Path, domains: list[Layout], world_size: int, batch_size: int, window: int, mixed: bool, data: st.DataObject
+) -> None:
+    schema, totals = write(root, domains)
+    mixed = mixed and min(totals) >= world_size and len(totals) == 2
+    mixing = {"d0": 1.0, "d1": 2.0} if mixed and sum(totals) > 5 else None
+    cut = LoaderSettings(batch_size=batch_size, shuffle_rows=window, mixing=mixing)
+    share = Share(data.draw(st.integers(0, world_size - 1)), world_size)
+    whole = [content(batch) for batch in Loader(schema, cut, "train", share).batches(epochs=3)]
+    done = data.draw(st.integers(0, len(whole)))
+    loader = Loader(schema, cut, "train", share)
+    start = whole[done - 1]["position"] if done else Position(0, 0)
+    assert [content(batch) for batch in loader.batches(start, epochs=3)] == whole[done:]
+
+
+def test_a_resumed_reader_does_not_read_what_is_past(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schema, _ = write(root, [[[100] * 10]])
+    read: list[int] = []
+    read_row_group = pq.ParquetFile.read_row_group
+
+    def noted(self: pq.ParquetFile, index: int, **options: Any) -> pa.Table:
+        read.append(index)
+        return read_row_group(self, index, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", noted)
+    loader = Loader(schema, LoaderSettings(batch_size=10, shuffle_rows=100), "train", Share(shuffle=False))
+    assert len(list(loader.batches(Position(0, 85)))) == 15
+    assert read == [8, 9]
+
+
+def test_epochs_seeds_and_windows_change_the_order_and_nothing_else_does(root: Path) -> None:
+    schema, _ = write(root, [[[30, 30], [40]]])
+
+    def order(seed: int = 0, window: int = 50, batch_size: int = 10, epochs: int = 2) -> list[int]:
+        loader = Loader(schema, LoaderSettings(batch_size=batch_size, shuffle_rows=window), "train", Share(seed=seed))
+        return [user for batch in loader.batches(epochs=epochs) for user in users(batch, 0)]
+
+    assert order() == order() == order(batch_size=7)
+    first, second = order()[:100], order()[100:]
+    assert sorted(first) == sorted(second) == list(range(100))
+    assert len({tuple(o) for o in (first, second, order(seed=1)[:100], order(window=9)[:100], range(100))}) == 5
+
+
+def test_a_window_larger_than_the_data_shuffles_across_files(root: Path) -> None:
+    schema, _ = write(root, [[[50], [50], [50], [50]]])
+    loader = Loader(schema, LoaderSettings(batch_size=50), "train")
+    for batch in loader.batches():
+        assert len({user // 50 for user in users(batch, 0)}) == 4
+
+
+def test_without_shuffling_rows_come_in_file_order_and_batches_group_domains(root: Path) -> None:
+    schema, _ = write(root, [[[3], [2, 1]], [[3]]])
+    loader = Loader(schema, LoaderSettings(batch_size=3), "test", Share(shuffle=False), labels=False)
+    read = [(batch.offsets, users(batch, 0), users(batch, 1)) for batch in loader.batches()]
+    assert read == [
+        ((0, 2, 3), [0, 1], [0]),
+        ((0, 2, 3), [2, 3], [1]),
+        ((0, 2, 3), [4, 5], [2]),
+    ]
+
+
+def test_small_domains_give_their_rows_in_different_steps(root: Path) -> None:
+    schema, _ = write(root, [[[2]], [[2]]])
+    loader = Loader(schema, LoaderSettings(batch_size=1), "train", Share(shuffle=False))
+    assert [batch.offsets for batch in loader.batches()] == [(0, 0, 1), (0, 1, 1), (0, 0, 1), (0, 1, 1)]
+
+
+def test_more_ranks_than_rows_give_empty_batches(root: Path) -> None:
+    schema, _ = write(root, [[[2]]])
+    read = [list(Loader(schema, LoaderSettings(), "train", Share(rank, 5)).batches()) for rank in range(5)]
+    assert [[len(batch) for batch in batches] for batches in read] == [[0], [0], [1], [0], [1]]
+    assert all(batches[0].bags.stride() == len(batches[0]) for batches in read)
+
+
+def test_batches_own_their_memory(root: Path) -> None:
+    schema, _ = write(root, [[[40]]])
+    for shuffle in (True, False):
+        batches = Loader(schema, LoaderSettings(batch_size=20), "train", Share(shuffle=shuffle)).batches()
+        first = next(batches)
+        for part in (
+            first.user_B,
+            first.weight_B,
+            first.bags.values(),
+            first.bags.lengths(),
+            first.sequences.lengths(),
+        ):
+            part.fill_(7)
+        second = next(batches)
+        assert set(second.user_B.tolist()) != {7}
+        assert second.weight_B.tolist() == [1.0] * 20
+        assert second.bags.lengths().tolist() == [1] * 20
+
+
+# ---- mixing and splits -----------------------------------------------------------------------------------------------
+
+
+def test_mixing_by_hand(root: Path) -> None:
+    schema, _ = write(root, [[[90]], [[10]]])
+    mixing = LoaderSettings(batch_size=10, shuffle_rows=4, mixing={"d0": 1, "d1": 1})
+    loaders = [Loader(schema, mixing, "train", Share(rank, 2)) for rank in range(2)]
+    assert {(loader.steps, loader.rows) for loader in loaders} == {(5, 100)}
+    read = [list(loader.batches(epochs=9)) for loader in loaders]
+    assert all(batch.offsets == (0, 5, 10) for batches in read for batch in batches)
+    # 9 epochs of 50 rows are 5 whole passes over d0 and 45 over d1: every row equally often.
+    for domain, times in ((0, 5), (1, 45)):
+        seen = Counter(user for batches in read for batch in batches for user in users(batch, domain))
+        assert set(seen.values()) == {times}
+
+
+def test_mixing_in_the_proportions_of_the_data_is_no_mixing(root: Path) -> None:
+    schema, _ = write(root, [[[30]], [[10]]])
+    plain, mixed = (
+        Loader(schema, LoaderSettings(batch_size=7, mixing=mixing), "train")
+        for mixing in (None, {"d0": 3.0, "d1": 1.0})
+    )
+    assert [content(batch) for batch in mixed.batches(epochs=2)] == [
+        content(batch) for batch in plain.batches(epochs=2)
+    ]
+
+
+def test_evaluation_is_never_mixed(root: Path) -> None:
+    schema, _ = write(root, [[[9]], [[3]]])
+    loader = Loader(schema, LoaderSettings(mixing={"d0": 1, "d1": 1}), "test")
+    assert [batch.offsets for batch in loader.batches()] == [(0, 9, 12)]
+
+
+@pytest.mark.parametrize("settings", [{"mixing": {"d0": 0}}, {"mixing": {"d0": float("inf")}}, {"batch_size": 0}])
+def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        LoaderSettings(**settings)
+
+
+def with_domains(schema: Schema, **changes: dict[str, Any]) -> Schema:
+    domains = {name: domain.model_copy(update=changes.get(name, {})) for name, domain in schema.domains.items()}
+    return schema.model_copy(update={"domains": domains})
+
+
+def test_a_domain_without_the_split_gives_no_rows(root: Path) -> None:
+    schema, _ = write(root, [[[3]], [[4]]])
+    loader = Loader(with_domains(schema, d0={"test": None}), LoaderSettings(), "test")
+    assert [batch.offsets for batch in loader.batches()] == [(0, 0, 4)]
+    with pytest.raises(UserError, match=r"no domain of schema 'numbered' has a 'valid' split.*d0, d1"):
+        Loader(schema, LoaderSettings(), "valid")
+
+
+def test_a_domain_without_rows(root: Path) -> None:
+    schema, _ = write(root, [[[3]], [[], [0]]])
+    with pytest.raises(UserError, match="domain 'd1': the train files hold no rows"):
+        Loader(schema, LoaderSettings(), "train")
+    assert [len(batch) for batch in Loader(schema, LoaderSettings(), "test").batches()] == [3]
+    loader = Loader(schema.only(("d1",)), LoaderSettings(), "test")
+    assert (loader.steps, loader.rows, list(loader.batches(epochs=3))) == (0, 0, [])
+
+
+def test_a_position_beyond_the_epoch(root: Path) -> None:
+    schema, _ = write(root, [[[30]]])
+    loader = Loader(schema, LoaderSettings(batch_size=10), "train")
+    assert [batch.position for batch in loader.batches(Position(0, 3), epochs=2)] == [Position(1, s) for s in (1, 2, 3)]
+    assert list(loader.batches(Position(2, 0), epochs=2)) == []
+    with pytest.raises(UserError, match="step 4 lies beyond the 3 steps of an epoch"):
+        loader.batches(Position(0, 4))
+
+
+# ---- files that are not as they should be ----------------------------------------------------------------------------
+
+
+def test_labels_are_only_asked_for_when_they_are_read(root: Path) -> None:
+    schema, _ = write(root, [[[3]]])
+    table = pq.read_table(root / "d0")
+    pq.write_table(table.drop_columns("y"), root / "d0" / "0.parquet")
+    with pytest.raises(UserError, match=r"0\.parquet \(domain 'd0'\): no column 'y'"):
+        Loader(schema, LoaderSettings(), "test")
+    (batch,) = Loader(schema, LoaderSettings(), "test", labels=False).batches()
+    assert bool(batch.label_BT.isnan().all())
+
+
+def test_extra_columns_that_some_files_lack(root: Path) -> None:
+    schema, _ = write(root, [[[2], [2]]])
+    table = pq.read_table(root / "d0" / "1.parquet")
+    pq.write_table(table.append_column("recent", pa.array([5, None])), root / "d0" / "1.parquet")
+    loader = Loader(schema, LoaderSettings(), "test", Share(shuffle=False), extra=("item", "recent"))
+    (batch,) = loader.batches()
+    assert batch.extra_BK.tolist() == [[0, -1], [1, -1], [2, 5], [3, -1]]
+
+
+def test_types_may_differ_from_file_to_file(root: Path) -> None:
+    schema, _ = write(root, [[[2], [2]]])
+    table = pq.read_table(root / "d0" / "1.parquet")
+    large = pa.schema(
+        [("user", pa.uint16()), ("item", pa.int64()), ("history", pa.large_list(pa.int8())), ("y", pa.bool_())]
+    )
+    pq.write_table(table.cast(large), root / "d0" / "1.parquet")
+    (batch,) = Loader(schema, LoaderSettings(), "test", Share(shuffle=False)).batches()
+    assert content(batch)["user"] == content(batch)["bags"][0] == content(batch)["sequences"][0] == [0, 1, 2, 3]
+
+
+def spoil(root: Path) -> Schema:
+    """A second file whose row 7 (of row group 1) has an item outside the table."""
+    schema, _ = write(root, [[[20], [5, 5]]])
+    path = root / "d0" / "1.parquet"
+    table = pq.read_table(path)
+    items = table.column("item").to_pylist()
+    items[7] = 10
+    pq.write_table(table.set_column(1, "item", pa.array(items, pa.int32())), path, row_group_size=5)
+    return schema
+
+
+def test_a_bad_value_is_raised_in_the_consumer_once_it_is_reached(root: Path) -> None:
+    loader = Loader(spoil(root), LoaderSettings(batch_size=5, shuffle_rows=5), "train", Share(shuffle=False))
+    batches = loader.batches()
+    assert [users(next(batches), 0)[0] for _ in range(5)] == [0, 5, 10, 15, 20]
+    with pytest.raises(UserError, match=r"d0/1\.parquet: row 7, column 'item': 10 lies outside \[0, 10\)"):
+        next(batches)
+    assert loader_threads() == []
+
+
+# ---- threads ---------------------------------------------------------------------------------------------------------
+
+
+def loader_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("loader", "ThreadPool"))]
+
+
+def stop_by_closing(batches: Iterator[Batch]) -> None:
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+
+
+def stop_by_dropping(batches: Iterator[Batch]) -> None:
+    next(batches)
+
+
+def stop_by_an_exception(batches: Iterator[Batch]) -> None:
+    def consume() -> None:
+        for batch in batches:
+            assert 1 / (len(batch) - 10)
+
+    with pytest.raises(ZeroDivisionError):
+        consume()
+
+
+def stop_at_the_end(batches: Iterator[Batch]) -> None:
+    assert len(list(batches)) == 100
+
+
+@pytest.mark.parametrize("stop", [stop_by_closing, stop_by_dropping, stop_by_an_exception, stop_at_the_end])
+def test_no_thread_and_no_window_outlives_its_consumer(root: Path, stop: Any) -> None:
+    schema, _ = write(root, [[[500, 500]]])
+    loader = Loader(schema, LoaderSettings(batch_size=10, shuffle_rows=50), "train")
+    assert loader_threads() == []
+    batches = loader.batches()
+    assert loader_threads() == []
+    gc.collect()
+    gc.disable()  # what is left must go by itself, not when the collector comes round
+    try:
+        stop(batches)
+        del batches
+        assert loader_threads() == []
+        assert not [thing for thing in gc.get_objects() if type(thing) is Rows and len(thing)]
+    finally:
+        gc.enable()
+
+
+def test_the_queue_is_bounded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schema, _ = write(root, [[[10] * 100]])
+    loader = Loader(schema, LoaderSettings(batch_size=10, shuffle_rows=10, prefetch=2), "train")
+    made: list[Position] = []
+    collate = loader._collate
+
+    def noted(parts: Any, position: Position) -> Batch:
+        made.append(position)
+        return collate(parts, position)
+
+    monkeypatch.setattr(loader, "_collate", noted)
+    batches = loader.batches()
+    for done in (1, 2, 3):
+        next(batches)
+        threading.Event().wait(0.1)
+        assert done <= len(made) <= done + 2
+    batches.close()  # type: ignore[attr-defined]
+
+
+def test_two_readers_of_one_loader_do_not_disturb_each_other(root: Path) -> None:
+    schema, _ = write(root, [[[100] * 3]])
+    loader = Loader(schema, LoaderSettings(batch_size=30, shuffle_rows=70), "train")
+    alone = [content(batch) for batch in loader.batches()]
+    pairs = list(zip(loader.batches(), loader.batches(), strict=True))
+    assert [content(a) for a, _ in pairs] == [content(b) for _, b in pairs] == alone
+
+
+def test_batches_move_between_devices(root: Path) -> None:
+    schema, _ = write(root, [[[5]]])
+    (batch,) = Loader(schema, LoaderSettings(), "train").batches()
+    assert content(batch.to(torch.device("cpu"))) == content(batch)

@@ -1,0 +1,73 @@
+"""The lock against what pyproject.toml asks for, on every Python that we promise; no network."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+
+
+def requirements(name: str) -> list[str]:
+    lines = [line.partition("#")[0].strip() for line in (ROOT / "requirements" / name).read_text().splitlines()]
+    return [line for line in lines if line]
+
+
+def project() -> dict[str, Any]:
+    content: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return content
+
+
+def extra(name: str) -> list[str]:
+    found: list[str] = project()["optional-dependencies"][name]
+    return found
+
+
+def locked(python: str) -> dict[str, str]:
+    """Name → version on Linux with this Python; a name that two lines give a version is an error."""
+    environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
+    versions: dict[str, str] = {}
+    for requirement in map(Requirement, requirements("cpu.lock")):
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            [pin] = requirement.specifier
+            assert pin.operator == "=="
+            assert requirement.name not in versions
+            versions[canonicalize_name(requirement.name)] = pin.version
+    return versions
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lock_meets_what_pyproject_asks_for(python: str) -> None:
+    wanted = [*project()["dependencies"], *extra("dev"), *extra("data"), *requirements("cpu.in")]
+    versions = locked(python)
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_cpu_and_gpu_run_the_same_torchrec_and_fbgemm(python: str) -> None:
+    pins = {requirement.name: requirement.specifier for requirement in map(Requirement, extra("cuda"))}
+    assert pins["torchrec"].contains(locked(python)["torchrec"])
+    assert pins["fbgemm-gpu"].contains(locked(python)["fbgemm-gpu-cpu"])
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_nothing_excluded_is_locked(python: str) -> None:
+    assert not set(requirements("cpu.excludes")) & set(locked(python))
+    assert not [name for name in locked(python) if name.startswith(("nvidia-", "cuda-"))]
+
+
+def test_the_lock_holds_names_versions_and_markers_alone() -> None:
+    """No index, no address, no file: what it names is found wherever its user's pip looks."""
+    assert not [line for line in requirements("cpu.lock") if "://" in line or "@" in line or line.startswith("-")]
