@@ -8,7 +8,9 @@ import resource
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import torch
 import typer
+import yaml
 from rich.console import Console
 
 from tools.workload import config_workload, list_workload, with_wishes
@@ -19,7 +21,7 @@ from torchrec_xd.planner.page import save_page
 from torchrec_xd.planner.plan import diff_plans, read_plan
 from torchrec_xd.planner.planning import InfeasibleError, Planning, make_plan
 from torchrec_xd.planner.tables import OptimizerName, WeightType, default_sharders
-from torchrec_xd.planner.topology import load_cluster
+from torchrec_xd.planner.topology import Cluster, load_cluster
 from torchrec_xd.settings import UserError
 
 CLUSTERS = Path(__file__).parent.parent / "configs" / "clusters"
@@ -58,6 +60,7 @@ def plan(
     table: Annotated[str | None, typer.Option("--explain", help="Why this table is sharded as it is.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Run torchrec's default planner as well.")] = False,
     diff: Annotated[tuple[Path, Path] | None, typer.Option(help="What two plans differ in.")] = None,
+    calibrate: Annotated[Path | None, typer.Option(help="Measure lookups here; write a cluster profile.")] = None,
 ) -> None:
     """Plan, explain, compare. Exit code 2 where no plan fits or what was asked is wrong."""
     # Torchrec warns about its own planner's defaults, which are not used here.
@@ -76,6 +79,9 @@ def plan(
             inter_node_gib_s=inter,
             reservation=reservation,
         )
+        if calibrate is not None:
+            _calibrate(machine, optimizer or "rowwise_adagrad", calibrate)
+            return
         if (config is None) == (tables is None):
             raise UserError("give either a config (python -m tools.plan CONFIG) or a table list (--tables FILE)")
         if config is not None:
@@ -101,6 +107,19 @@ def plan(
     except UserError as error:
         screen.print("error:", str(error), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(EXIT_USER_ERROR) from None
+
+
+def _calibrate(machine: Cluster, optimizer: OptimizerName, path: Path) -> None:
+    from torchrec_xd.planner.measurement import calibrate  # noqa: PLC0415 - FBGEMM's operators load slowly
+
+    if machine.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--calibrate measures this machine, which has no CUDA device; choose a cpu cluster")
+    calibration = calibrate(machine.device, optimizer)
+    content = machine.model_copy(update={"calibration": calibration}).model_dump(mode="json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    for dtype, error in calibration.median_error.items():
+        screen.print(f"{dtype}: median error {error:.1%} on shapes that were not fitted ({calibration.machine})")
 
 
 def _show(planning: Planning, stock: StockPlan | None, table: str | None) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from pydantic import PositiveInt
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
@@ -226,7 +227,13 @@ def _state(model: nn.Module, optimizers: Optimizers, rank: int) -> dict[str, Any
 
 
 def _load(state: dict[str, Any], folder: Path) -> None:
-    load_distributed(state, storage_reader=_Reader(folder), planner=_TensorsOnly())
+    reader = _Reader(folder)
+    reader.read_metadata()  # here, where what is wrong with it is still a plain error
+    try:
+        load_distributed(state, storage_reader=reader, planner=_TensorsOnly())
+    except CheckpointException as error:
+        causes = "; ".join(sorted({str(cause[0]) for cause in error.failures.values()}))
+        raise UserError(f"{folder} cannot be loaded: {causes}") from error
 
 
 def _shape(entry: Any) -> tuple[int, ...] | None:

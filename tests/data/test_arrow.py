@@ -170,7 +170,11 @@ def test_gathering_and_slicing_rows_equals_picking_them(records: list[dict[str, 
     cut = random.randint(0, len(records))
     order = random.sample(range(len(records)), len(records))
     start, stop = sorted((random.randint(0, len(records)), random.randint(0, len(records))))
-    gathered = Rows.gather([rows(records[:cut]), rows(records[cut:])], np.array(order)).slice(start, stop)
+    gathered = (
+        Rows.gather([rows(records[:cut]), rows(records[cut:])], np.array(order))
+        .slice(start, len(records))
+        .slice(0, stop - start)
+    )
     picked = rows([records[i] for i in order[start:stop]])
     collate = Collator(SCHEMA, 1)
     one, other = (collate([[], [part]], Position(0, 0)) for part in (gathered, picked))

@@ -159,8 +159,9 @@ def test_resuming_anywhere_yields_what_was_left(
     assert [content(batch) for batch in loader.batches(start, epochs=3)] == whole[done:]
 
 
-def test_a_resumed_reader_does_not_read_what_is_past(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    schema, _ = write(root, [[[100] * 10]])
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The row groups that have been read, as they are read."""
     read: list[int] = []
     read_row_group = pq.ParquetFile.read_row_group
 
@@ -169,9 +170,30 @@ def test_a_resumed_reader_does_not_read_what_is_past(root: Path, monkeypatch: py
         return read_row_group(self, index, **options)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", noted)
+    return read
+
+
+def test_a_resumed_reader_does_not_read_what_is_past(root: Path, read: list[int]) -> None:
+    schema, _ = write(root, [[[100] * 10]])
     loader = Loader(schema, LoaderSettings(batch_size=10, shuffle_rows=100), "train", Share(shuffle=False))
     assert len(list(loader.batches(Position(0, 85)))) == 15
     assert read == [8, 9]
+
+
+def test_the_next_window_is_read_ahead_and_the_one_after_it_is_not(root: Path, read: list[int]) -> None:
+    schema, _ = write(root, [[[100] * 5]])
+    loader = Loader(schema, LoaderSettings(batch_size=10, shuffle_rows=100, prefetch=1), "train", Share(shuffle=False))
+    batches = loader.batches()
+    next(batches)
+    threading.Event().wait(0.1)
+    assert read == [0, 1]
+    batches.close()  # type: ignore[attr-defined]
+
+
+def test_a_row_group_larger_than_the_window_is_read_once(root: Path, read: list[int]) -> None:
+    schema, _ = write(root, [[[100, 60]]])
+    assert len(list(Loader(schema, LoaderSettings(batch_size=16, shuffle_rows=7), "train").batches())) == 10
+    assert sorted(read) == [0, 1]
 
 
 def test_epochs_seeds_and_windows_change_the_order_and_nothing_else_does(root: Path) -> None:

@@ -10,7 +10,7 @@ from torchrec.distributed.planner.estimator.types import ShardPerfContext
 from torchrec.distributed.planner.types import Topology
 from torchrec.distributed.types import ShardingType
 
-from torchrec_xd.planner.topology import Calibration, LookupCost
+from torchrec_xd.planner.topology import Calibration, LookupCost, LookupWork
 from torchrec_xd.settings import UserError
 
 TYPE_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
@@ -25,14 +25,15 @@ class DefaultConfig(EmbeddingPerfEstimatorConfig):
 
 
 class CalibratedConfig(EmbeddingPerfEstimatorConfig):
-    """Torchrec's cost model with measured compute; communication stays torchrec's."""
+    """Torchrec's cost model with measured lookups; other kernels keep their distance to `fused`, exchange its prices."""
+
+    def __init__(self, calibration: Calibration, fused_bandwidth: float) -> None:
+        super().__init__()
+        self.calibration = calibration
+        self.fused_bandwidth = fused_bandwidth
 
     def __dir__(self) -> list[str]:
         return ["forward_ms", "backward_ms"]
-
-    def __init__(self, calibration: Calibration) -> None:
-        super().__init__()
-        self.calibration = calibration
 
     @forward_compute  # type: ignore[untyped-decorator]
     def forward_ms(self, ctx: ShardPerfContext) -> float:
@@ -45,10 +46,10 @@ class CalibratedConfig(EmbeddingPerfEstimatorConfig):
         return self._milliseconds(self.calibration.backward, ctx)
 
     def _milliseconds(self, costs: dict[str, LookupCost], ctx: ShardPerfContext) -> float:
-        lookups, outputs = shard_work(ctx)
-        size = ctx.table_data_type_size
-        row_bytes = lookups * ctx.emb_dim * size
-        return _cost_of(costs, size).milliseconds(lookups, row_bytes, outputs * ctx.emb_dim * size)
+        if not ctx.hash_size:
+            return 0.0
+        slower = self.fused_bandwidth / ctx.device_bw
+        return _cost_of(costs, ctx.table_data_type_size).milliseconds(shard_work(ctx)) * slower
 
 
 def _cost_of(costs: dict[str, LookupCost], type_bytes: float) -> LookupCost:
@@ -60,21 +61,23 @@ def _cost_of(costs: dict[str, LookupCost], type_bytes: float) -> LookupCost:
     )
 
 
-def shard_work(ctx: ShardPerfContext) -> tuple[float, float]:
-    """Ids that a shard looks up in one step and vectors that it writes, as torchrec counts them."""
-    everyone = ctx.world_size
-    if ctx.sharding_type == ShardingType.DATA_PARALLEL.value:
-        return ctx.batch_inputs, ctx.batch_outputs
+def shard_work(ctx: ShardPerfContext) -> LookupWork:
+    """What a shard looks up in one step, as torchrec counts it."""
     parts = {
         ShardingType.ROW_WISE.value: ctx.world_size,
         ShardingType.TABLE_ROW_WISE.value: ctx.intra_group_size,
         ShardingType.GRID_SHARD.value: ctx.intra_group_size,
+        ShardingType.DATA_PARALLEL.value: ctx.world_size,
     }.get(ctx.sharding_type, 1)
-    lookups = ctx.batch_inputs * everyone / parts
-    return lookups, ctx.batch_outputs * everyone if ctx.is_pooled else lookups
+    lookups = ctx.batch_inputs * ctx.world_size / parts
+    # Rows spread over ranks still write a vector for every sample of the batch; replicas serve their own samples only.
+    everyone = 1 if ctx.sharding_type == ShardingType.DATA_PARALLEL.value else ctx.world_size
+    outputs = ctx.batch_outputs * everyone if ctx.is_pooled else lookups
+    return LookupWork(ctx.hash_size, ctx.emb_dim, ctx.table_data_type_size, lookups, outputs)
 
 
 def perf_estimator(topology: Topology, calibration: Calibration | None) -> EmbeddingPerfEstimator:
     """Torchrec's estimator for `topology`, with measured lookup costs where there are any."""
-    config = DefaultConfig() if calibration is None else CalibratedConfig(calibration)
+    bandwidth = topology.ddr_mem_bw if topology.compute_device == "cpu" else topology.hbm_mem_bw
+    config = DefaultConfig() if calibration is None else CalibratedConfig(calibration, bandwidth)
     return EmbeddingPerfEstimatorFactory.create_with_config(config, topology=topology)

@@ -237,21 +237,22 @@ def _estimate(options: list[ShardingOption], tables: Sequence[TableRef], topolog
     """Set the price of every shard; equal work is priced once."""
     sharder_data = build_sharder_data_map({sharder_name(t.sharder.module_type): t.sharder for t in tables})
     EmbeddingStorageEstimator(topology=topology).estimate(options, sharder_data)
+    calibrated = cluster.calibration is not None
     first: dict[tuple[object, ...], Shard] = {}
     unpriced: list[ShardingOption] = []
     for option in options:
-        new = [shard for shard in option.shards if first.setdefault(_work(option, shard), shard) is shard]
+        new = [shard for shard in option.shards if first.setdefault(_work(option, shard, calibrated), shard) is shard]
         if new:
             unpriced.append(copy.copy(option))
             unpriced[-1].shards = new
     perf_estimator(topology, cluster.calibration).estimate(unpriced, sharder_data)
     for option in options:
         for shard in option.shards:
-            shard.perf = first[_work(option, shard)].perf
+            shard.perf = first[_work(option, shard, calibrated)].perf
 
 
-def _work(option: ShardingOption, shard: Shard) -> tuple[object, ...]:
-    """What a shard's time depends on: its rows only where replicas are all-reduced."""
+def _work(option: ShardingOption, shard: Shard, calibrated: bool) -> tuple[object, ...]:
+    """What a shard's time depends on: its rows only where replicas are all-reduced, or where caches were measured."""
     return (
         option.module_type_key,
         option.sharding_type,
@@ -262,7 +263,7 @@ def _work(option: ShardingOption, shard: Shard) -> tuple[object, ...]:
         option.batch_size,
         tuple(option.input_lengths),
         shard.size[1],
-        shard.size[0] if option.sharding_type == ShardingType.DATA_PARALLEL.value else None,
+        shard.size[0] if calibrated or option.sharding_type == ShardingType.DATA_PARALLEL.value else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,25 +15,51 @@ GIB = 1024**3
 
 
 class LookupCost(Settings):
-    """A line fitted to measured lookups of one kernel: milliseconds as a sum of four terms."""
+    """Fitted to measured lookups: milliseconds of one table's share in a fused lookup, as a sum of five terms."""
 
     per_table_ms: NonNegativeFloat
     """What a table costs however little is looked up."""
     per_lookup_ms: NonNegativeFloat
     """One id, whatever the width."""
+    per_cold_lookup_ms: NonNegativeFloat
+    """One id more, where its row is in no cache."""
     per_byte_ms: NonNegativeFloat
     """One byte of the rows read."""
     per_output_byte_ms: NonNegativeFloat
     """One byte of the vectors written."""
+    cache_mib: PositiveFloat
+    """Table size of which half the rows are found in a cache."""
 
-    def milliseconds(self, lookups: float, row_bytes: float, output_bytes: float) -> float:
-        """Time of `lookups` ids that read `row_bytes` in all and write `output_bytes`."""
-        return (
-            self.per_table_ms
-            + self.per_lookup_ms * lookups
-            + self.per_byte_ms * row_bytes
-            + self.per_output_byte_ms * output_bytes
+    def terms(self, work: LookupWork) -> tuple[float, ...]:
+        """What the five costs are multiplied with."""
+        table = work.rows * work.dim * work.type_bytes
+        cold = table / (table + self.cache_mib * 1024**2) if table else 0.0
+        row = work.dim * work.type_bytes
+        return 1.0, work.lookups, work.lookups * cold, work.lookups * row, work.outputs * row
+
+    def milliseconds(self, work: LookupWork) -> float:
+        """Estimated time."""
+        costs = (
+            self.per_table_ms,
+            self.per_lookup_ms,
+            self.per_cold_lookup_ms,
+            self.per_byte_ms,
+            self.per_output_byte_ms,
         )
+        return sum(cost * term for cost, term in zip(costs, self.terms(work), strict=True))
+
+
+@dataclass(frozen=True)
+class LookupWork:
+    """What is looked up in one table in one step."""
+
+    rows: int
+    dim: int
+    type_bytes: float
+    lookups: float
+    """Ids."""
+    outputs: float
+    """Vectors written."""
 
 
 class Calibration(Settings):
@@ -43,9 +70,11 @@ class Calibration(Settings):
     optimizer: str
     """The fused optimizer of the measured backward passes."""
     forward: dict[str, LookupCost]
-    """Weight type (`fp32`, `fp16`, `bf16`) to the cost of a forward pass."""
+    """Weight type (`fp32`, `fp16`) to the cost of a forward pass."""
     backward: dict[str, LookupCost]
     """The same of a backward pass with the optimizer's update."""
+    median_error: dict[str, NonNegativeFloat]
+    """Weight type to the median relative error of forward plus backward, on shapes that were not fitted."""
 
 
 class Cluster(Settings):

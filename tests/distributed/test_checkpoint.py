@@ -1,0 +1,197 @@
+"""Checkpoints of real sharded models on real gloo ranks."""
+
+import json
+import os
+import pickle
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.distributed.ranks import run_ranks
+from tests.feeds import schema_at, write_feed
+from torchrec_xd import checkpoint
+from torchrec_xd.batch import Position
+from torchrec_xd.checkpoint import Checkpoints, CheckpointSettings, read_saved, transfer
+from torchrec_xd.data.loader import Loader, LoaderSettings
+from torchrec_xd.data.shards import Share
+from torchrec_xd.embeddings import EmbeddingSettings
+from torchrec_xd.models.mkt import TRANSFER, FinetuneSettings, PretrainSettings, build_finetune, build_pretrain
+from torchrec_xd.schema import Schema
+from torchrec_xd.settings import UserError
+from torchrec_xd.sharding import DenseOptimizerSettings, OptimizerSettings, ShardingSettings, shard
+from torchrec_xd.world import World
+
+MODEL = PretrainSettings(expert_widths=(8, 6), aligned_dim=4, tower_widths=(4,), dropout=0.2)
+OPTIMIZERS = OptimizerSettings(dense=DenseOptimizerSettings(lr=0.01, weight_decay=0.01))
+
+
+def world_of(rank):
+    return World(rank, dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)
+
+
+def sharded(schema, seed, world):
+    torch.manual_seed(seed)
+    task = build_pretrain(schema, MODEL, EmbeddingSettings(dtype="fp16"), seed)
+    return shard(task, ShardingSettings(), OPTIMIZERS, world)
+
+
+def advance(model, optimizers, batches):
+    for batch in batches:
+        optimizers.begin(0, 1)
+        model(batch)[0].backward()
+        optimizers.step()
+
+
+def local(state):
+    """This rank's part of a state, as plain tensors."""
+    flat = {}
+    for key, value in state.items():
+        if isinstance(value, dict):
+            flat.update({f"{key}.{inner}": part for inner, part in local(value).items()})
+        elif hasattr(value, "local_shards"):
+            flat.update({f"{key}.{i}": piece.tensor.clone() for i, piece in enumerate(value.local_shards())})
+        else:
+            flat[key] = value.clone()
+    return flat
+
+
+def resume_midway(rank: int, content: dict, folder: str) -> list[str]:
+    """Names of all weights and optimizer states that differ between a run and one that was resumed half way."""
+    schema, world = Schema.model_validate(content), world_of(rank)
+    share = Share(rank, world.size, seed=0)
+    loader = Loader(schema, LoaderSettings(batch_size=64), "train", share)
+    checkpoints = Checkpoints(Path(folder), CheckpointSettings(), world, schema.fingerprint())
+
+    model, optimizers = sharded(schema, 0, world)
+    stream = loader.batches()
+    advance(model, optimizers, [next(stream) for _ in range(3)])
+    checkpoints.save(model, optimizers, Position(0, 3), 3, None)
+    advance(model, optimizers, [next(stream) for _ in range(3)])
+    expected = local({"model": model.state_dict(), "optimizer": optimizers.state.state_dict()["state"]})
+
+    model, optimizers = sharded(schema, 1, world)
+    saved = checkpoints.resume(model, optimizers)
+    assert saved is not None
+    stream = loader.batches(saved.position)
+    advance(model, optimizers, [next(stream) for _ in range(3)])
+    got = local({"model": model.state_dict(), "optimizer": optimizers.state.state_dict()["state"]})
+    assert got.keys() == expected.keys()
+    assert any(key.startswith("optimizer.tables") for key in got)
+    return [key for key in got if not torch.equal(got[key], expected[key])]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_resumed_run_is_the_undisturbed_one_bit_by_bit(tmp_path, ranks):
+    content = schema_at(write_feed(tmp_path / "feed"))
+    assert run_ranks(ranks, resume_midway, content, str(tmp_path / "run"), timeout=120) == [[]] * ranks
+
+
+def attacks(rank: int, content: dict, folder: str) -> None:
+    """One process, one sharded model, many ways in which a checkpoint can be wrong."""
+    schema, world, base = Schema.model_validate(content), world_of(rank), Path(folder)
+    model, optimizers = sharded(schema, 0, world)
+    settings = CheckpointSettings(keep=2)
+    checkpoints = Checkpoints(base / "checkpoints", settings, world, schema.fingerprint())
+    assert checkpoints.resume(model, optimizers) is None
+    advance(model, optimizers, [next(Loader(schema, LoaderSettings(batch_size=64), "train").batches())])
+    for step, score in ((1, 0.9), (2, 0.7), (3, 0.8), (4, None)):
+        checkpoints.save(model, optimizers, Position(0, step), step, score)
+    names = [folder.name for folder in sorted((base / "checkpoints").iterdir())]
+    assert names == ["step_000000001", "step_000000003", "step_000000004"]  # the last two and the best
+    assert checkpoints.best().name == "step_000000001"
+    assert checkpoints.last().name == "step_000000004"
+
+    refuse_other_worlds_and_schemas(checkpoints, model, optimizers)
+    keep_the_last_when_saving_fails(checkpoints, model, optimizers)
+    refuse_foreign_pickles(base, checkpoints, model)
+    refuse_what_does_not_fit(base, checkpoints, schema, world)
+
+
+def refuse_other_worlds_and_schemas(checkpoints, model, optimizers):
+    two = Checkpoints(
+        checkpoints.directory, checkpoints.settings, replace(checkpoints.world, size=2), checkpoints.schema
+    )
+    with pytest.raises(UserError, match="written by 1 processes and this run has 2"):
+        two.resume(model, optimizers)
+    other = Checkpoints(checkpoints.directory, checkpoints.settings, checkpoints.world, "beef")
+    with pytest.raises(UserError, match="schema of another meaning"):
+        other.load(model, checkpoints.last())
+
+
+def keep_the_last_when_saving_fails(checkpoints, model, optimizers):
+    def full_disk(_state, checkpoint_id):
+        (checkpoint_id / "__0_0.distcp").write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    whole, checkpoint.save_distributed = checkpoint.save_distributed, full_disk
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.save(model, optimizers, Position(0, 5), 5, None)
+    checkpoint.save_distributed = whole
+    assert checkpoints.last().name == "step_000000004"
+    assert checkpoints.resume(model, optimizers).step == 4
+    checkpoints.save(model, optimizers, Position(0, 5), 5, None)  # and the next one succeeds
+    assert checkpoints.last().name == "step_000000005"
+    assert not list(checkpoints.directory.glob("partial_*"))
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.system, ("touch /tmp/never",))
+
+
+def refuse_foreign_pickles(base, checkpoints, model):
+    for number, (content, said) in enumerate(
+        [(pickle.dumps(Bomb()), "refused to load posix.system"), (b"junk", "not the index"), (b"", "not the index")]
+    ):
+        folder = base / f"bomb_{number}"
+        shutil.copytree(checkpoints.last(), folder)
+        (folder / ".metadata").write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            checkpoints.load(model, folder)
+    folder = base / "outside"
+    shutil.copytree(checkpoints.last(), folder)
+    metadata = checkpoint._Reader(folder).read_metadata()
+    info = next(iter(metadata.storage_data.values()))
+    info.relative_path = "../checkpoints/secret"
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(UserError, match="points outside"):
+        checkpoints.load(model, folder)
+    with pytest.raises(UserError, match="is no checkpoint"):
+        read_saved(base)
+
+
+def refuse_what_does_not_fit(base, checkpoints, schema, world):
+    def student(**changes):
+        settings = MODEL.model_copy(update=changes)
+        pretrained = (schema, settings, EmbeddingSettings(dtype="fp16"))
+        task = build_finetune(schema.only(("post",)), FinetuneSettings(widths=(4,)), EmbeddingSettings(), 0, pretrained)
+        return shard(task, ShardingSettings(), OPTIMIZERS, world)[0]
+
+    folder, model = checkpoints.last(), student()
+    manifest = transfer(model, folder, TRANSFER.prefixes, TRANSFER.prunable)
+    assert {*manifest.loaded, *manifest.fresh} == set(model.state_dict())
+    loaded = local({k: v for k, v in model.state_dict().items() if k.startswith("teacher.")})
+    saved = local(sharded_weights(checkpoints, schema, world))
+    assert all(torch.equal(value, saved[name.removeprefix("teacher.")]) for name, value in loaded.items())
+    wider = student(aligned_dim=5)
+    before = local(wider.state_dict())
+    with pytest.raises(UserError, match=r"hfa\.m_post\.align\.weight.*\(5, 12\) expected, \(4, 12\) found"):
+        transfer(wider, folder, TRANSFER.prefixes, TRANSFER.prunable)
+    with pytest.raises(UserError, match=r"'net\.towers\.[^']*': nothing takes it"):
+        transfer(student(), folder, TRANSFER.prefixes, ("embeddings.", "net.common.", "net.independent."))
+    assert all(torch.equal(value, before[name]) for name, value in local(wider.state_dict()).items())
+
+
+def sharded_weights(checkpoints, schema, world):
+    model, _ = sharded(schema, 7, world)
+    checkpoints.load(model, checkpoints.last())
+    return model.state_dict()
+
+
+def test_what_a_checkpoint_may_not_be(tmp_path):
+    run_ranks(1, attacks, schema_at(write_feed(tmp_path / "feed")), str(tmp_path), timeout=120)
+    assert json.loads((tmp_path / "checkpoints" / "step_000000005" / "position.json").read_text())["world_size"] == 1
