@@ -103,6 +103,11 @@ def test_a_fault_names_key_value_rule_and_choices(content: dict[str, Any], messa
     assert str(error.value).startswith(message)
 
 
+def test_a_truth_value_is_no_number() -> None:
+    with pytest.raises(UserError, match=r"'dense': 'steps' is no switch, but YAML reads yes, no, on, off as True"):
+        validate(Run, yaml.safe_load("{seed: 0, dense: {steps: yes}}"), "run.yaml")
+
+
 def test_an_unknown_variant_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"'model': .*'depe'.*'deep', 'wide'"):
         validate(Run, {"seed": 1, "model": {"name": "depe"}}, "f")

@@ -13,10 +13,12 @@ import typer
 import yaml
 from rich.console import Console
 
-from tools.workload import config_workload, list_workload, with_wishes
+from tools.workload import list_workload, with_wishes
 from torchrec_xd.planner.advice import explain, remedies
 from torchrec_xd.planner.comparison import StockPlan, stock_plan
-from torchrec_xd.planner.console import comparison_view, plan_view, verdicts_view
+from torchrec_xd.planner.console import check_view, comparison_view, plan_view, verdicts_view
+from torchrec_xd.planner.measurement import calibrate as measured_costs
+from torchrec_xd.planner.measurement import check_ranks
 from torchrec_xd.planner.page import save_page
 from torchrec_xd.planner.plan import diff_plans, read_plan
 from torchrec_xd.planner.planning import InfeasibleError, Planning, make_plan
@@ -60,6 +62,7 @@ def plan(
     table: Annotated[str | None, typer.Option("--explain", help="Why this table is sharded as it is.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Run torchrec's default planner as well.")] = False,
     diff: Annotated[tuple[Path, Path] | None, typer.Option(help="What two plans differ in.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Run each rank's lookups here: estimated, measured.")] = False,
     calibrate: Annotated[Path | None, typer.Option(help="Measure lookups here; write a cluster profile.")] = None,
 ) -> None:
     """Plan, explain, compare. Exit code 2 where no plan fits or what was asked is wrong."""
@@ -85,6 +88,9 @@ def plan(
         if (config is None) == (tables is None):
             raise UserError("give either a config (python -m tools.plan CONFIG) or a table list (--tables FILE)")
         if config is not None:
+            # Data, models and trainer are of no use to a table list.
+            from tools.run_workload import config_workload  # noqa: PLC0415
+
             work = config_workload(config, weights, optimizer, measure_pooling=measure_pooling)
         else:
             assert tables is not None
@@ -98,6 +104,8 @@ def plan(
             _fail(error, report)
         stock = stock_plan(work.module, default_sharders(), machine, settings) if compare else None
         _show(planning, stock, table)
+        if check:
+            screen.print(check_view(check_ranks(planning, optimizer or "rowwise_adagrad")))
         if out is not None:
             planning.plan.save(out)
         if html is not None:
@@ -110,11 +118,9 @@ def plan(
 
 
 def _calibrate(machine: Cluster, optimizer: OptimizerName, path: Path) -> None:
-    from torchrec_xd.planner.measurement import calibrate  # noqa: PLC0415 - FBGEMM's operators load slowly
-
     if machine.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--calibrate measures this machine, which has no CUDA device; choose a cpu cluster")
-    calibration = calibrate(machine.device, optimizer)
+    calibration = measured_costs(machine.device, optimizer)
     content = machine.model_copy(update={"calibration": calibration}).model_dump(mode="json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

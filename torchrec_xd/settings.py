@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 
 class UserError(ValueError):
@@ -25,6 +25,18 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True, validate_default=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_values_for_numbers(cls, content: Any) -> Any:
+        """YAML reads yes, no, on and off as truth values, which would pass as the numbers 1 and 0."""
+        for name, field in cls.model_fields.items():
+            value = content.get(field.alias or name) if isinstance(content, dict) else None
+            if isinstance(value, bool) and "bool" not in str(field.annotation):
+                raise ValueError(
+                    f"'{name}' is no switch, but YAML reads yes, no, on, off as {value}: quote it, if meant"
+                )
+        return content
 
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)

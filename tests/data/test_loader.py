@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
-import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from torchrec_xd.batch import Batch, Position
-from torchrec_xd.data.collate import Rows
+from tests.data.numbered import Layout, content, users, write
+from torchrec_xd.batch import Position
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.data.shards import Share
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import UserError
-
-Layout = list[list[int]]
-"""The files of a domain, each as the sizes of its row groups."""
 
 layouts = st.lists(
     st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=1, max_size=3).filter(
@@ -35,78 +28,6 @@ layouts = st.lists(
     min_size=1,
     max_size=3,
 )
-
-
-def write_domain(folder: Path, layout: Layout) -> int:
-    """Rows numbered 0, 1, … over all files, in the columns `user` and `item` (modulo 10) and `history` (the number's
-    digits); returns how many."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.parquet"):
-        old.unlink()
-    numbers = itertools.count()
-    types = pa.schema([("user", pa.int64()), ("item", pa.int32()), ("history", pa.list_(pa.int64())), ("y", pa.int8())])
-    for i, row_groups in enumerate(layout):
-        with pq.ParquetWriter(folder / f"{i}.parquet", types) as writer:
-            for rows in row_groups:
-                users = list(itertools.islice(numbers, rows))
-                columns = [
-                    users,
-                    [user % 10 for user in users],
-                    [[int(digit) for digit in str(user)] for user in users],
-                    [0] * rows,
-                ]
-                writer.write_table(pa.table(columns, schema=types))
-    return next(numbers)
-
-
-def schema_of(root: Path, count: int) -> Schema:
-    names = [f"d{i}" for i in range(count)]
-    return Schema.model_validate(
-        {
-            "name": "numbered",
-            "user": "user",
-            "root": str(root),
-            "domains": {name: {"role": "target", "train": name, "test": name} for name in names},
-            "tasks": [{"label": "y", "domain": name} for name in names],
-            "features": [
-                {"column": "item", "kind": "id", "group": "shared", "rows": 10},
-                {
-                    "column": "history",
-                    "kind": "sequence",
-                    "group": "sequence",
-                    "rows": 10,
-                    "length": 4,
-                    "table": "digit",
-                },
-            ],
-        }
-    )
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("numbered")
-
-
-def write(root: Path, domains: list[Layout]) -> tuple[Schema, list[int]]:
-    return schema_of(root, len(domains)), [write_domain(root / f"d{i}", layout) for i, layout in enumerate(domains)]
-
-
-def users(batch: Batch, domain: int) -> list[int]:
-    rows: list[int] = batch.user_B[batch.rows(domain)].tolist()
-    return rows
-
-
-def content(batch: Batch) -> dict[str, Any]:
-    """All that a batch says, in comparable form."""
-    return {
-        "position": batch.position,
-        "offsets": batch.offsets,
-        "user": batch.user_B.tolist(),
-        "bags": (batch.bags.values().tolist(), batch.bags.lengths().tolist()),
-        "sequences": (batch.sequences.values().tolist(), batch.sequences.lengths().tolist()),
-        "label": batch.label_BT.nan_to_num(-1).tolist(),
-    }
 
 
 # ---- cover, order, resume --------------------------------------------------------------------------------------------
@@ -159,41 +80,11 @@ def test_resuming_anywhere_yields_what_was_left(
     assert [content(batch) for batch in loader.batches(start, epochs=3)] == whole[done:]
 
 
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The row groups that have been read, as they are read."""
-    read: list[int] = []
-    read_row_group = pq.ParquetFile.read_row_group
-
-    def noted(self: pq.ParquetFile, index: int, **options: Any) -> pa.Table:
-        read.append(index)
-        return read_row_group(self, index, **options)
-
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", noted)
-    return read
-
-
 def test_a_resumed_reader_does_not_read_what_is_past(root: Path, read: list[int]) -> None:
     schema, _ = write(root, [[[100] * 10]])
     loader = Loader(schema, LoaderSettings(batch_size=10, shuffle_rows=100), "train", Share(shuffle=False))
     assert len(list(loader.batches(Position(0, 85)))) == 15
     assert read == [8, 9]
-
-
-def test_the_next_window_is_read_ahead_and_the_one_after_it_is_not(root: Path, read: list[int]) -> None:
-    schema, _ = write(root, [[[100] * 5]])
-    loader = Loader(schema, LoaderSettings(batch_size=10, shuffle_rows=100, prefetch=1), "train", Share(shuffle=False))
-    batches = loader.batches()
-    next(batches)
-    threading.Event().wait(0.1)
-    assert read == [0, 1]
-    batches.close()  # type: ignore[attr-defined]
-
-
-def test_a_row_group_larger_than_the_window_is_read_once(root: Path, read: list[int]) -> None:
-    schema, _ = write(root, [[[100, 60]]])
-    assert len(list(Loader(schema, LoaderSettings(batch_size=16, shuffle_rows=7), "train").batches())) == 10
-    assert sorted(read) == [0, 1]
 
 
 def test_epochs_seeds_and_windows_change_the_order_and_nothing_else_does(root: Path) -> None:
@@ -238,25 +129,6 @@ def test_more_ranks_than_rows_give_empty_batches(root: Path) -> None:
     read = [list(Loader(schema, LoaderSettings(), "train", Share(rank, 5)).batches()) for rank in range(5)]
     assert [[len(batch) for batch in batches] for batches in read] == [[0], [0], [1], [0], [1]]
     assert all(batches[0].bags.stride() == len(batches[0]) for batches in read)
-
-
-def test_batches_own_their_memory(root: Path) -> None:
-    schema, _ = write(root, [[[40]]])
-    for shuffle in (True, False):
-        batches = Loader(schema, LoaderSettings(batch_size=20), "train", Share(shuffle=shuffle)).batches()
-        first = next(batches)
-        for part in (
-            first.user_B,
-            first.weight_B,
-            first.bags.values(),
-            first.bags.lengths(),
-            first.sequences.lengths(),
-        ):
-            part.fill_(7)
-        second = next(batches)
-        assert set(second.user_B.tolist()) != {7}
-        assert second.weight_B.tolist() == [1.0] * 20
-        assert second.bags.lengths().tolist() == [1] * 20
 
 
 # ---- mixing and splits -----------------------------------------------------------------------------------------------
@@ -379,84 +251,19 @@ def test_a_bad_value_is_raised_in_the_consumer_once_it_is_reached(root: Path) ->
     assert [users(next(batches), 0)[0] for _ in range(5)] == [0, 5, 10, 15, 20]
     with pytest.raises(UserError, match=r"d0/1\.parquet: row 7, column 'item': 10 lies outside \[0, 10\)"):
         next(batches)
-    assert loader_threads() == []
 
 
-# ---- threads ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("window", [2, 4, 23, 100])
+def test_the_row_in_an_error_is_counted_in_the_file(root: Path, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    """Wherever a window begins, and in whatever chunks Arrow hands out a row group."""
+    read_row_group = pq.ParquetFile.read_row_group
 
+    def chunked(self: pq.ParquetFile, index: int, **options: Any) -> pa.Table:
+        table = read_row_group(self, index, **options)
+        return pa.concat_tables([table.slice(0, 1), table.slice(1)])
 
-def loader_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("loader", "ThreadPool"))]
-
-
-def stop_by_closing(batches: Iterator[Batch]) -> None:
-    next(batches)
-    batches.close()  # type: ignore[attr-defined]
-
-
-def stop_by_dropping(batches: Iterator[Batch]) -> None:
-    next(batches)
-
-
-def stop_by_an_exception(batches: Iterator[Batch]) -> None:
-    def consume() -> None:
-        for batch in batches:
-            assert 1 / (len(batch) - 10)
-
-    with pytest.raises(ZeroDivisionError):
-        consume()
-
-
-def stop_at_the_end(batches: Iterator[Batch]) -> None:
-    assert len(list(batches)) == 100
-
-
-@pytest.mark.parametrize("stop", [stop_by_closing, stop_by_dropping, stop_by_an_exception, stop_at_the_end])
-def test_no_thread_and_no_window_outlives_its_consumer(root: Path, stop: Any) -> None:
-    schema, _ = write(root, [[[500, 500]]])
-    loader = Loader(schema, LoaderSettings(batch_size=10, shuffle_rows=50), "train")
-    assert loader_threads() == []
-    batches = loader.batches()
-    assert loader_threads() == []
-    gc.collect()
-    gc.disable()  # what is left must go by itself, not when the collector comes round
-    try:
-        stop(batches)
-        del batches
-        assert loader_threads() == []
-        assert not [thing for thing in gc.get_objects() if type(thing) is Rows and len(thing)]
-    finally:
-        gc.enable()
-
-
-def test_the_queue_is_bounded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    schema, _ = write(root, [[[10] * 100]])
-    loader = Loader(schema, LoaderSettings(batch_size=10, shuffle_rows=10, prefetch=2), "train")
-    made: list[Position] = []
-    collate = loader._collate
-
-    def noted(parts: Any, position: Position) -> Batch:
-        made.append(position)
-        return collate(parts, position)
-
-    monkeypatch.setattr(loader, "_collate", noted)
-    batches = loader.batches()
-    for done in (1, 2, 3):
-        next(batches)
-        threading.Event().wait(0.1)
-        assert done <= len(made) <= done + 2
-    batches.close()  # type: ignore[attr-defined]
-
-
-def test_two_readers_of_one_loader_do_not_disturb_each_other(root: Path) -> None:
-    schema, _ = write(root, [[[100] * 3]])
-    loader = Loader(schema, LoaderSettings(batch_size=30, shuffle_rows=70), "train")
-    alone = [content(batch) for batch in loader.batches()]
-    pairs = list(zip(loader.batches(), loader.batches(), strict=True))
-    assert [content(a) for a, _ in pairs] == [content(b) for _, b in pairs] == alone
-
-
-def test_batches_move_between_devices(root: Path) -> None:
-    schema, _ = write(root, [[[5]]])
-    (batch,) = Loader(schema, LoaderSettings(), "train").batches()
-    assert content(batch.to(torch.device("cpu"))) == content(batch)
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", chunked)
+    for shuffle in (True, False):
+        loader = Loader(spoil(root), LoaderSettings(shuffle_rows=window), "train", Share(shuffle=shuffle))
+        with pytest.raises(UserError, match=r"d0/1\.parquet: row 7, column 'item': 10 lies outside"):
+            list(loader.batches())

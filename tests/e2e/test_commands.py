@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ import yaml
 
 from tests.feeds import schema_at, write_feed
 
+ROOT = Path(__file__).parents[2]
 MODELS = {
     "mkt_pretrain": {"name": "mkt_pretrain", "expert_widths": [8, 6], "aligned_dim": 4, "tower_widths": [4]},
     "mkt_finetune": {"name": "mkt_finetune", "widths": [8], "head_widths": [4]},
@@ -219,19 +221,22 @@ def test_a_folder_is_never_overwritten(world):
     assert (world / "mem" / "metrics.json").read_bytes() == before
 
 
-def test_two_processes_by_torchrun(world, tmp_path):
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def test_two_processes_launched_by_torchx(world, tmp_path):
+    binaries = Path(sys.executable).parent
+    component = f"{ROOT / 'launch' / 'components.py'}:train"
+    arguments = ["--config", world / "mkt_pretrain.yaml", "--run_dir", tmp_path / "run", "-j", "1x2"]
     done = subprocess.run(
-        [*run, "-m", "torchrec_xd.cli", "train", str(world / "mkt_pretrain.yaml"), "--run-dir", str(tmp_path / "run")],
+        [binaries / "torchx", "run", "--scheduler", "local_cwd", "--wait", component, *map(str, arguments)],
         capture_output=True,
         check=False,
         text=True,
         timeout=180,
-        env=environment,
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
     assert metrics(tmp_path / "run")["eval"]["click@post"]["rows"] == 200
+    assert (tmp_path / "run" / "log.rank1.txt").exists()
     # Another number of processes reads the checkpoint all the same.
     command("evaluate", tmp_path / "run", "--json", tmp_path / "one.json")
     one, two = json.loads((tmp_path / "one.json").read_text())["eval"], metrics(tmp_path / "run")["eval"]

@@ -103,7 +103,7 @@ class Loader:
 
     def _read(self, start: Position, epochs: int) -> Generator[Batch, None, None]:
         first, last = start.epoch * self.steps + start.step, epochs * self.steps
-        pool = ThreadPoolExecutor(max_workers=len(self._domains))
+        pool = ThreadPoolExecutor(len(self._domains), thread_name_prefix="loader")
         try:
             streams = [
                 _Stream(domain, pool, self._row_at(first, i), self._row_at(last, i))

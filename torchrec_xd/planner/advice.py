@@ -109,27 +109,30 @@ def _again(priced: Priced, cluster: Cluster | None = None, settings: PlannerSett
 
 
 def _ranks_needed(priced: Priced) -> int | None:
-    """The least number of ranks that suffices, found by doubling and halving; whole nodes beyond the first."""
+    """The least number of ranks that suffices, found by doubling and halving; None beyond `MOST_TIMES` as many."""
     cluster = priced.cluster
-    unit = cluster.ranks_per_node if cluster.world_size >= cluster.ranks_per_node else 1
 
-    def fits(units: int) -> bool:
-        size = units * unit
-        if size > cluster.ranks_per_node:
-            size = math.ceil(size / cluster.ranks_per_node) * cluster.ranks_per_node
+    def fits(size: int) -> bool:
         return _fits(_again(priced, cluster.with_changes(world_size=size)))
 
-    low = cluster.world_size // unit
-    high = 2 * low
+    low = cluster.world_size
+    high = _whole_nodes(2 * low, cluster)
     while not fits(high):
-        low, high = high, 2 * high
-        if high > MOST_TIMES * cluster.world_size // unit:
+        low, high = high, _whole_nodes(2 * high, cluster)
+        if high > MOST_TIMES * cluster.world_size:
             return None
     while high - low > max(1, high // 16):
-        middle = (low + high) // 2
+        middle = _whole_nodes((low + high) // 2, cluster)
+        if middle == high:
+            break
         low, high = (low, middle) if fits(middle) else (middle, high)
-    size = high * unit
-    return size if size <= cluster.ranks_per_node else math.ceil(size / cluster.ranks_per_node) * cluster.ranks_per_node
+    return high
+
+
+def _whole_nodes(ranks: int, cluster: Cluster) -> int:
+    """`ranks`, rounded up to whole nodes where they take more than one."""
+    size = cluster.ranks_per_node
+    return ranks if ranks <= size else math.ceil(ranks / size) * size
 
 
 def _other_changes(priced: Priced) -> Iterator[tuple[str, Priced]]:

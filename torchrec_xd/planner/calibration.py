@@ -25,7 +25,7 @@ class DefaultConfig(EmbeddingPerfEstimatorConfig):
 
 
 class CalibratedConfig(EmbeddingPerfEstimatorConfig):
-    """Torchrec's cost model with measured lookups; other kernels keep their distance to `fused`, exchange its prices."""
+    """Torchrec's cost model with measured lookups; other kernels stay as much slower than `fused`, exchange as dear."""
 
     def __init__(self, calibration: Calibration, fused_bandwidth: float) -> None:
         super().__init__()
@@ -48,8 +48,8 @@ class CalibratedConfig(EmbeddingPerfEstimatorConfig):
     def _milliseconds(self, costs: dict[str, LookupCost], ctx: ShardPerfContext) -> float:
         if not ctx.hash_size:
             return 0.0
-        slower = self.fused_bandwidth / ctx.device_bw
-        return _cost_of(costs, ctx.table_data_type_size).milliseconds(shard_work(ctx)) * slower
+        slower = self.fused_bandwidth / float(ctx.device_bw)
+        return slower * _cost_of(costs, ctx.table_data_type_size).milliseconds(shard_work(ctx))
 
 
 def _cost_of(costs: dict[str, LookupCost], type_bytes: float) -> LookupCost:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from torchrec_xd.planner.advice import Verdict
 from torchrec_xd.planner.comparison import StockPlan
+from torchrec_xd.planner.measurement import RankCheck
 from torchrec_xd.planner.plan import Plan, PlannedTable
 from torchrec_xd.planner.topology import GIB
 
@@ -70,14 +71,15 @@ def _ranks_view(plan: Plan) -> Table:
     cluster = plan.cluster
     cuda = cluster.device == "cuda"
     used, limit = (plan.rank_hbm, cluster.hbm_bytes) if cuda else (plan.rank_ddr, cluster.ddr_bytes)
-    order = sorted(range(cluster.world_size), key=lambda rank: -plan.rank_ms[rank])
+    took = plan.rank_ms
+    order = sorted(range(cluster.world_size), key=lambda rank: -took[rank])
     shown = order if len(order) <= ROWS_SHOWN else order[: ROWS_SHOWN // 2] + order[-ROWS_SHOWN // 2 :]
     for place, rank in enumerate(shown):
         if len(shown) < len(order) and place == ROWS_SHOWN // 2:
             view.add_row(f"… {len(order) - len(shown)} ranks", "", "", "", "")
         view.add_row(
             str(rank),
-            f"{plan.rank_ms[rank]:.3f}",
+            f"{took[rank]:.3f}",
             _bar(plan.rank_compute_ms[rank], plan.rank_comms_ms[rank], plan.slowest_rank_ms),
             f"{used[rank] / GIB:.2f}",
             _bar(used[rank], 0.0, limit),
@@ -106,6 +108,20 @@ def verdicts_view(name: str, verdicts: Sequence[Verdict]) -> Table:
             f"{sum(run.count * run.storage.ddr for run in option.runs) / GIB:.3f}",
             verdict.why,
             style="bold" if verdict.chosen else None,
+        )
+    return view
+
+
+def check_view(checks: Sequence[RankCheck]) -> Table:
+    """Estimated beside measured, per rank."""
+    view = Table("rank", "lookups estimated", "measured", "memory estimated", "measured", title="Ranks run here")
+    for check in checks:
+        view.add_row(
+            str(check.rank),
+            f"{check.estimated_ms:.3f} ms",
+            f"{check.measured_ms:.3f} ms",
+            f"{check.estimated_bytes / GIB:.3f} GiB",
+            f"{check.measured_bytes / GIB:.3f} GiB",
         )
     return view
 

@@ -13,7 +13,7 @@ from torchrec_xd.planner.topology import Cluster
 
 GROUPS_TRIED = 24
 """Groups of the slowest rank that one step tries to move."""
-CLOSE_ENOUGH = 0.002
+CLOSE_ENOUGH = 1e-5
 """A gap to the lower bound that is worth no more search."""
 LESS = 1 - 1e-9
 

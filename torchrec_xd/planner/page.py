@@ -32,7 +32,7 @@ TEMPLATE = """<!doctype html>
  <span style="background:#e0a33a"></span>exchange of embeddings and gradients; the line is the lower bound</p>
 <svg id="load" preserveAspectRatio="none" viewBox="0 0 1000 200"></svg>
 <h2>Memory of the ranks</h2>
-<p class="key"><span style="background:#5b9a68"></span><span id="kind"></span>; the line is what tables may fill</p>
+<p class="key"><span style="background:#5b9a68"></span><b id="kind"></b>; the line is what tables may fill</p>
 <svg id="memory" preserveAspectRatio="none" viewBox="0 0 1000 200"></svg>
 <h2>What if</h2>
 <p>The plan stays as it is; only the machine changes. To get the best plan for another machine, plan again.</p>

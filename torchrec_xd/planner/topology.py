@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +16,16 @@ GIB = 1024**3
 
 
 class LookupCost(Settings):
-    """Fitted to measured lookups: milliseconds of one table's share in a fused lookup, as a sum of five terms."""
+    """Fitted to measured lookups: milliseconds of one table's share in a fused lookup, as a sum of six terms."""
 
     per_table_ms: NonNegativeFloat
     """What a table costs however little is looked up."""
     per_lookup_ms: NonNegativeFloat
     """One id, whatever the width."""
-    per_cold_lookup_ms: NonNegativeFloat
-    """One id more, where its row is in no cache."""
+    per_row_ms: NonNegativeFloat
+    """One distinct row: the update gathers the gradients of equal ids first."""
+    per_cold_row_ms: NonNegativeFloat
+    """One distinct row more, where it is in no cache."""
     per_byte_ms: NonNegativeFloat
     """One byte of the rows read."""
     per_output_byte_ms: NonNegativeFloat
@@ -31,18 +34,20 @@ class LookupCost(Settings):
     """Table size of which half the rows are found in a cache."""
 
     def terms(self, work: LookupWork) -> tuple[float, ...]:
-        """What the five costs are multiplied with."""
+        """What the six costs are multiplied with; ids are taken to be drawn evenly from the rows."""
         table = work.rows * work.dim * work.type_bytes
         cold = table / (table + self.cache_mib * 1024**2) if table else 0.0
         row = work.dim * work.type_bytes
-        return 1.0, work.lookups, work.lookups * cold, work.lookups * row, work.outputs * row
+        distinct = -work.rows * math.expm1(-work.lookups / work.rows) if work.rows else 0.0
+        return 1.0, work.lookups, distinct, distinct * cold, work.lookups * row, work.outputs * row
 
     def milliseconds(self, work: LookupWork) -> float:
         """Estimated time."""
         costs = (
             self.per_table_ms,
             self.per_lookup_ms,
-            self.per_cold_lookup_ms,
+            self.per_row_ms,
+            self.per_cold_row_ms,
             self.per_byte_ms,
             self.per_output_byte_ms,
         )

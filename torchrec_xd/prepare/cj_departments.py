@@ -7,9 +7,10 @@ their target purchases count for labels alone.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from ibis import _
-from ibis.expr.types import BooleanValue, Table
+from ibis.expr.types import BooleanValue, Table, Value
 
 from torchrec_xd.prepare.cj_feed import PRODUCT_HISTORY, SPLIT
 from torchrec_xd.prepare.dataset import DataSet, DomainRows
@@ -17,12 +18,13 @@ from torchrec_xd.prepare.engine import PrepareSettings
 from torchrec_xd.prepare.exposures import PRODUCT_KEY, VISIT_KEY, promoted_products
 from torchrec_xd.prepare.feed import (
     PRODUCT,
-    PROMOTED,
     FeedFacts,
+    catalogue,
     feed_facts,
     feed_rows,
     feed_vocabularies,
-    product_crossings,
+    product_rows,
+    promoted_at,
 )
 from torchrec_xd.prepare.hashing import stable_hash
 from torchrec_xd.prepare.journey import Journey
@@ -34,22 +36,35 @@ DEPARTMENTS = {SOURCE: "GROCERY", TARGET: "DRUG GM"}
 COLD_ONE_IN = 5
 COMMON = ("display_location", "mailer_location")
 """Features of a product on promotion that both departments have."""
-SPECIFIC = {SOURCE: ("package_size", "type_recency"), TARGET: ("price_level", "discount_depth", "type_purchases")}
+SPECIFIC: dict[str, dict[str, Value | str]] = {
+    SOURCE: {"package_size": "package_size", "type_recency": PRODUCT["type_recency"]},
+    TARGET: {name: PRODUCT[name] for name in ("price_level", "discount_depth", "type_purchases")},
+}
 """Those that one department has, beside the product and its type."""
 
 
 def build(journey: Journey, settings: PrepareSettings) -> DataSet:
     """The data set's domains `grocery` and `drug_gm`."""
-    exposures = _exposures(journey, settings).cache()
-    hidden = (_.department_name == DEPARTMENTS[TARGET]) & is_cold(journey.purchases, settings.seed)
+    vocabularies = _vocabularies(journey.until(SPLIT.valid))
+    exposures = promoted_at(_exposures(journey, settings), vocabularies).cache()
+    in_target = _.department == DEPARTMENTS[TARGET]
+    hidden = in_target & is_cold(journey.purchases, settings.seed)
     known = replace(journey, purchases=journey.purchases.filter(~hidden).cache())
-    vocabularies = _vocabularies(known.until(SPLIT.valid))
     histories = [_history(name, known, vocabularies) for name in DEPARTMENTS]
     facts = feed_facts(known, [exposures], vocabularies, histories)
-    untrained = (_.department_name == DEPARTMENTS[TARGET]) & (_.cold == 1) & (_.split == "train")
+    untrained = in_target & (_.cold == 1) & (_.split == "train")
     count = int(exposures.filter(untrained).count().execute())
     return DataSet(
-        domains={name: _domain(name, exposures.filter(~untrained), facts) for name in DEPARTMENTS},
+        domains={
+            name: DomainRows(
+                exposures=exposures.filter(_.department == department, ~untrained).drop("department"),
+                label="bought",
+                key=PRODUCT_KEY,
+                cluster=VISIT_KEY,
+                features=partial(_rows, name, catalogue(journey, vocabularies, **_own(name)), facts),
+            )
+            for name, department in DEPARTMENTS.items()
+        },
         vocabularies=vocabularies,
         sampling={"products on promotion that were not bought": 1 / settings.negatives},
         notes=(
@@ -65,43 +80,33 @@ def is_cold(table: Table, seed: int) -> BooleanValue:
 
 
 def _exposures(journey: Journey, settings: PrepareSettings) -> Table:
-    departments = journey.products.select("product", "department_name")
-    departments = departments.filter(_.department_name.isin(list(DEPARTMENTS.values())))
+    departments = journey.products.select("product", "department")
+    departments = departments.filter(_.department.isin(list(DEPARTMENTS.values())))
     rows = promoted_products(journey, settings.negatives, settings.seed).join(departments, "product")
     return SPLIT.mark(rows.mutate(cold=is_cold(rows, settings.seed).cast("int8")))
+
+
+def _own(name: str) -> dict[str, str]:
+    """A department's vocabularies and what they encode."""
+    return {f"{name}_product": "product", f"{name}_type": "type_code"}
 
 
 def _vocabularies(seen: Journey) -> Vocabularies:
     found = feed_vocabularies(seen)
     for name, department in DEPARTMENTS.items():
-        bought = seen.purchases.filter(_.department_name == department)
-        found[f"{name}_product"] = vocabulary(bought, "product")
-        found[f"{name}_type"] = vocabulary(bought, "product_type")
+        bought = seen.purchases.filter(_.department == department)
+        found |= {own: vocabulary(bought, column) for own, column in _own(name).items()}
     return found
 
 
 def _history(name: str, journey: Journey, vocabularies: Vocabularies) -> Table:
-    bought = journey.purchases.filter(_.department_name == DEPARTMENTS[name])
-    bought = encode(
-        bought.select("household", "day", "product").distinct(), vocabularies, **{f"{name}_product": "product"}
-    )
-    return latest(bought, ["household"], ["product"], PRODUCT_HISTORY, **{f"hist_{name}": f"{name}_product"})
+    bought = journey.purchases.filter(_.department == DEPARTMENTS[name])
+    bought, row = bought.select("household", "day", "product").distinct(), f"{name}_product"
+    lines = encode(bought, vocabularies, **{row: "product"})
+    return latest(lines, ["household"], ["product"], PRODUCT_HISTORY, **{name: row})
 
 
-def _domain(name: str, exposures: Table, facts: FeedFacts) -> DomainRows:
-    return DomainRows(
-        exposures=exposures.filter(_.department_name == DEPARTMENTS[name]).drop("department_name"),
-        label="bought",
-        key=PRODUCT_KEY,
-        cluster=VISIT_KEY,
-        features=lambda rows: _rows(name, rows, facts),
-    )
-
-
-def _rows(name: str, exposures: Table, facts: FeedFacts) -> Table:
-    rows = product_crossings(exposures, facts)
-    own = {f"{name}_product": "product", f"{name}_type": "product_type"}
-    rows = encode(rows, facts.vocabularies, **own)
-    columns = {feature: feature for feature in ("cold", *own, *COMMON)}
-    specific = {feature: feature if feature in PROMOTED else PRODUCT[feature] for feature in SPECIFIC[name]}
-    return feed_rows(rows, facts, "bought", **columns, **specific)
+def _rows(name: str, products: Table, facts: FeedFacts, exposures: Table) -> Table:
+    rows = product_rows(exposures, products, facts)
+    columns = {feature: feature for feature in ("cold", *_own(name), *COMMON)}
+    return feed_rows(rows, facts, "bought", **columns, **SPECIFIC[name])

@@ -7,18 +7,19 @@ from ibis.expr.types import Table
 
 from torchrec_xd.prepare.buckets import LARGE_COUNTS, bucket, count_bucket
 from torchrec_xd.prepare.coverage import OFFER, covered_purchases, offers
-from torchrec_xd.prepare.crossings import DISCOUNT, PRICE, cross_attributes
+from torchrec_xd.prepare.crossings import ATTRIBUTES, DISCOUNT, PRICE, Totals, cross_attributes
 from torchrec_xd.prepare.dataset import DataSet, DomainRows, SplitDays
 from torchrec_xd.prepare.engine import PrepareSettings
 from torchrec_xd.prepare.exposures import COUPON_KEY, PRODUCT_KEY, VISIT_KEY, promoted_products, sent_coupons
 from torchrec_xd.prepare.feed import (
     PRODUCT,
-    PROMOTED,
     FeedFacts,
+    catalogue,
     feed_facts,
     feed_rows,
     feed_vocabularies,
-    product_crossings,
+    product_rows,
+    promoted_at,
 )
 from torchrec_xd.prepare.journey import Journey
 from torchrec_xd.prepare.past import as_of, latest, running
@@ -35,43 +36,37 @@ COUPON = {
     "covered_rank": bucket(_.covered_rank, LARGE_COUNTS),
     "covered_price": PRICE,
     "covered_discount": DISCOUNT,
-    "coupon_redemptions": count_bucket(_.coupon_redeemed),
-    "own_redemptions": count_bucket(_.own_redeemed),
-    "type_redemptions": count_bucket(_.type_redeemed),
-    "type_campaigns": count_bucket(_.type_sent),
+    "coupon_redemptions": count_bucket(_.anybody_count),
+    "own_redemptions": count_bucket(_.own_count),
+    "type_redemptions": count_bucket(_.type_count),
+    "type_campaigns": count_bucket(_.sent_count),
 }
 """Features of a coupon that need no vocabulary."""
 
 
 def build(journey: Journey, settings: PrepareSettings) -> DataSet:
     """The data set's domains `product` and `coupon`."""
-    products = promoted_products(journey, settings.negatives, settings.seed).cache()
     coupons = sent_coupons(journey).cache()
-    seen = journey.until(SPLIT.valid)
-    vocabularies = {
-        **feed_vocabularies(seen),
-        "product_id": vocabulary(seen.purchases, "product"),
-        "product_type": vocabulary(seen.purchases, "product_type"),
-        "coupon_upc": vocabulary(coupons.filter(_.day < SPLIT.valid), "coupon"),
-    }
-    facts = feed_facts(journey, [products, coupons], vocabularies, _histories(journey, vocabularies))
-    offered = offers(journey, facts.totals).cache()
-    bought = covered_purchases(journey).cache()
+    vocabularies = _vocabularies(journey.until(SPLIT.valid), coupons)
+    promoted = promoted_at(promoted_products(journey, settings.negatives, settings.seed), vocabularies).cache()
+    facts = feed_facts(journey, [promoted, coupons], vocabularies, _histories(journey, vocabularies))
+    products = catalogue(journey, vocabularies, product_id="product", product_type="type_code")
+    offered = _with_offers(coupons, journey, facts.totals, vocabularies).cache()
     return DataSet(
         domains={
             "product": DomainRows(
-                exposures=SPLIT.mark(products),
+                exposures=SPLIT.mark(promoted),
                 label="bought",
                 key=PRODUCT_KEY,
                 cluster=VISIT_KEY,
-                features=lambda rows: _product_rows(rows, facts),
+                features=lambda rows: _product_rows(rows, products, facts),
             ),
             "coupon": DomainRows(
-                exposures=SPLIT.mark(coupons),
+                exposures=SPLIT.mark(offered),
                 label="redeemed",
                 key=COUPON_KEY,
                 cluster=COUPON_KEY,
-                features=lambda rows: _coupon_rows(rows, facts, offered, bought),
+                features=lambda rows: _coupon_rows(rows, facts),
             ),
         },
         vocabularies=vocabularies,
@@ -80,42 +75,49 @@ def build(journey: Journey, settings: PrepareSettings) -> DataSet:
     )
 
 
+def _vocabularies(seen: Journey, coupons: Table) -> Vocabularies:
+    return {
+        **feed_vocabularies(seen),
+        "product_id": vocabulary(seen.purchases, "product"),
+        "product_type": vocabulary(seen.purchases, "type_code"),
+        "coupon_upc": vocabulary(coupons.filter(_.day < SPLIT.valid), "coupon"),
+    }
+
+
 def _histories(journey: Journey, vocabularies: Vocabularies) -> list[Table]:
     """Products bought, one entry per household, day and product; and coupons redeemed."""
-    bought = journey.purchases.select("household", "day", "product", "category").distinct()
-    bought = encode(bought, vocabularies, product_id="product", category="category")
-    lists = {"hist_product": "product_id", "hist_category": "category"}
+    bought = journey.purchases.select("household", "day", "product", "category_code").distinct()
+    bought = encode(bought, vocabularies, product_id="product", category="category_code")
     redeemed = encode(journey.redemptions, vocabularies, coupon_upc="coupon")
     key = ["household"]
     return [
-        latest(bought, key, ["product"], PRODUCT_HISTORY, **lists),
-        latest(redeemed, key, ["coupon", "campaign"], COUPON_HISTORY, hist_coupon="coupon_upc"),
+        latest(bought, key, ["product"], PRODUCT_HISTORY, product="product_id", category="category"),
+        latest(redeemed, key, ["coupon", "campaign"], COUPON_HISTORY, coupon="coupon_upc"),
     ]
 
 
-def _product_rows(exposures: Table, facts: FeedFacts) -> Table:
-    rows = product_crossings(exposures, facts)
-    rows = encode(rows, facts.vocabularies, product_id="product", product_type="product_type")
-    names = ("product_id", "product_type", *PROMOTED)
+def _with_offers(coupons: Table, journey: Journey, totals: Totals, vocabularies: Vocabularies) -> Table:
+    """`sent_coupons` with what the coupons cover, what the household bought of it, and who redeemed before."""
+    names = {name: f"{name}_code" for name in ATTRIBUTES}
+    offered = encode(offers(journey, totals), vocabularies, coupon_upc="coupon", **names)
+    rows = coupons.join(offered, OFFER).left_join(covered_purchases(journey), COUPON_KEY, rname="bought_{name}")
+    own, of_type, count = ["household", "coupon"], ["household", "campaign_type"], _.count()
+    rows = as_of(rows, running(journey.redemptions, ["coupon"], count=count), ["coupon"], "anybody")
+    rows = as_of(rows, running(journey.redemptions, own, count=count), own, "own")
+    rows = as_of(rows, running(journey.redemptions, of_type, count=count), of_type, "type")
+    return as_of(rows, running(journey.mailings, of_type, count=count), of_type, "sent")
+
+
+def _product_rows(exposures: Table, products: Table, facts: FeedFacts) -> Table:
+    rows = product_rows(exposures, products, facts)
+    names = ("product_id", "product_type", "package_size", "display_location", "mailer_location")
     return feed_rows(rows, facts, "bought", **{name: name for name in names}, **PRODUCT)
 
 
-def _coupon_rows(exposures: Table, facts: FeedFacts, offered: Table, bought: Table) -> Table:
-    rows = exposures.join(offered, OFFER).left_join(bought, COUPON_KEY).drop(*(f"{name}_right" for name in COUPON_KEY))
-    rows = _with_campaigns(cross_attributes(rows, facts.totals), facts.journey)
-    rows = encode(rows, facts.vocabularies, coupon_upc="coupon")
+def _coupon_rows(exposures: Table, facts: FeedFacts) -> Table:
+    rows = cross_attributes(exposures, facts.totals)
     campaign_type = _.campaign_type.cast("int32")
     return feed_rows(rows, facts, "redeemed", coupon_upc="coupon_upc", campaign_type=campaign_type, **COUPON)
-
-
-def _with_campaigns(rows: Table, journey: Journey) -> Table:
-    """`rows` with earlier redemptions: of the coupon by anybody and by the household, of the campaign's type by it."""
-    redeemed, of_type = journey.redemptions, ["household", "campaign_type"]
-    own = ["household", "coupon"]
-    rows = as_of(rows, running(redeemed, ["coupon"], times=_.count()), ["coupon"], coupon_redeemed="times")
-    rows = as_of(rows, running(redeemed, own, times=_.count()), own, own_redeemed="times")
-    rows = as_of(rows, running(redeemed, of_type, times=_.count()), of_type, type_redeemed="times")
-    return as_of(rows, running(journey.mailings, of_type, times=_.count()), of_type, type_sent="times")
 
 
 def _notes(journey: Journey) -> tuple[str, ...]:

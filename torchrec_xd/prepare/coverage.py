@@ -6,7 +6,7 @@ import ibis
 from ibis import _
 from ibis.expr.types import Table
 
-from torchrec_xd.prepare.crossings import ATTRIBUTES, SALES, Totals
+from torchrec_xd.prepare.crossings import CODES, Totals
 from torchrec_xd.prepare.journey import Journey
 from torchrec_xd.prepare.past import as_of
 
@@ -17,24 +17,24 @@ def offers(journey: Journey, totals: Totals) -> Table:
     """Every coupon of every campaign.
 
     Returns:
-        campaign, coupon, covered (number of products), `ATTRIBUTES` of most of them (ties: the smaller code), `SALES`
-        of them all before the campaign.
+        campaign, coupon, covered (number of products), `CODES` of most of them (ties: the smaller code), sold_count,
+        sold_pieces, sold_cents and sold_full_cents of them all before the campaign.
     """
     products = journey.coupons.join(journey.products, "product")
     offered = products.group_by(OFFER).agg(covered=_.count())
-    for name in ATTRIBUTES:
-        offered = offered.left_join(_dominant(products, name), OFFER).drop(*(f"{key}_right" for key in OFFER))
+    for code in CODES:
+        offered = offered.left_join(_dominant(products, code), OFFER, rname=f"{code}_{{name}}")
     starts = journey.mailings.select("campaign", "day").distinct()
-    sales = as_of(journey.coupons.join(starts, "campaign"), totals.product, ["product"], **SALES)
-    return offered.join(sales.group_by(OFFER).agg(**{name: _[name].sum() for name in SALES}), OFFER)
+    sales = as_of(journey.coupons.join(starts, "campaign"), totals.product, ["product"], "sold")
+    sums = {f"sold_{name}": _[f"sold_{name}"].sum() for name in ("count", "pieces", "cents", "full_cents")}
+    return offered.select(*OFFER, "covered", *CODES).join(sales.group_by(OFFER).agg(**sums), OFFER)
 
 
-def _dominant(products: Table, attribute: str) -> Table:
-    known = products.filter(products[attribute].notnull())
-    counts = known.group_by([*OFFER, attribute]).agg(times=_.count())
-    order = [counts.times.desc(), counts[attribute]]
-    place = ibis.row_number().over(group_by=OFFER, order_by=order)
-    return counts.mutate(place=place).filter(_.place == 0).select(*OFFER, attribute)
+def _dominant(products: Table, code: str) -> Table:
+    known = products.filter(products[code].notnull())
+    counts = known.group_by([*OFFER, code]).agg(times=_.count())
+    place = ibis.row_number().over(group_by=OFFER, order_by=[counts.times.desc(), counts[code]])
+    return counts.mutate(place=place).filter(_.place == 0).select(*OFFER, code)
 
 
 def covered_purchases(journey: Journey) -> Table:

@@ -21,7 +21,9 @@ from torchrec_xd.prepare.journey import Journey
 from torchrec_xd.prepare.past import as_of, running
 
 ATTRIBUTES = ("category", "manufacturer", "department", "brand")
-"""What a product and a coupon have in common; a coupon has those of most of the products that it covers."""
+"""What a product and a coupon have in common; a coupon has those of most of the products that it covers. Purchases are
+matched by the catalogue's code (`category_code`), models read the row of the vocabulary (`category`)."""
+CODES = tuple(f"{name}_code" for name in ATTRIBUTES)
 
 SHARED = {
     "item_purchases": count_bucket(_.item_count),
@@ -51,8 +53,6 @@ PRICE = bucket(_.sold_full_cents // _.sold_pieces.nullif(0), CENTS)
 """Mean price per piece before discounts, in purchases before the day."""
 DISCOUNT = bucket((_.sold_full_cents - _.sold_cents) * 100 // _.sold_full_cents.nullif(0), PERCENTS)
 """Mean discount in percent, in purchases before the day."""
-SALES = {"sold_count": "count", "sold_pieces": "pieces", "sold_cents": "cents", "sold_full_cents": "full_cents"}
-"""How a product sold: new column = column of `Totals.product`."""
 
 
 @dataclass(frozen=True)
@@ -70,39 +70,29 @@ class Totals:
 def purchase_totals(journey: Journey) -> Totals:
     """The running totals of the journey's purchases."""
     bought, count, pieces = journey.purchases, _.count(), _.quantity.sum()
+    coupons, sales = _.with_coupon.sum(), {"cents": _.cents.sum(), "full_cents": _.full_cents.sum()}
     return Totals(
         item=running(bought, ["household", "product"], count=count, pieces=pieces).cache(),
-        product_type=running(bought, ["household", "product_type"], count=count).cache(),
+        product_type=running(bought, ["household", "type_code"], count=count).cache(),
         category=running(
-            bought, ["household", "category"], count=count, pieces=pieces, with_coupon=_.with_coupon.sum()
+            bought, ["household", "category_code"], count=count, pieces=pieces, with_coupon=coupons
         ).cache(),
-        manufacturer=running(bought, ["household", "manufacturer"], count=count).cache(),
-        department=running(bought, ["household", "department"], count=count).cache(),
-        product=running(
-            bought, ["product"], count=count, pieces=pieces, cents=_.cents.sum(), full_cents=_.full_cents.sum()
-        ).cache(),
+        manufacturer=running(bought, ["household", "manufacturer_code"], count=count).cache(),
+        department=running(bought, ["household", "department_code"], count=count).cache(),
+        product=running(bought, ["product"], count=count, pieces=pieces, **sales).cache(),
     )
 
 
 def cross_attributes(rows: Table, totals: Totals) -> Table:
-    """`rows` (household, day, `ATTRIBUTES`) with what the household bought of these."""
-    rows = as_of(
-        rows,
-        totals.category,
-        ["household", "category"],
-        category_count="count",
-        category_pieces="pieces",
-        category_with_coupon="with_coupon",
-        category_day="day",
-    )
-    for name in ("manufacturer", "department"):
+    """`rows` (household, day, `CODES`) with what the household bought of these."""
+    for name in ("category", "manufacturer", "department"):
         facts: Table = getattr(totals, name)
-        rows = as_of(rows, facts, ["household", name], **{f"{name}_count": "count", f"{name}_day": "day"})
+        rows = as_of(rows, facts, ["household", f"{name}_code"], name)
     return rows
 
 
 def cross_product(rows: Table, totals: Totals) -> Table:
-    """`rows` (household, day, product, product_type) with what the household bought of these, and `SALES`."""
-    rows = as_of(rows, totals.item, ["household", "product"], item_count="count", item_pieces="pieces", item_day="day")
-    rows = as_of(rows, totals.product_type, ["household", "product_type"], type_count="count", type_day="day")
-    return as_of(rows, totals.product, ["product"], **SALES)
+    """`rows` (household, day, product, type_code) with what the household bought of these, and how the product sold."""
+    rows = as_of(rows, totals.item, ["household", "product"], "item")
+    rows = as_of(rows, totals.product_type, ["household", "type_code"], "type")
+    return as_of(rows, totals.product, ["product"], "sold")

@@ -25,8 +25,6 @@ from torchrec_xd.prepare.journey import DEMOGRAPHICS, Journey
 from torchrec_xd.prepare.past import as_of
 from torchrec_xd.prepare.vocabulary import Vocabularies, encode, vocabulary
 
-PROMOTED = ("package_size", "display_location", "mailer_location")
-"""Features of a product on promotion that `feed_vocabularies` encodes."""
 PRODUCT = {
     "price_level": PRICE,
     "discount_depth": DISCOUNT,
@@ -38,15 +36,13 @@ PRODUCT = {
 
 @dataclass(frozen=True)
 class FeedFacts:
-    """What all rows of a feed are joined with."""
+    """What the rows of a feed are joined with."""
 
-    journey: Journey
     totals: Totals
     households: Table
     """`household_facts` and histories, at every (household, day) of the exposures."""
     histories: tuple[str, ...]
     """Their columns."""
-    vocabularies: Vocabularies
 
 
 def feed_vocabularies(seen: Journey) -> Vocabularies:
@@ -58,11 +54,11 @@ def feed_vocabularies(seen: Journey) -> Vocabularies:
     bought, promoted = seen.purchases, seen.promotions
     return {
         "household_id": vocabulary(bought, "household"),
-        "store": vocabulary(bought, "store"),
-        "package_size": vocabulary(bought, "package_size"),
+        "store_id": vocabulary(bought, "store"),
+        "package_size": vocabulary(bought, "size_code"),
         "display_location": vocabulary(promoted, "display_location"),
         "mailer_location": vocabulary(promoted, "mailer_location"),
-        **{name: vocabulary(bought, name) for name in ATTRIBUTES},
+        **{name: vocabulary(bought, f"{name}_code") for name in ATTRIBUTES},
         **{name: vocabulary(seen.demographics, name) for name in DEMOGRAPHICS},
     }
 
@@ -70,7 +66,7 @@ def feed_vocabularies(seen: Journey) -> Vocabularies:
 def feed_facts(
     journey: Journey, exposures: list[Table], vocabularies: Vocabularies, histories: list[Table]
 ) -> FeedFacts:
-    """Everything that the exposures of a feed are joined with, computed once.
+    """Everything that the rows of a feed are joined with, computed once.
 
     Args:
         journey: whose events count.
@@ -82,31 +78,41 @@ def feed_facts(
     households = household_facts(journey, moments, vocabularies)
     columns: list[str] = []
     for history in histories:
-        names = [name for name in history.columns if name not in ("household", "day", "until")]
-        households = as_of(households, history, ["household"], **{name: name for name in names})
-        columns += names
-    return FeedFacts(journey, purchase_totals(journey), households.cache(), tuple(columns), vocabularies)
+        lists = [f"hist_{name}" for name in history.columns if name not in ("household", "day", "until")]
+        joined = as_of(households, history, ["household"], "hist")
+        households = joined.select(*households.columns, *lists)
+        columns += lists
+    return FeedFacts(purchase_totals(journey), households.cache(), tuple(columns))
 
 
-def product_crossings(exposures: Table, facts: FeedFacts) -> Table:
-    """`promoted_products` with the products' attributes, all crossings and `PROMOTED`."""
-    rows = exposures.join(facts.journey.products, "product")
-    rows = cross_attributes(cross_product(rows, facts.totals), facts.totals)
-    return encode(rows, facts.vocabularies, **{name: name for name in PROMOTED})
+def promoted_at(exposures: Table, vocabularies: Vocabularies) -> Table:
+    """`promoted_products` with the vocabulary rows of store, display and mailer."""
+    names = {"display_location": "display_location", "mailer_location": "mailer_location"}
+    return encode(exposures, vocabularies, store_id="store", **names)
+
+
+def catalogue(journey: Journey, vocabularies: Vocabularies, **own: str) -> Table:
+    """The products with the vocabulary rows of `ATTRIBUTES`, package_size and a feed's own columns, as in `encode`."""
+    names = {name: f"{name}_code" for name in ATTRIBUTES}
+    return encode(journey.products, vocabularies, package_size="size_code", **names, **own).cache()
+
+
+def product_rows(exposures: Table, products: Table, facts: FeedFacts) -> Table:
+    """`promoted_at` with the `catalogue` and all crossings."""
+    rows = exposures.join(products, "product")
+    return cross_attributes(cross_product(rows, facts.totals), facts.totals)
 
 
 def feed_rows(rows: Table, facts: FeedFacts, label: str, **specific: Value | str) -> Table:
     """The columns that are written, and `ORDER`.
 
     Args:
-        rows: exposures (household, day, weight, label, `ORDER`, `ATTRIBUTES` as codes) with their crossings, and the
-            store of the exposure, if it has one; otherwise the household's last store counts.
+        rows: exposures (household, day, weight, label, `ORDER`, `ATTRIBUTES`) with their crossings; without a store_id,
+            that of the household's last purchase counts.
         facts: of the feed.
         label: column of `rows`.
         specific: the domain's own features.
     """
-    rows = rows.join(facts.households, ["household", "day"])
-    rows = rows.mutate(store=_.store if "store" in rows.columns else _.last_store)
-    rows = encode(rows, facts.vocabularies, store="store", **{name: name for name in ATTRIBUTES})
-    known = ["household_id", *DEMOGRAPHICS, *USER, *facts.histories, *ATTRIBUTES, "store"]
+    rows = rows.join(facts.households, ["household", "day"], rname="last_{name}")
+    known = ["household_id", *DEMOGRAPHICS, *USER, *facts.histories, *ATTRIBUTES, "store_id"]
     return rows.select(*ORDER, "household", "weight", "activity", label, *known, **SHARED, **specific)

@@ -1,9 +1,9 @@
 """The Complete Journey: raw tables and the facts that several data sets share, as Ibis expressions.
 
-Households, products, stores, campaigns and coupons keep the numbers of the raw files; texts of the catalogue become
-integer codes. Days count from 2017-01-01. Transactions are stamped in UTC while the stores keep Eastern time: four
-hours are taken off, which is exact in summer; in winter a day's last hour falls on the next day, so that a look at what
-was known before can miss that hour and never gains one.
+Households, products, stores, campaigns and coupons keep the numbers of the raw files. Days count from 2017-01-01.
+Transactions are stamped in UTC while the stores keep Eastern time: four hours are taken off, which is exact in summer;
+in winter a day's last hour falls on the next day, so that a look at what was known before can miss that hour and never
+gains one.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Journey:
     """The tables of the Complete Journey, cleaned."""
 
     products: Table
-    """product; manufacturer, department, category, product_type, brand, package_size as codes, null where unknown;
-    department_name."""
+    """product, department (text), and department_code, category_code, type_code, brand_code, size_code (1, 2 … in the
+    alphabetical order of the texts) and manufacturer_code, null where unknown."""
     purchases: Table
     """household, store, basket, week, day, quantity, cents paid, full_cents before discounts, discounted and
     with_coupon (0 or 1), and the columns of `products`."""
@@ -141,6 +141,13 @@ def week_day(week: Column) -> IntegerValue:
     return week * 7 - 13
 
 
+_TEXTS = {
+    "department_code": "department",
+    "brand_code": "brand",
+    "category_code": "product_category",
+    "type_code": "product_type",
+    "size_code": "package_size",
+}
 _PROMOTION_KEYS = {"product": "product_id", "store": "store_id"}
 _MAILING_KEYS = {"household": "household_id", "campaign": "campaign_id"}
 
@@ -150,27 +157,12 @@ def _missing(raw: Table, kept: Table) -> int:
 
 
 def _products(raw: Table) -> Table:
-    products = raw.select(
-        "department",
-        "brand",
-        "product_type",
-        "package_size",
-        product="product_id",
-        manufacturer="manufacturer_id",
-        category="product_category",
-        department_name="department",
-    )
-    for column in ("department", "brand", "category", "product_type", "package_size"):
-        products = _coded(products, column)
-    return products
-
-
-def _coded(table: Table, column: str) -> Table:
-    """`table` with a column's texts replaced by 1, 2 … in alphabetical order; null stays null."""
-    texts = table.select(_text=table[column]).filter(_._text.notnull()).distinct()
-    codes = texts.select("_text", _code=ibis.row_number().over(order_by=texts._text) + 1)
-    coded = table.left_join(codes, table[column] == codes._text)
-    return coded.drop(column, "_text").rename({column: "_code"})
+    products = raw.select(*_TEXTS.values(), product="product_id", manufacturer_code="manufacturer_id")
+    for code, text in _TEXTS.items():
+        texts = products.select(_text=products[text]).filter(_._text.notnull()).distinct()
+        codes = texts.mutate(**{code: ibis.row_number().over(order_by=texts._text) + 1})
+        products = products.left_join(codes, products[text] == codes._text).drop("_text")
+    return products.drop("brand", "product_category", "product_type", "package_size")
 
 
 def _purchases(raw: Table) -> Table:

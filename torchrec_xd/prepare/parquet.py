@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from ibis.expr.types import Table
 
 from torchrec_xd.prepare.dataset import ORDER, SPLITS, DomainRows
 from torchrec_xd.prepare.engine import PrepareSettings
@@ -25,17 +25,17 @@ def write_domain(
 
     The rows pass through this process on either engine, so that both write the same types and even row groups.
     """
-    cluster = stable_hash(domain.exposures, domain.cluster, settings.seed)
-    row = stable_hash(domain.exposures, domain.key, settings.seed + 1)
-    exposures = domain.exposures.mutate(**dict(zip(ORDER, (cluster, row), strict=True)))
+    part_of = _part_reader(domain, settings.seed)
     written = {}
     for split in SPLITS:
-        rows = exposures.filter(exposures.split == split)
-        parts = -(-int(rows.count().execute()) // settings.part_rows)
+        count = int(domain.exposures.filter(domain.exposures.split == split).count().execute())
+        parts = -(-count // settings.part_rows)
         files, positives = {}, 0
         for part in range(parts):
             path = Path(name, split, f"part-{part:05d}.parquet")
-            table = _write(domain.features(rows.filter(rows[ORDER[0]] % parts == part)), folder / path)
+            table = part_of(split, parts, part)
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, folder / path, row_group_size=ROW_GROUP_ROWS, compression="zstd")
             files[path.as_posix()] = table.num_rows
             positives += pc.sum(table[domain.label]).as_py() or 0
             progress(f"{path}: {table.num_rows:,} rows")
@@ -43,8 +43,11 @@ def write_domain(
     return written
 
 
-def _write(rows: Table, path: Path) -> pa.Table:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = rows.order_by(ORDER).drop(*ORDER).to_pyarrow()
-    pq.write_table(table, path, row_group_size=ROW_GROUP_ROWS, compression="zstd")
-    return table
+def _part_reader(domain: DomainRows, seed: int) -> Callable[[str, int, int], pa.Table]:
+    """A function of (split, number of parts, part) that computes a part's sorted rows; built once, run for each."""
+    hashes = (stable_hash(domain.exposures, domain.cluster, seed), stable_hash(domain.exposures, domain.key, seed + 1))
+    exposures = domain.exposures.mutate(**dict(zip(ORDER, hashes, strict=True)))
+    split, parts, part = ibis.param("string"), ibis.param("int64"), ibis.param("int64")
+    chosen = exposures.filter(exposures.split == split, exposures[ORDER[0]] % parts == part)
+    rows = domain.features(chosen).order_by(ORDER).drop(*ORDER)
+    return lambda *values: rows.to_pyarrow(params=dict(zip((split, parts, part), values, strict=True)))

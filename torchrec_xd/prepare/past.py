@@ -53,17 +53,16 @@ def _until(events: Table, keys: list[str], order: list[str]) -> Column:
     return events.day.lead().over(ibis.window(group_by=keys, order_by=["day", *order])).fill_null(_NEVER)
 
 
-def as_of(rows: Table, facts: Table, keys: list[str], **columns: str) -> Table:
-    """`rows` with the facts that stood strictly before their `day`, null where there were none.
+def as_of(rows: Table, facts: Table, keys: list[str], prefix: str, day: str = "day") -> Table:
+    """`rows` with the facts that stood strictly before their day, null where there were none.
 
     Args:
-        rows: any table with `keys` and `day`.
+        rows: any table with `keys` and the column `day`.
         facts: from `running` or `latest`.
         keys: columns of both.
-        columns: new column = column of `facts`; the facts' `day` is the day of the last event.
+        prefix: every column of `facts` is added as `<prefix>_<column>`; `<prefix>_day` is the day of the last event.
+        day: column of `rows`.
     """
-    match = {f"_{key}": key for key in keys}
-    facts = facts.select(**match, _day="day", _until="until", **columns)
-    same = [rows[key] == facts[name] for name, key in match.items()]
-    joined = rows.left_join(facts, [*same, facts._day < rows.day, rows.day <= facts._until])
-    return joined.drop("_day", "_until", *match)
+    facts = facts.rename(f"{prefix}_{{name}}")
+    same = [rows[key] == facts[f"{prefix}_{key}"] for key in keys]
+    return rows.left_join(facts, [*same, facts[f"{prefix}_day"] < rows[day], rows[day] <= facts[f"{prefix}_until"]])

@@ -1,0 +1,136 @@
+"""Measured costs: fitted, used in prices, checked against real lookups."""
+
+import itertools
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tests.planner.cases import cpus, gpus, module_of, planned
+from tools.plan import app
+from torchrec_xd.planner import measurement
+from torchrec_xd.planner.measurement import Measured, check_ranks, fit, median_error, run_lookup
+from torchrec_xd.planner.prices import module_tables, price_tables
+from torchrec_xd.planner.tables import TableList, TableSpec, default_sharders
+from torchrec_xd.planner.topology import Calibration, LookupCost, LookupWork
+from torchrec_xd.settings import UserError
+
+COST = LookupCost(
+    per_table_ms=0.01,
+    per_lookup_ms=2e-5,
+    per_row_ms=4e-5,
+    per_cold_row_ms=3e-4,
+    per_byte_ms=1e-7,
+    per_output_byte_ms=5e-7,
+    cache_mib=4.0,
+)
+TWICE = COST.model_copy(update={name: 2 * getattr(COST, name) for name in LookupCost.model_fields if "per_" in name})
+CALIBRATION = Calibration(
+    machine="here", optimizer="sgd", forward={"fp32": COST}, backward={"fp32": TWICE}, median_error={"fp32": 0.0}
+)
+
+
+def test_cost_of_one_lookup_by_hand():
+    # 1024 x 1024 rows of 4 bytes x 1: 4 MiB, half of which is cached.
+    work = LookupWork(rows=2**20, dim=1, type_bytes=4, lookups=1000, outputs=100)
+    by_hand = 0.01 + 1000 * 2e-5 + 1000 * 4e-5 + 500 * 3e-4 + 4000 * 1e-7 + 400 * 5e-7
+    # A thousand ids out of a million rows are distinct but for one in two thousand.
+    assert COST.milliseconds(work) == pytest.approx(by_hand, rel=1e-3)
+    # A thousand ids out of two rows are two rows.
+    hot = LookupWork(rows=2, dim=1, type_bytes=4, lookups=1000, outputs=100)
+    assert COST.milliseconds(hot) == pytest.approx(0.01 + 0.02 + 2 * 4e-5 + 4e-4 + 2e-4, rel=1e-3)
+
+
+def test_fit_finds_the_costs_that_made_the_times():
+    works = [
+        LookupWork(rows, dim, 4.0, samples * length, samples)
+        for rows, dim, (samples, length) in itertools.product(
+            (100, 3000, 30_000, 10**6), (8, 64), ((512, 1), (4096, 1), (512, 20))
+        )
+    ]
+    times = [COST.milliseconds(work) for work in works]
+    found = fit(works, times)
+    assert found.cache_mib == 4.0
+    other = LookupWork(200_000, 32, 4.0, 7000, 1000)
+    assert found.milliseconds(other) == pytest.approx(COST.milliseconds(other), rel=1e-6)
+    off = Measured(other, 2 * COST.milliseconds(other), 0.0)
+    free = COST.model_copy(update={name: 0.0 for name in LookupCost.model_fields if "per_" in name})
+    assert median_error([off], found, free) == pytest.approx(0.5)
+
+
+def test_calibrated_prices_take_lookups_as_measured_and_exchange_as_torchrec():
+    listed = TableList(tables=(TableSpec(name="t", rows=5000, dim=64, features=2, pooling=(1, 3)),))
+    tables = module_tables(module_of(listed), default_sharders())
+    plain, measured = gpus(2), gpus(2, calibration=CALIBRATION.model_dump())
+    for before, after in zip(
+        price_tables(tables, plain, 100, listed.pooling())[0],
+        price_tables(tables, measured, 100, listed.pooling())[0],
+        strict=True,
+    ):
+        assert before.label == after.label
+        old, new = before.runs[0].perf, after.runs[0].perf
+        assert (new.fwd_comms, new.bwd_comms) == (old.fwd_comms, old.bwd_comms)
+        if after.label == "table_wise/fused":
+            # 100 samples x 2 ranks x (1 + 3) ids, two vectors for each of the 200 samples.
+            work = LookupWork(5000, 64, 4, 800, 400)
+            assert new.fwd_compute == pytest.approx(COST.milliseconds(work))
+            assert new.bwd_compute == pytest.approx(2 * COST.milliseconds(work))
+            fused = new.fwd_compute
+        if after.label == "table_wise/fused_uvm":
+            # As much slower as torchrec holds host memory slower than HBM.
+            assert new.fwd_compute == pytest.approx(fused * 897 / (32 / 10))
+
+
+def test_calibrated_row_shards_split_the_ids():
+    listed = TableList(tables=(TableSpec(name="t", rows=5000, dim=64),))
+    tables = module_tables(module_of(listed), default_sharders())
+    (options,) = price_tables(tables, gpus(4, calibration=CALIBRATION.model_dump()), 100, {})
+    (rows,) = [o for o in options if o.label == "row_wise/fused"]
+    assert rows.runs[0].perf.fwd_compute == pytest.approx(COST.milliseconds(LookupWork(1250, 64, 4, 100, 400)))
+    (replica,) = [o for o in options if o.sharding_type == "data_parallel"]
+    assert replica.runs[0].perf.fwd_compute == pytest.approx(2 * COST.milliseconds(LookupWork(5000, 64, 4, 100, 100)))
+
+
+def test_types_that_were_not_measured_are_errors():
+    listed = TableList(tables=(TableSpec(name="t", rows=50, dim=8, dtype="fp16"),))
+    with pytest.raises(UserError, match="no weights of 2 bytes, only fp32"):
+        planned(listed, gpus(2, calibration=CALIBRATION.model_dump()))
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("fp32", 4), ("fp16", 2)])
+def test_a_real_lookup_holds_weights_and_state(dtype, size):
+    works = [LookupWork(1000, 8, size, 60, 20), LookupWork(500, 4, size, 20, 20)]
+    forward, backward, held = run_lookup(works, dtype, "cpu", "rowwise_adagrad")
+    assert min(forward, backward) > 0
+    needed = (1000 * 8 + 500 * 4) * size + 1500 * 4
+    # FBGEMM keeps small index tensors besides.
+    assert needed <= held < needed + 2000
+
+
+def test_check_measures_every_rank():
+    listed = TableList(
+        tables=(TableSpec(name="big", rows=20_000, dim=32, pooling=3), TableSpec(name="small", rows=100, dim=8))
+    )
+    planning = planned(listed, cpus(2), batch_size=64)
+    checks = check_ranks(planning, "rowwise_adagrad")
+    assert [check.rank for check in checks] == [0, 1]
+    assert all(check.measured_ms > 0 for check in checks)
+    # Torchrec's estimate counts ids and vectors besides weights and state.
+    assert max(c.measured_bytes for c in checks) == pytest.approx(20_000 * (32 * 4 + 4), rel=0.01)
+    assert all(c.estimated_bytes >= 0.9 * c.measured_bytes for c in checks)
+    with pytest.raises(UserError, match="there is no CUDA device"):
+        check_ranks(planned(listed, gpus(2)), "sgd")
+
+
+def test_the_command_writes_a_profile_that_plans(tmp_path, monkeypatch):
+    monkeypatch.setattr(measurement, "FIT_SHAPES", tuple(itertools.product((100, 5000), (8, 32), ((64, 1), (64, 5)))))
+    monkeypatch.setattr(measurement, "HELD_OUT_SHAPES", ((1000, 16, (64, 2)),))
+    profile, tables = tmp_path / "here.yaml", tmp_path / "tables.csv"
+    done = CliRunner().invoke(app, ["--cluster", "cpu", "--calibrate", str(profile)])
+    assert done.exit_code == 0, done.output
+    assert "median error" in done.output
+    assert set(yaml.safe_load(profile.read_text())["calibration"]["forward"]) == {"fp32", "fp16"}
+    tables.write_text("name,rows,dim\na,1000,16\nb,500,8\n")
+    done = CliRunner().invoke(app, ["--tables", str(tables), "--cluster", str(profile), "--check"])
+    assert done.exit_code == 0, done.output
+    assert "lookups estimated" in done.output

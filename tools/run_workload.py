@@ -1,0 +1,104 @@
+"""What tools plan: the tables of a run config or a schema, as a run would hold them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from torch import nn
+
+from tools.workload import Workload
+from torchrec_xd.config import RunConfig, load_config, load_run
+from torchrec_xd.data.files import ParquetFiles
+from torchrec_xd.embeddings import Embeddings, EmbeddingSettings
+from torchrec_xd.models import MODELS
+from torchrec_xd.planner.constraints import Constraint
+from torchrec_xd.planner.planning import PlannerSettings
+from torchrec_xd.planner.tables import OptimizerName, WeightType, schema_tables, set_optimizer
+from torchrec_xd.schema import Schema, load_schema
+from torchrec_xd.settings import UserError, load_yaml
+
+ROW_GROUPS_MEASURED = 8
+"""Row groups of each domain that `measured_pooling` reads."""
+
+
+def config_workload(
+    path: Path, weights: WeightType | None, optimizer: OptimizerName | None, *, measure_pooling: bool
+) -> Workload:
+    """The tables of a run config as its run would hold them, or those of a schema.
+
+    Raises:
+        UserError: the file is neither, or bf16 is asked for, which runs do not store.
+    """
+    if weights == "bf16":
+        raise UserError("a run stores its tables as fp32 or fp16, not bf16; plan a table list for bf16")
+    if "features" in load_yaml(path):
+        schema = load_schema(path)
+        embeddings = Embeddings(schema, EmbeddingSettings(dtype=weights or "fp32"), seed=0)
+        set_optimizer(embeddings, optimizer or "rowwise_adagrad")
+        means = measured_pooling(schema) if measure_pooling else {}
+        # The path under which a trained model holds its tables.
+        return Workload(
+            nn.ModuleDict({"embeddings": embeddings}), PlannerSettings(pooling=schema_tables(schema, means).pooling())
+        )
+    config = load_config(path)
+    schema = config.schema_in_use
+    task = MODELS[config.model.name].build(
+        schema,
+        config.model,
+        config.embeddings.model_copy(update={"dtype": weights or config.embeddings.dtype}),
+        config.seed,
+        *_source(config),
+    )
+    set_optimizer(task.embeddings, optimizer or config.optimizer.tables.name)
+    if task.teacher is not None:
+        # Frozen tables keep no optimizer state.
+        set_optimizer(task.teacher, "sgd")
+    means = measured_pooling(schema) if measure_pooling else {}
+    settings = PlannerSettings(
+        batch_size=config.loader.batch_size,
+        pooling=schema_tables(schema, means).pooling(),
+        constraints=(Constraint(tables=("*",), sharding_types=config.sharding.types, kernels=("fused",)),),
+    )
+    return Workload(task, settings)
+
+
+def _source(config: RunConfig) -> tuple[Any, ...]:
+    if config.init_from is None:
+        return ()
+    source = load_run(config.init_from)
+    return ((source.schema_in_use, source.model, source.embeddings),)
+
+
+def measured_pooling(schema: Schema) -> dict[str, float]:
+    """Mean ids per sample of every feature with a table, over the first row groups of each domain's training files.
+
+    A feature counts nothing in rows of domains without it, as in a batch of mixed domains.
+    """
+    columns = {feature.column: feature for table in schema.tables() for feature in table.features}
+    ids = dict.fromkeys(columns, 0)
+    rows = 0
+    for name, domain in schema.domains.items():
+        files = ParquetFiles(domain.train, schema.root, lambda file, found: None)
+        own = [f.column for f in schema.features_of(name) if f.column in columns]
+        read = files.reader(own)
+        for row_group in files.row_groups[:ROW_GROUPS_MEASURED]:
+            table = read(row_group)
+            rows += table.num_rows
+            for column in table.column_names:
+                ids[column] += _ids(table[column], columns[column].length)
+    if not rows:
+        raise UserError(f"schema '{schema.name}': the training files hold no rows to measure pooling on")
+    # A feature that never occurs still costs its lookup.
+    return {column: max(count / rows, 1e-6) for column, count in ids.items()}
+
+
+def _ids(column: pa.ChunkedArray, length: int | None) -> int:
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        return len(column) - int(column.null_count)
+    lengths = pc.fill_null(pc.list_value_length(column), 0)
+    if length is not None:
+        lengths = pc.min_element_wise(lengths, length)
+    return int(pc.sum(lengths).as_py() or 0)
