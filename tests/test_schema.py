@@ -94,14 +94,14 @@ def test_widths() -> None:
     }  # fmt: skip
 
 
-def test_files_by_split() -> None:
+def test_paths_by_split() -> None:
     domains = schema().domains
-    assert [domains["product"].files(split) for split in ("train", "valid", "test")] == [
-        "product/train",
-        None,
-        "product/test",
+    assert [domains["product"].paths(split) for split in ("train", "valid", "test")] == [
+        ("product/train",),
+        (),
+        ("product/test",),
     ]
-    assert domains["coupon"].files("valid") == "coupon/valid"
+    assert domains["coupon"].model_copy(update={"valid": ("a", "b")}).paths("valid") == ("a", "b")
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ class RunConfig(Settings):
     """Run folder that the model begins with (mkt_finetune: the stage-1 run)."""
     init_checkpoint: Literal["last", "best"] = "best"
     """Which checkpoint of it: the one with the best validation score, or the last."""
-    train_on: tuple[Split, ...] = ("train",)
-    """Splits to train on; with `valid` among them there is no validation."""
+    train_on_valid: bool = False
+    """Train on the validation rows too, and validate nothing: for the last run, when all settings are chosen."""
     evaluate_on: Split = "test"
     """Split of the final metrics; `valid` while settings are being chosen."""
     embeddings: EmbeddingSettings = EmbeddingSettings()
@@ -50,8 +50,15 @@ class RunConfig(Settings):
 
     @property
     def schema_in_use(self) -> Schema:
-        """The schema, narrowed to `domains`."""
-        return self.data_schema.only(self.domains) if self.domains else self.data_schema
+        """The schema, narrowed to `domains`, its splits as `train_on_valid` wants them."""
+        schema = self.data_schema.only(self.domains) if self.domains else self.data_schema
+        if not self.train_on_valid:
+            return schema
+        domains = {
+            name: domain.model_copy(update={"train": domain.paths("train") + domain.paths("valid"), "valid": None})
+            for name, domain in schema.domains.items()
+        }
+        return schema.model_copy(update={"domains": domains})
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:

@@ -47,7 +47,8 @@ def train(config: RunConfig, directory: Path, *, resume: bool = False) -> dict[s
     with process_group() as world:
         share = Share(world.rank, world.size, config.seed)
         loader = Loader(schema, config.loader, "train", share)
-        valid = None if "valid" in config.train_on or not _has(schema, "valid") else _Measured(config, "valid", world)
+        _refuse_empty_batches(loader, "train", world)
+        valid = _Measured(config, "valid", world) if _has(schema, "valid") else None
         final = _Measured(config, config.evaluate_on, world)
         task = _build(config, schema)
         _begin_folder(config, directory, world)
@@ -124,6 +125,7 @@ class _Measured:
         extra = Evaluation(self.schema, self.settings).extra
         share = Share(world.rank, world.size, config.seed, shuffle=False)
         self.loader = Loader(self.schema, config.loader, split, share, extra=extra)
+        _refuse_empty_batches(self.loader, split, world)
 
     def report(self, model: nn.Module) -> Report:
         return evaluate(model, self.loader, Evaluation(self.schema, self.settings), self.schema, self.world)
@@ -140,8 +142,17 @@ def _score(valid: _Measured | None, model: nn.Module, config: RunConfig) -> floa
     return sum(known) / len(known) if known else None
 
 
+def _refuse_empty_batches(loader: Loader, split: Split, world: World) -> None:
+    """TorchRec's sharded collections take no batch of 0 rows, and the other ranks would wait for it forever."""
+    if loader.steps and not loader.smallest_batch:
+        raise UserError(
+            f"the {split} split has {loader.rows} rows, too few for {world.size} processes and {loader.steps} steps an "
+            "epoch: some batch would be empty; use fewer processes or a larger loader.batch_size"
+        )
+
+
 def _has(schema: Schema, split: Split) -> bool:
-    return any(domain.files(split) for domain in schema.domains.values())
+    return any(domain.paths(split) for domain in schema.domains.values())
 
 
 def _check_folder(config: RunConfig, directory: Path, resume: bool) -> None:

@@ -14,6 +14,7 @@ from torchrec_xd.settings import Settings, UserError, load_yaml, validate
 Kind = Literal["id", "bag", "sequence", "dense"]
 Group = Literal["user", "sequence", "shared", "specific", "context", "scene"]
 Split = Literal["train", "valid", "test"]
+Paths = str | tuple[str, ...]
 
 
 class Domain(Settings):
@@ -21,16 +22,17 @@ class Domain(Settings):
 
     role: Literal["source", "target"]
     """Knowledge flows from source domains to target domains."""
-    train: str
-    """Parquet file, folder or glob; relative paths start at the schema's `root`."""
-    valid: str | None = None
+    train: Paths
+    """Parquet file, folder or glob, or a list of them; relative paths start at the schema's `root`."""
+    valid: Paths | None = None
     """Held out at the end of the training period; settings are chosen on it."""
-    test: str | None = None
+    test: Paths | None = None
     """Looked at for final numbers only."""
 
-    def files(self, split: Split) -> str | None:
-        """The path or glob of one split, None where the domain has none."""
-        return {"train": self.train, "valid": self.valid, "test": self.test}[split]
+    def paths(self, split: Split) -> tuple[str, ...]:
+        """Where the rows of one split lie; empty where the domain has none."""
+        paths = {"train": self.train, "valid": self.valid, "test": self.test}[split]
+        return (paths,) if isinstance(paths, str) else paths or ()
 
 
 class Task(Settings):

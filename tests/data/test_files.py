@@ -20,7 +20,7 @@ def write(path: Path, rows: int = 3, **options: Any) -> None:
 
 
 def opened(location: str, root: Path | str) -> ParquetFiles:
-    return ParquetFiles(location, str(root), lambda file, schema: None)
+    return ParquetFiles([location], str(root), lambda file, schema: None)
 
 
 def found(location: str, root: Path) -> list[str]:
@@ -102,7 +102,7 @@ def test_only_the_columns_asked_for_are_read(tmp_path: Path) -> None:
 
 
 def test_no_location_is_no_files(tmp_path: Path) -> None:
-    assert ParquetFiles(None, str(tmp_path), lambda file, schema: None).row_groups == ()
+    assert ParquetFiles([], str(tmp_path), lambda file, schema: None).row_groups == ()
 
 
 @pytest.mark.parametrize("location", ["trian.parquet", "trian.*", "nowhere/x.parquet", "train.parquet/x", "empty"])
@@ -148,3 +148,14 @@ def test_damaged_pages_are_named_when_read(tmp_path: Path) -> None:
     files = opened("a.parquet", tmp_path)
     with pytest.raises(UserError, match=r"a\.parquet: not a readable Parquet file \(row group 0: "):
         files.reader(["x"])(files.row_groups[0])
+
+
+def test_several_locations_in_their_order(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        pq.write_table(pa.table({"x": [1]}), tmp_path / f"{name}.parquet")
+    files = ParquetFiles(["b.parquet", "a.parquet"], str(tmp_path), lambda file, schema: None)
+    assert [Path(group.file).name for group in files.row_groups] == ["b.parquet", "a.parquet"]
+    with fsspec.open("memory://far.parquet", "wb") as far:
+        pq.write_table(pa.table({"x": [1]}), far)
+    with pytest.raises(UserError, match="on another file system"):
+        ParquetFiles(["a.parquet", "memory://far.parquet"], str(tmp_path), lambda file, schema: None)

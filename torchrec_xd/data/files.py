@@ -25,17 +25,17 @@ class ParquetFiles:
     """Files of equal meaning, in the order of their names.
 
     Args:
-        location: file, folder (its `.parquet` files at any depth) or glob; local, or a URI (`s3://…`, `file://…`);
-            None where there are no files.
+        locations: files, folders (their `.parquet` files at any depth) or globs; local, or URIs (`s3://…`, `file://…`),
+            all on one file system.
         root: what a relative location starts from; may be a URI too.
         check: called with each file's name and Arrow schema; raises UserError where columns are not as they should be.
 
     Raises:
-        UserError: nothing is found, or a file is no readable Parquet.
+        UserError: a location holds nothing, or lies on another file system, or a file is no readable Parquet.
     """
 
-    def __init__(self, location: str | None, root: str, check: Callable[[str, pa.Schema], None]):
-        self._filesystem, files = (fs.LocalFileSystem(), []) if location is None else _find(_join(root, location))
+    def __init__(self, locations: Sequence[str], root: str, check: Callable[[str, pa.Schema], None]):
+        self._filesystem, files = _find_all([_join(root, location) for location in locations])
         self._check = check
         with ThreadPoolExecutor() as pool:
             found = list(pool.map(self._footer, files))
@@ -112,6 +112,16 @@ def _fsspec(scheme: str, location: str) -> tuple[fs.FileSystem, str]:
             "install its package, or use a local path"
         ) from error
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
+
+
+def _find_all(locations: Sequence[str]) -> tuple[fs.FileSystem, list[str]]:
+    """The files at all locations, in their order, and the one file system that they are on."""
+    found = [_find(location) for location in locations]
+    filesystem = found[0][0] if found else fs.LocalFileSystem()
+    for location, (other, _) in zip(locations, found, strict=True):
+        if not other.equals(filesystem):
+            raise UserError(f"{location} is on another file system than {locations[0]}; a split's files lie on one")
+    return filesystem, [file for _, files in found for file in files]
 
 
 def _find(location: str) -> tuple[fs.FileSystem, list[str]]:

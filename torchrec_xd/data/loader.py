@@ -64,7 +64,7 @@ class Loader:
         labels: bool = True,
         extra: tuple[str, ...] = (),
     ):
-        if not any(domain.files(split) for domain in schema.domains.values()):
+        if not any(domain.paths(split) for domain in schema.domains.values()):
             raise UserError(
                 f"no domain of schema '{schema.name}' has a '{split}' split; name its files for one of "
                 f"{', '.join(schema.domains)} (domains: NAME: {split}: PATH), or use another split"
@@ -83,6 +83,9 @@ class Loader:
         """Rows per epoch, over all ranks."""
         self.steps: int = -(-self.rows // (share.world_size * settings.batch_size))
         """Batches per epoch, the same on every rank."""
+        rank_rows = [rows // share.world_size for rows in epoch_rows.values()]
+        self.smallest_batch: int = sum(rows // max(self.steps, 1) for rows in rank_rows)
+        """No rank's batch has fewer rows."""
         parts = [share.of(rows) for rows in epoch_rows.values()]
         self._epoch_rows = [stop - start for start, stop in parts]
 
@@ -137,11 +140,13 @@ class _Domain:
 def _open_domain(
     schema: Schema, name: str, split: Split, share: Share, *, labels: bool, extra: tuple[str, ...], window_rows: int
 ) -> _Domain:
-    location = schema.domains[name].files(split)
+    paths = schema.domains[name].paths(split)
     decoder = Decoder(schema, name, labels=labels, extra=extra)
-    files = ParquetFiles(location, schema.root, decoder.check)
+    files = ParquetFiles(paths, schema.root, decoder.check)
     if split == "train" and not files.row_groups:
-        raise UserError(f"domain '{name}': the train files hold no rows ({location}); there is nothing to learn from")
+        raise UserError(
+            f"domain '{name}': the train files hold no rows ({', '.join(paths)}); there is nothing to learn from"
+        )
     return _Domain(files, Shard(name, files.row_groups, share, window_rows), decoder)
 
 

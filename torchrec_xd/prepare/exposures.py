@@ -34,8 +34,8 @@ def promoted_products(journey: Journey, one_in: int, seed: int) -> Table:
     sampled = promotions.join(visits, [*place, "residue"]).select(*PRODUCT_KEY, *_PLACES)
     negatives = sampled.anti_join(bought, PRODUCT_KEY)
     rows = ibis.union(
-        positives.mutate(bought=ibis.literal(1, "int8"), weight=ibis.literal(1.0, "float32")),
-        negatives.mutate(bought=ibis.literal(0, "int8"), weight=ibis.literal(float(one_in), "float32")),
+        positives.mutate(bought=ibis.literal(1, "int64"), weight=ibis.literal(1, "int64")),
+        negatives.mutate(bought=ibis.literal(0, "int64"), weight=ibis.literal(one_in, "int64")),
     )
     # Some promotions are listed twice with different places: the later letter or number counts, '0' (none) least.
     places = {name: _[name].max() for name in _PLACES}
@@ -49,6 +49,6 @@ def sent_coupons(journey: Journey) -> Table:
         `COUPON_KEY`, campaign_type, day (the campaign's first), end_day, redeemed (0 or 1), weight (1).
     """
     exposures = journey.mailings.join(journey.coupons.select("campaign", "coupon").distinct(), "campaign")
-    redeemed = journey.redemptions.select(COUPON_KEY).distinct().mutate(redeemed=ibis.literal(1, "int8"))
+    redeemed = journey.redemptions.select(COUPON_KEY).distinct().mutate(redeemed=ibis.literal(1, "int64"))
     labelled = exposures.left_join(redeemed, COUPON_KEY).drop(*(f"{name}_right" for name in COUPON_KEY))
-    return labelled.mutate(redeemed=_.redeemed.fill_null(0).cast("int8"), weight=ibis.literal(1.0, "float32"))
+    return labelled.mutate(redeemed=_.redeemed.fill_null(0), weight=ibis.literal(1, "int64"))

@@ -115,4 +115,7 @@ def feed_rows(rows: Table, facts: FeedFacts, label: str, **specific: Value | str
     """
     rows = rows.join(facts.households, ["household", "day"], rname="last_{name}")
     known = ["household_id", *DEMOGRAPHICS, *USER, *facts.histories, *ATTRIBUTES, "store_id"]
-    return rows.select(*ORDER, "household", "weight", "activity", label, *known, **SHARED, **specific)
+    labelled = {"weight": _.weight.cast("float32"), label: _[label].cast("int8")}
+    return rows.select(
+        *ORDER, "household", "activity", **labelled, **{name: _[name] for name in known}, **SHARED, **specific
+    )
