@@ -13,9 +13,10 @@ from torchrec_xd.data.loader import LoaderSettings
 from torchrec_xd.embeddings import EmbeddingSettings
 from torchrec_xd.metrics import MetricSettings
 from torchrec_xd.models import MODELS, ModelSettings
+from torchrec_xd.planner import ShardingSettings
 from torchrec_xd.schema import Schema, Split
 from torchrec_xd.settings import Settings, UserError, load_yaml, override, validate
-from torchrec_xd.sharding import OptimizerSettings, ShardingSettings
+from torchrec_xd.sharding import OptimizerSettings
 from torchrec_xd.trainer import TrainerSettings
 
 

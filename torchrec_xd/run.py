@@ -23,9 +23,10 @@ from torchrec_xd.log import RunLog
 from torchrec_xd.metrics import Evaluation, Report
 from torchrec_xd.models import MODELS
 from torchrec_xd.models.task import TrainTask
+from torchrec_xd.planner import plan_run, this_machine
 from torchrec_xd.schema import Schema, Split
 from torchrec_xd.settings import UserError
-from torchrec_xd.sharding import shard
+from torchrec_xd.sharding import Optimizers, fuse_optimizers, shard, sharders
 from torchrec_xd.trainer import Training, evaluate, fit, predict
 from torchrec_xd.world import World, process_group
 
@@ -50,10 +51,10 @@ def train(config: RunConfig, directory: Path, *, resume: bool = False) -> dict[s
         _refuse_empty_batches(loader, "train", world)
         valid = _Measured(config, "valid", world) if _has(schema, "valid") else None
         final = _Measured(config, config.evaluate_on, world)
-        task = _build(config, schema)
+        task = build(config)
         _begin_folder(config, directory, world)
         with RunLog(directory, world.rank) as log, _threads(config):
-            model, optimizers = shard(task, config.sharding, config.optimizer, world)
+            model, optimizers = sharded(task, config, world)
             if config.init_from is not None:
                 _begin_from(config, config.init_from, model, directory, world)
             checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint, world, schema.fingerprint())
@@ -174,10 +175,15 @@ def _begin_folder(config: RunConfig, directory: Path, world: World) -> None:
     world.barrier()
 
 
-def _build(config: RunConfig, schema: Schema) -> TrainTask:
+def build(config: RunConfig) -> TrainTask:
+    """The run's model with first weights, its tables still on the meta device.
+
+    Raises:
+        UserError: model, schema and the run to begin with do not fit together.
+    """
     torch.manual_seed(config.seed)
     model = MODELS[config.model.name]
-    arguments = (schema, config.model, config.embeddings, config.seed)
+    arguments = (config.schema_in_use, config.model, config.embeddings, config.seed)
     if config.init_from is None:
         return model.build(*arguments)
     source = load_run(config.init_from)
@@ -188,6 +194,20 @@ def _build(config: RunConfig, schema: Schema) -> TrainTask:
             f"'{config.model.name}' begins with a run of '{model.transfer.source}'"
         )
     return model.build(*arguments, (source.schema_in_use, source.model, source.embeddings))
+
+
+def sharded(task: TrainTask, config: RunConfig, world: World) -> tuple[nn.Module, Optimizers]:
+    """The model on its ranks, and what moves it (a collective): planned by rank 0, the same plan for all.
+
+    Raises:
+        UserError: no plan fits, or the plan that the config names is another model's.
+    """
+    fuse_optimizers(task, config.optimizer.tables)
+    plan = None
+    if world.first:
+        cluster = this_machine("cuda" if world.device.type == "cuda" else "cpu", world.size, world.local_size)
+        plan = plan_run(task, sharders(), cluster, config.sharding, config.loader.batch_size)
+    return shard(task, world.from_first(plan), config.optimizer, world)
 
 
 def _begin_from(config: RunConfig, source: Path, model: nn.Module, directory: Path, world: World) -> None:
@@ -212,7 +232,7 @@ def _checkpoint(config: RunConfig, directory: Path, which: Choice, world: World)
 def _load(config: RunConfig, directory: Path, which: Choice, world: World) -> nn.Module:
     """The model of a run, its weights from a checkpoint."""
     folder = _checkpoint(config, directory, which, world)
-    model: nn.Module = shard(_build(config, config.schema_in_use), config.sharding, config.optimizer, world)[0]
+    model: nn.Module = sharded(build(config), config, world)[0]
     Checkpoints(folder.parent, config.checkpoint, world, config.schema_in_use.fingerprint()).load(model, folder)
     return model
 

@@ -12,17 +12,14 @@ from torch.distributed.optim import (  # type: ignore[attr-defined]
     _apply_optimizer_in_backward as apply_optimizer_in_backward,
 )
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from torchrec_xd.embeddings import table_configs, table_parameters
+from torchrec_xd.embeddings import table_parameters
 from torchrec_xd.models.task import TrainTask
 from torchrec_xd.settings import Settings
 from torchrec_xd.world import World
@@ -77,34 +74,35 @@ class OptimizerSettings(Settings):
     schedule: ScheduleSettings = ScheduleSettings()
 
 
-class ShardingSettings(Settings):
-    """Where tables may lie."""
-
-    types: tuple[Literal["table_wise", "column_wise"], ...] = Field(default=("table_wise",), min_length=1)
-    """Sharding types that the planner may choose from."""
+def sharders() -> list[ModuleSharder[nn.Module]]:
+    """What may be sharded: a collection without a sharder would stay whole on every rank, without a word."""
+    return [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
 
 
-def shard(
-    task: TrainTask, sharding: ShardingSettings, optimizers: OptimizerSettings, world: World
-) -> tuple[DistributedModelParallel, Optimizers]:
-    """Plan, shard and initialise the tables, fuse their optimizer, and give the dense rest its own.
-
-    The dense parameters must be equal on all ranks already in kind and shape; rank 0's values are broadcast.
-    """
-    kind, kwargs = _table_optimizer(optimizers.tables)
+def fuse_optimizers(task: TrainTask, settings: TableOptimizerSettings) -> None:
+    """Give every table the optimizer that its backward pass will apply; before planning, which counts its state."""
+    kind, kwargs = _table_optimizer(settings)
     apply_optimizer_in_backward(kind, table_parameters(task.embeddings), kwargs)
     if task.teacher is not None:
         # Frozen tables get an optimizer without state and with a rate of zero: nothing to keep, nothing to apply. It
         # attaches to what wants a gradient; none will come, as the teacher runs under no_grad.
         frozen = [table.requires_grad_() for table in table_parameters(task.teacher)]
         apply_optimizer_in_backward(torch.optim.SGD, frozen, {"lr": 0.0})
-    sharders = [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
+
+
+def shard(
+    task: TrainTask, plan: ShardingPlan, optimizers: OptimizerSettings, world: World
+) -> tuple[DistributedModelParallel, Optimizers]:
+    """Shard and initialise the tables, whose optimizers are fused already, and give the dense rest its own.
+
+    The dense parameters must be equal on all ranks already in kind and shape; rank 0's values are broadcast.
+    """
     model = DistributedModelParallel(
         task,
         env=ShardingEnv.from_process_group(world.group),
         device=world.device,
-        plan=_plan(task, sharding, sharders, world),
-        sharders=sharders,
+        plan=plan,
+        sharders=sharders(),
         data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False),
     )
     dense = {n: p for n, p in in_backward_optimizer_filter(model.named_parameters()) if p.requires_grad}
@@ -162,19 +160,3 @@ def _table_optimizer(settings: TableOptimizerSettings) -> tuple[type[torch.optim
     }
     eps = {} if settings.name == "sgd" else {"eps": settings.eps}
     return kinds[settings.name], {"lr": settings.lr, **eps}
-
-
-def _plan(
-    task: nn.Module, settings: ShardingSettings, sharders: list[ModuleSharder[nn.Module]], world: World
-) -> ShardingPlan:
-    names = {config.name for config in table_configs(task)}
-    constraint = ParameterConstraints(
-        sharding_types=list(settings.types), compute_kernels=[EmbeddingComputeKernel.FUSED.value]
-    )
-    planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=world.size, compute_device=world.device.type),
-        constraints=dict.fromkeys(names, constraint),
-        # The planner's own guess needs a model in memory; ours is still on the meta device.
-        storage_reservation=FixedPercentageStorageReservation(0.1),
-    )
-    return planner.collective_plan(task, sharders, world.group)

@@ -7,9 +7,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class World:
 
     rank: int
     size: int
+    local_size: int
+    """Processes on this machine."""
     device: torch.device
     group: dist.ProcessGroup
 
@@ -29,6 +34,13 @@ class World:
     def barrier(self) -> None:
         """Wait for all processes."""
         dist.barrier(self.group)
+
+    def from_first(self, value: T | None) -> T:
+        """What rank 0 holds, on all (a collective); the others pass None."""
+        values = [value]
+        dist.broadcast_object_list(values, 0, self.group)
+        assert values[0] is not None
+        return values[0]
 
     def any(self, flag: bool) -> bool:
         """Whether any process says yes (a collective)."""
@@ -45,7 +57,8 @@ def process_group() -> Iterator[World]:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    if size == int(os.environ.get("LOCAL_WORLD_SIZE", "1")) and any(n == "lo" for _, n in socket.if_nameindex()):
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if size == local_size and any(n == "lo" for _, n in socket.if_nameindex()):
         # All processes are on this machine: gloo's sockets need not be reachable from outside.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     backend = "cuda:nccl,cpu:gloo" if cuda else "gloo"
@@ -55,6 +68,6 @@ def process_group() -> Iterator[World]:
         dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
     assert dist.group.WORLD is not None
     try:
-        yield World(dist.get_rank(), size, device, dist.group.WORLD)
+        yield World(dist.get_rank(), size, local_size, device, dist.group.WORLD)
     finally:
         dist.destroy_process_group()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from tests.distributed.ranks import run_ranks
+from tests.distributed.sharded import sharded, world_of
 from tests.feeds import schema_at, write_feed
 from torchrec_xd import checkpoint
 from torchrec_xd.batch import Position
@@ -22,21 +22,16 @@ from torchrec_xd.embeddings import EmbeddingSettings
 from torchrec_xd.models.mkt import TRANSFER, FinetuneSettings, PretrainSettings, build_finetune, build_pretrain
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import UserError
-from torchrec_xd.sharding import DenseOptimizerSettings, OptimizerSettings, ShardingSettings, shard
-from torchrec_xd.world import World
+from torchrec_xd.sharding import DenseOptimizerSettings, OptimizerSettings
 
 MODEL = PretrainSettings(expert_widths=(8, 6), aligned_dim=4, tower_widths=(4,), dropout=0.2)
 OPTIMIZERS = OptimizerSettings(dense=DenseOptimizerSettings(lr=0.01, weight_decay=0.01))
 
 
-def world_of(rank):
-    return World(rank, dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)
-
-
-def sharded(schema, seed, world):
+def model_of(schema, seed, world):
     torch.manual_seed(seed)
     task = build_pretrain(schema, MODEL, EmbeddingSettings(dtype="fp16"), seed)
-    return shard(task, ShardingSettings(), OPTIMIZERS, world)
+    return sharded(task, OPTIMIZERS, world)
 
 
 def advance(model, optimizers, batches):
@@ -66,14 +61,14 @@ def resume_midway(rank: int, content: dict, folder: str) -> list[str]:
     loader = Loader(schema, LoaderSettings(batch_size=64), "train", share)
     checkpoints = Checkpoints(Path(folder), CheckpointSettings(), world, schema.fingerprint())
 
-    model, optimizers = sharded(schema, 0, world)
+    model, optimizers = model_of(schema, 0, world)
     stream = loader.batches()
     advance(model, optimizers, [next(stream) for _ in range(3)])
     checkpoints.save(model, optimizers, Position(0, 3), 3, None)
     advance(model, optimizers, [next(stream) for _ in range(3)])
     expected = local({"model": model.state_dict(), "optimizer": optimizers.state.state_dict()["state"]})
 
-    model, optimizers = sharded(schema, 1, world)
+    model, optimizers = model_of(schema, 1, world)
     saved = checkpoints.resume(model, optimizers)
     assert saved is not None
     stream = loader.batches(saved.position)
@@ -93,7 +88,7 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_by_bit(tmp_path, ranks):
 def attacks(rank: int, content: dict, folder: str) -> None:
     """One process, one sharded model, many ways in which a checkpoint can be wrong."""
     schema, world, base = Schema.model_validate(content), world_of(rank), Path(folder)
-    model, optimizers = sharded(schema, 0, world)
+    model, optimizers = model_of(schema, 0, world)
     settings = CheckpointSettings(keep=2)
     checkpoints = Checkpoints(base / "checkpoints", settings, world, schema.fingerprint())
     assert checkpoints.resume(model, optimizers) is None
@@ -169,7 +164,7 @@ def refuse_what_does_not_fit(base, checkpoints, schema, world):
         settings = MODEL.model_copy(update=changes)
         pretrained = (schema, settings, EmbeddingSettings(dtype="fp16"))
         task = build_finetune(schema.only(("post",)), FinetuneSettings(widths=(4,)), EmbeddingSettings(), 0, pretrained)
-        return shard(task, ShardingSettings(), OPTIMIZERS, world)[0]
+        return sharded(task, OPTIMIZERS, world)[0]
 
     folder, model = checkpoints.last(), student()
     manifest = transfer(model, folder, TRANSFER.prefixes, TRANSFER.prunable)
@@ -187,7 +182,7 @@ def refuse_what_does_not_fit(base, checkpoints, schema, world):
 
 
 def sharded_weights(checkpoints, schema, world):
-    model, _ = sharded(schema, 7, world)
+    model, _ = model_of(schema, 7, world)
     checkpoints.load(model, checkpoints.last())
     return model.state_dict()
 

@@ -7,22 +7,21 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.ranks import run_ranks
+from tests.distributed.sharded import sharded, world_of
 from tests.feeds import schema_at, write_feed
 from tests.unsharded import materialise
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.data.shards import Share
 from torchrec_xd.embeddings import EmbeddingSettings
 from torchrec_xd.models.mkt import PretrainSettings, build_pretrain
+from torchrec_xd.planner import ShardingSettings
 from torchrec_xd.schema import Schema
 from torchrec_xd.sharding import (
     DenseOptimizerSettings,
     OptimizerSettings,
     ScheduleSettings,
-    ShardingSettings,
     TableOptimizerSettings,
-    shard,
 )
-from torchrec_xd.world import World
 
 STEPS = 3
 MODEL = PretrainSettings(expert_widths=(8, 6), aligned_dim=4, tower_widths=(4,), gamma=0.0)
@@ -49,8 +48,8 @@ def batches(schema, rank, ranks):
 
 def train_sharded(rank: int, content: dict, name: str, types: tuple[str, ...]) -> dict[str, torch.Tensor]:
     schema = Schema.model_validate(content)
-    world = World(rank, dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)
-    model, optimizers = shard(task_of(schema), ShardingSettings(types=types), settings(name), world)
+    world = world_of(rank)
+    model, optimizers = sharded(task_of(schema), settings(name), world, ShardingSettings(types=types))
     for step, batch in enumerate(batches(schema, rank, world.size)):
         optimizers.begin(step, STEPS)
         loss, _ = model(batch)
@@ -111,9 +110,8 @@ def test_the_schedule_by_hand():
 
 def clip(rank: int, content: dict, norm: float | None) -> float:
     schema = Schema.model_validate(content)
-    world = World(rank, 1, torch.device("cpu"), dist.group.WORLD)
     dense = DenseOptimizerSettings(lr=1e-9, clip_norm=norm)
-    model, optimizers = shard(task_of(schema), ShardingSettings(), OptimizerSettings(dense=dense), world)
+    model, optimizers = sharded(task_of(schema), OptimizerSettings(dense=dense), world_of(rank))
     optimizers.begin(0, 1)
     model(batches(schema, 0, 1)[0])[0].backward()
     optimizers.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,68 @@ def _type(column: str) -> pa.DataType:
     if column.endswith(("_date", "_timestamp")):
         return pa.timestamp("us")
     return pa.float64() if column.endswith(("_disc", "_value")) else pa.string()
+
+
+def varied(seed: int) -> Raw:
+    """Twelve households, thirty products and eight campaigns over the whole year, drawn at random."""
+    rng = random.Random(seed)
+    raw = tiny()
+    names, texts = list(raw["products"][0]), ("SOUP", "SOAP", "BREAD", None)
+    departments = ("GROCERY", "DRUG GM", "PRODUCE")
+    raw["products"] = [
+        dict(
+            zip(
+                names,
+                (
+                    product,
+                    rng.randint(1, 6),
+                    rng.choice(departments),
+                    rng.choice(("National", "Private")),
+                    rng.choice(texts),
+                    rng.choice(texts),
+                    rng.choice(("4 OZ", "8 OZ", None)),
+                ),
+                strict=True,
+            )
+        )
+        for product in range(1, 31)
+    ]
+    raw["transactions"] = [_random_purchase(rng) for _line in range(700)]
+    raw["promotions"] = [
+        promotion(rng.randint(1, 30), day, rng.randint(1, 2), rng.choice("0359A"), rng.choice("0ADH"))
+        for day in range(0, 360, 7)
+        for _line in range(18)
+    ]
+    raw["campaign_descriptions"] = [
+        campaign(number, rng.choice("ABC"), 45 * number - 40, 45 * number + rng.randint(-5, 40))
+        for number in range(1, 9)
+    ]
+    raw["campaigns"] = [{"campaign_id": c, "household_id": h} for c in range(1, 9) for h in rng.sample(range(1, 13), 5)]
+    raw["coupons"] = [
+        {"coupon_upc": 500 + rng.randint(1, 6), "product_id": rng.randint(1, 30), "campaign_id": c}
+        for c in range(1, 9)
+        for _line in range(20)
+    ]
+    offered = {(row["coupon_upc"], row["campaign_id"]) for row in raw["coupons"]}
+    raw["coupon_redemptions"] = [
+        redemption(sent["household_id"], upc, number, 45 * number - 40 + rng.randint(0, 30))
+        for sent in raw["campaigns"]
+        for upc, number in sorted(offered)
+        if number == sent["campaign_id"] and rng.random() < 0.3
+    ]
+    return raw
+
+
+def _random_purchase(rng: random.Random) -> dict[str, Any]:
+    day = rng.randint(0, 350)
+    return purchase(
+        rng.randint(1, 12),
+        rng.randint(1, 30),
+        day,
+        store_id=rng.randint(1, 2),
+        basket_id=10 * day + rng.randint(0, 1),
+        quantity=rng.randint(0, 4),
+        sales_value=rng.randint(0, 900) / 100,
+        retail_disc=rng.choice((0.0, 0.5, 1.25)),
+        coupon_disc=rng.choice((0.0, 0.0, 0.0, 1.0)),
+    )

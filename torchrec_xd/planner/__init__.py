@@ -3,7 +3,15 @@
 from torchrec_xd.planner.advice import explain, remedies
 from torchrec_xd.planner.constraints import Constraint
 from torchrec_xd.planner.plan import Plan, diff_plans, load_plan, read_plan
-from torchrec_xd.planner.planning import InfeasibleError, PlannerSettings, Planning, make_plan, plan_module
+from torchrec_xd.planner.planning import (
+    InfeasibleError,
+    PlannerSettings,
+    Planning,
+    ShardingSettings,
+    make_plan,
+    plan_module,
+    plan_run,
+)
 from torchrec_xd.planner.tables import (
     TableList,
     TableModule,
@@ -12,7 +20,7 @@ from torchrec_xd.planner.tables import (
     schema_tables,
     set_optimizer,
 )
-from torchrec_xd.planner.topology import Cluster, load_cluster
+from torchrec_xd.planner.topology import Cluster, load_cluster, this_machine
 
 __all__ = [
     "Cluster",
@@ -21,6 +29,7 @@ __all__ = [
     "Plan",
     "PlannerSettings",
     "Planning",
+    "ShardingSettings",
     "TableList",
     "TableModule",
     "default_sharders",
@@ -31,8 +40,10 @@ __all__ = [
     "load_tables",
     "make_plan",
     "plan_module",
+    "plan_run",
     "read_plan",
     "remedies",
     "schema_tables",
     "set_optimizer",
+    "this_machine",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -13,7 +15,7 @@ from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
 from torchrec_xd.planner.constraints import Constraint, check_constraints
 from torchrec_xd.planner.placement import Floats, Group, Ints, build_groups
-from torchrec_xd.planner.plan import Plan, PlannedTable
+from torchrec_xd.planner.plan import Plan, PlannedTable, load_plan
 from torchrec_xd.planner.prices import Option, TableRef, module_tables, price_tables
 from torchrec_xd.planner.search import Found, NotFound, search
 from torchrec_xd.planner.topology import Cluster
@@ -31,6 +33,17 @@ class PlannerSettings(Settings):
     """Pins, bans and co-locations."""
     effort: PositiveInt = 400
     """Vain attempts after which the search ends. Equal efforts find equal plans."""
+
+
+class ShardingSettings(Settings):
+    """Where the tables of a run may lie."""
+
+    types: tuple[Literal["table_wise", "column_wise"], ...] = Field(default=("table_wise",), min_length=1)
+    """Sharding types to choose from, for all tables."""
+    constraints: tuple[Constraint, ...] = ()
+    """Further pins, bans and co-locations, by table."""
+    plan: Path | None = None
+    """A plan that `torchrec-xd plan --out` wrote; made when the run starts unless told."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +136,26 @@ def plan_module(
     """
     planning = make_plan(module, sharders, cluster, settings)
     return planning.plan.sharding_plan(planning.priced.tables)
+
+
+def plan_run(
+    module: nn.Module,
+    sharders: Sequence[ModuleSharder[nn.Module]],
+    cluster: Cluster,
+    settings: ShardingSettings,
+    batch_size: int,
+) -> ShardingPlan:
+    """The plan of a run: from its file, or made now with fused kernels.
+
+    Raises:
+        InfeasibleError: no plan keeps the limits.
+        UserError: the file's plan is not for this model and cluster, or constraints match nothing or leave nothing.
+    """
+    if settings.plan is not None:
+        return load_plan(settings.plan, module, cluster.world_size, sharders, cluster.device)
+    fused = Constraint(tables=("*",), sharding_types=settings.types, kernels=("fused",))
+    wishes = PlannerSettings(batch_size=batch_size, constraints=(fused, *settings.constraints))
+    return plan_module(module, sharders, cluster, wishes)
 
 
 def rank_usage(options: Sequence[Option], ranks: Sequence[Ints], world_size: int) -> dict[str, Floats]:

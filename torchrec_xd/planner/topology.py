@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torchrec.distributed.planner.types import HardwareConfig, KernelConfig, Topology, TopologyFactory, TrainerConfig
 
@@ -165,6 +167,17 @@ class Cluster(Settings):
             ),
             KernelConfig(compute_device=self.device, use_hardware_based_bandwidth=True),
         )
+
+
+def this_machine(device: Literal["cuda", "cpu"], world_size: int, ranks_per_node: int) -> Cluster:
+    """The cluster of a run, all nodes taken to be like this machine; bandwidths are torchrec's constants."""
+    return Cluster(
+        device=device,
+        world_size=world_size,
+        ranks_per_node=ranks_per_node,
+        hbm_gib=torch.cuda.get_device_properties(0).total_memory / GIB if device == "cuda" else 0,
+        ddr_gib=psutil.virtual_memory().total / GIB / ranks_per_node,
+    )
 
 
 def load_cluster(name: str, folder: Path) -> Cluster:

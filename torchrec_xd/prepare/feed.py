@@ -115,7 +115,5 @@ def feed_rows(rows: Table, facts: FeedFacts, label: str, **specific: Value | str
     """
     rows = rows.join(facts.households, ["household", "day"], rname="last_{name}")
     known = ["household_id", *DEMOGRAPHICS, *USER, *facts.histories, *ATTRIBUTES, "store_id"]
-    labelled = {"weight": _.weight.cast("float32"), label: _[label].cast("int8")}
-    return rows.select(
-        *ORDER, "household", "activity", **labelled, **{name: _[name] for name in known}, **SHARED, **specific
-    )
+    rows = rows.mutate(weight=_.weight.cast("float32"), **{label: _[label].cast("int8")})
+    return rows.select(*ORDER, "household", "weight", "activity", label, *known, **SHARED, **specific)

@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.feeds import SCHEMA
+from torchrec_xd.config import load_config, load_run
+from torchrec_xd.settings import UserError
+
+
+def write(folder: Path, schema=SCHEMA, **settings) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "schema.yaml").write_text(yaml.safe_dump(schema, sort_keys=False))
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump({"schema": "schema.yaml", "model": {"name": "mkt_pretrain"}, **settings}))
+    return path
+
+
+def test_a_schema_file_lies_relative_to_its_config(tmp_path):
+    config = load_config(write(tmp_path / "configs"))
+    assert list(config.data_schema.domains) == ["items", "video", "post"]
+
+
+def test_what_is_dumped_says_the_same_and_needs_no_other_file(tmp_path):
+    config = load_config(write(tmp_path, seed=7, domains=["items", "post"]), ["trainer.epochs=3", "schema.dim=6"])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(config.dump())
+    (tmp_path / "schema.yaml").unlink()
+    again = load_run(tmp_path / "run")
+    assert again == config
+    assert (again.trainer.epochs, again.data_schema.dim, again.seed) == (3, 6, 7)
+    with pytest.raises(UserError, match="no run folder"):
+        load_run(tmp_path)
+
+
+def test_a_fault_of_the_schema_is_told_under_its_own_file(tmp_path):
+    features = [*SCHEMA["features"], {"column": "again", "kind": "id", "group": "user", "table": "item", "rows": 3}]
+    path = write(tmp_path, schema={**SCHEMA, "features": features})
+    with pytest.raises(UserError, match=r"schema\.yaml.*table 'item' is shared by 'hist' \(rows 60.*'again' \(rows 3"):
+        load_config(path)
+
+
+def test_a_config_may_extend_another_and_only_differ(tmp_path):
+    write(tmp_path, seed=3)
+    (tmp_path / "child.yaml").write_text("extends: run.yaml\nmodel: {gamma: 0.0}\n")
+    config = load_config(tmp_path / "child.yaml")
+    assert (config.model.name, config.model.gamma, config.seed) == ("mkt_pretrain", 0.0, 3)
+
+
+def test_stage_two_begins_with_a_run_and_no_other_model_does(tmp_path):
+    with pytest.raises(UserError, match="set init_from"):
+        load_config(write(tmp_path, model={"name": "mkt_finetune"}))
+    with pytest.raises(UserError, match="remove init_from"):
+        load_config(write(tmp_path, init_from="runs/x"))
+
+
+def test_training_on_the_validation_rows_leaves_none_to_validate_on(tmp_path):
+    schema = load_config(write(tmp_path, train_on_valid=True)).schema_in_use
+    assert schema.domains["items"].paths("train") == ("items/train.parquet", "items/valid.parquet")
+    assert schema.domains["video"].paths("train") == ("video/train.parquet",)
+    assert schema.domains["post"].paths("valid") == ()
+    assert schema.domains["post"].paths("test") == ("post/test.parquet",)
+    assert schema.fingerprint() == load_config(write(tmp_path)).schema_in_use.fingerprint()
