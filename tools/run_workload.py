@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from torch import nn
 
 from tools.workload import Workload
-from torchrec_xd.config import RunConfig, load_config, load_run
+from torchrec_xd.config import load_config
 from torchrec_xd.data.files import ParquetFiles
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings
-from torchrec_xd.models import MODELS
-from torchrec_xd.planner.constraints import Constraint
 from torchrec_xd.planner.planning import PlannerSettings
 from torchrec_xd.planner.tables import OptimizerName, WeightType, schema_tables, set_optimizer
+from torchrec_xd.run import build
 from torchrec_xd.schema import Schema, load_schema
 from torchrec_xd.settings import UserError, load_yaml
 
@@ -44,14 +42,10 @@ def config_workload(
             nn.ModuleDict({"embeddings": embeddings}), PlannerSettings(pooling=schema_tables(schema, means).pooling())
         )
     config = load_config(path)
+    if weights is not None:
+        config = config.model_copy(update={"embeddings": config.embeddings.model_copy(update={"dtype": weights})})
     schema = config.schema_in_use
-    task = MODELS[config.model.name].build(
-        schema,
-        config.model,
-        config.embeddings.model_copy(update={"dtype": weights or config.embeddings.dtype}),
-        config.seed,
-        *_source(config),
-    )
+    task = build(config)
     set_optimizer(task.embeddings, optimizer or config.optimizer.tables.name)
     if task.teacher is not None:
         # Frozen tables keep no optimizer state.
@@ -60,16 +54,9 @@ def config_workload(
     settings = PlannerSettings(
         batch_size=config.loader.batch_size,
         pooling=schema_tables(schema, means).pooling(),
-        constraints=(Constraint(tables=("*",), sharding_types=config.sharding.types, kernels=("fused",)),),
+        constraints=config.sharding.wishes,
     )
     return Workload(task, settings)
-
-
-def _source(config: RunConfig) -> tuple[Any, ...]:
-    if config.init_from is None:
-        return ()
-    source = load_run(config.init_from)
-    return ((source.schema_in_use, source.model, source.embeddings),)
 
 
 def measured_pooling(schema: Schema) -> dict[str, float]:
@@ -81,7 +68,7 @@ def measured_pooling(schema: Schema) -> dict[str, float]:
     ids = dict.fromkeys(columns, 0)
     rows = 0
     for name, domain in schema.domains.items():
-        files = ParquetFiles(domain.train, schema.root, lambda file, found: None)
+        files = ParquetFiles(domain.paths("train"), schema.root, lambda file, found: None)
         own = [f.column for f in schema.features_of(name) if f.column in columns]
         read = files.reader(own)
         for row_group in files.row_groups[:ROW_GROUPS_MEASURED]:

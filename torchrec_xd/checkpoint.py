@@ -237,10 +237,12 @@ def _load(state: dict[str, Any], folder: Path) -> None:
 
 
 def _shape(entry: Any) -> tuple[int, ...] | None:
-    size = getattr(entry, "size", None)
-    if size is None:
-        return None
-    return tuple(size() if callable(size) else size)
+    """Of a tensor, a sharded tensor or a checkpoint's entry; None where there is none."""
+    if hasattr(entry, "local_shards"):
+        entry = entry.metadata()
+    elif isinstance(entry, torch.Tensor):
+        return tuple(entry.shape)
+    return tuple(entry.size) if hasattr(entry, "size") else None
 
 
 class _TensorsOnly(DefaultLoadPlanner):

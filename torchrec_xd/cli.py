@@ -113,6 +113,18 @@ def score(
     screen.print(f"{count:,} predictions in {out}", markup=False)
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def plan(context: typer.Context) -> None:
+    """Plan the sharding of a run or of a table list for any cluster; --help lists its options."""
+    import runpy
+
+    sys.argv = ["torchrec-xd plan", *context.args]
+    runpy.run_module("tools.plan", run_name="__main__")
+
+
 @app.command()
 def doctor() -> None:
     """Show versions, the FBGEMM build and what this machine can do; exit code 1 if something is wrong."""

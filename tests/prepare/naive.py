@@ -164,7 +164,7 @@ class Naive:
             **self.household(household, day),
             **self.crossings(household, day, shown, [product]),
             "product_id": self.row("product_id", product),
-            "store_id": self.row("store_id", store),
+            "store": self.row("store_id", store),
             "price_level": price,
             "discount_depth": discount,
             "type_purchases": kinds["type_purchases"],

@@ -99,7 +99,7 @@ def test_a_coupon_counted_by_hand(small):
         "covered_products": 4,
         "covered_bought": 4,
         "covered_rank": 2,
-        "store_id": 1,
+        "store": 1,
     }
     assert {name: row[name] for name in expected} == expected
     assert row["item_purchases_log"] == pytest.approx(1.6094379)

@@ -45,6 +45,11 @@ class ShardingSettings(Settings):
     plan: Path | None = None
     """A plan that `torchrec-xd plan --out` wrote; made when the run starts unless told."""
 
+    @property
+    def wishes(self) -> tuple[Constraint, ...]:
+        """All of these as constraints; a run's tables always update inside the backward pass."""
+        return (Constraint(tables=("*",), sharding_types=self.types, kernels=("fused",)), *self.constraints)
+
 
 @dataclass(frozen=True)
 class Priced:
@@ -153,9 +158,7 @@ def plan_run(
     """
     if settings.plan is not None:
         return load_plan(settings.plan, module, cluster.world_size, sharders, cluster.device)
-    fused = Constraint(tables=("*",), sharding_types=settings.types, kernels=("fused",))
-    wishes = PlannerSettings(batch_size=batch_size, constraints=(fused, *settings.constraints))
-    return plan_module(module, sharders, cluster, wishes)
+    return plan_module(module, sharders, cluster, PlannerSettings(batch_size=batch_size, constraints=settings.wishes))
 
 
 def rank_usage(options: Sequence[Option], ranks: Sequence[Ints], world_size: int) -> dict[str, Floats]:

@@ -71,7 +71,7 @@ def build(journey: Journey, settings: PrepareSettings) -> DataSet:
         },
         vocabularies=vocabularies,
         sampling={"products on promotion that were not bought": 1 / settings.negatives},
-        notes=_notes(journey),
+        notes=notes(journey),
     )
 
 
@@ -120,14 +120,15 @@ def _coupon_rows(exposures: Table, facts: FeedFacts) -> Table:
     return feed_rows(rows, facts, "redeemed", coupon_upc="coupon_upc", campaign_type=campaign_type, **COUPON)
 
 
-def _notes(journey: Journey) -> tuple[str, ...]:
+def notes(journey: Journey) -> tuple[str, ...]:
+    """How many labels of one split were decided in the time of the next."""
     began = journey.mailings.select("household", "campaign", began="day")
     redeemed = journey.redemptions.join(began, ["household", "campaign"])
-    notes = []
+    found = []
     for day, before, after in ((SPLIT.valid, "train", "valid"), (SPLIT.test, "train and valid", "test")):
         late = redeemed.filter(_.began < day, _.day >= day).select(COUPON_KEY).distinct().count().execute()
-        notes.append(
+        found.append(
             f"rows are split by the first day of their week or campaign, which may run past a split's end: "
             f"{late} of the coupons redeemed in {before} were redeemed when {after} had begun"
         )
-    return tuple(notes)
+    return tuple(found)

@@ -45,7 +45,9 @@ def connect(settings: PrepareSettings, spill: Path) -> Any:
     options: dict[str, Any] = {"memory_limit": f"{settings.memory_limit_gb}GB", "temp_directory": str(spill)}
     if settings.threads is not None:
         options["threads"] = settings.threads
-    return ibis.duckdb.connect(**options)
+    connection = ibis.duckdb.connect(**options)
+    connection.raw_sql("SET enable_progress_bar = false")  # it would draw over our own lines
+    return connection
 
 
 def _connect_spark() -> Any:

@@ -114,6 +114,7 @@ def feed_rows(rows: Table, facts: FeedFacts, label: str, **specific: Value | str
         specific: the domain's own features.
     """
     rows = rows.join(facts.households, ["household", "day"], rname="last_{name}")
-    known = ["household_id", *DEMOGRAPHICS, *USER, *facts.histories, *ATTRIBUTES, "store_id"]
+    known = ["household_id", *DEMOGRAPHICS, *USER, *facts.histories, *ATTRIBUTES]
     rows = rows.mutate(weight=_.weight.cast("float32"), **{label: _[label].cast("int8")})
-    return rows.select(*ORDER, "household", "weight", "activity", label, *known, **SHARED, **specific)
+    columns = [*ORDER, "household", "weight", "activity", label, *known]
+    return rows.select(*columns, store=_.store_id, **SHARED, **specific)
