@@ -9,7 +9,7 @@ def test_equals_a_loop_over_rows_and_positions():
     query, keys, length = torch.randn(4, 3), torch.randn(4, 5, 3), torch.tensor([5, 2, 1, 0])
     expected = []
     for q, sequence, n in zip(query, keys, length.tolist(), strict=True):
-        scores = [attention.score(torch.cat([q, k, q - k, q * k])) for k in sequence[:n]]
+        scores = [attention.score(torch.relu(attention.hidden(torch.cat([q, k, q - k, q * k])))) for k in sequence[:n]]
         weights = torch.softmax(torch.cat(scores), dim=0) if n else torch.empty(0)
         expected.append(sum((w * k for w, k in zip(weights, sequence[:n], strict=True)), torch.zeros(3)))
     torch.testing.assert_close(attention(query, keys, length), torch.stack(expected))
@@ -41,9 +41,9 @@ def test_no_positions_at_all():
 def test_attention_follows_the_candidate():
     attention = TargetAttention(1, hidden=1)
     with torch.no_grad():  # the score is 9 relu(q * k)
-        attention.score[0][0].weight.copy_(torch.tensor([[0.0, 0.0, 0.0, 1.0]]))
-        attention.score[0][0].bias.zero_()
-        attention.score[1].weight.fill_(9.0)
+        attention.hidden.weight.copy_(torch.tensor([[0.0, 0.0, 0.0, 1.0]]))
+        attention.hidden.bias.zero_()
+        attention.score.weight.fill_(9.0)
     keys, length = torch.tensor([[[1.0], [-1.0]]]), torch.tensor([2])
     assert attention(torch.tensor([[1.0]]), keys, length).item() > 0.99
     assert attention(torch.tensor([[-1.0]]), keys, length).item() < -0.99

@@ -108,7 +108,7 @@ def test_the_clock_of_a_purchase_is_never_ahead_of_the_stores(tmp_path):
 def test_what_is_not_in_the_catalogue_is_dropped_and_counted(tmp_path):
     found = journey(tiny(), tmp_path)
     assert list(found.dropped.values()) == [1, 1]
-    assert found.purchases.filter(found.purchases["product"] == 99).count().execute() == 0
+    assert found.purchases.filter(found.purchases["product"] == 99).count().to_pyarrow().as_py() == 0
 
 
 def test_money_is_in_cents(tmp_path):
@@ -119,10 +119,10 @@ def test_money_is_in_cents(tmp_path):
 
 def test_until_cuts_everything_that_happens(tmp_path):
     cut = journey(tiny(), tmp_path).until(190)
-    assert cut.purchases.day.max().execute() == 41
-    assert cut.promotions.week.max().execute() == 7
-    assert cut.mailings.day.max().execute() == 24
-    assert cut.redemptions.day.max().execute() == 30
+    assert cut.purchases.day.max().to_pyarrow().as_py() == 41
+    assert cut.promotions.week.max().to_pyarrow().as_py() == 7
+    assert cut.mailings.day.max().to_pyarrow().as_py() == 24
+    assert cut.redemptions.day.max().to_pyarrow().as_py() == 30
 
 
 def test_missing_raw_data_is_explained(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
+from threadpoolctl import threadpool_limits
 
 from tools.references import reference_rows
 from torchrec_xd.prepare import Manifest
@@ -113,7 +114,8 @@ def test_no_purchase_lies_before_the_monday_of_its_week():
 
 def test_references_are_near_what_was_measured_before(feed):
     """Counting .858 / .884 / .728, boosting on nine facts .914 / .923 / .796, by an earlier and independent program."""
-    auc = {(row["model"], row["slice"]): row["auc"] for row in reference_rows(feed[0])}
+    with threadpool_limits(1):  # more threads than idle cores make boosting ten times slower
+        auc = {(row["model"], row["slice"]): row["auc"] for row in reference_rows(feed[0])}
     for name, expected in (("all", 0.858), ("A", 0.884), ("B+C", 0.728)):
         assert auc["counting", name] == pytest.approx(expected, abs=0.001)
     for name, expected in (("all", 0.914), ("A", 0.923), ("B+C", 0.796)):

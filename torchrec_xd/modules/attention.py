@@ -1,6 +1,6 @@
 """Target attention over a behaviour sequence (DIN, Zhou et al. 2018, section 4.3).
 
-Shape legend: B rows, L positions, D embedding width.
+Shape legend: B rows, L positions, D embedding width, H hidden width.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from torchrec_xd.modules.mapping import ModuleMap
-from torchrec_xd.modules.mlp import MLP
 
 
 class TargetAttention(nn.Module):
@@ -24,14 +24,19 @@ class TargetAttention(nn.Module):
 
     def __init__(self, dim: int, hidden: int = 16) -> None:
         super().__init__()
+        self.hidden = nn.Linear(4 * dim, hidden)
         # No bias on the score: it would move all positions alike, which the softmax does not see.
-        self.score = nn.Sequential(MLP(4 * dim, [hidden]), nn.Linear(hidden, 1, bias=False))
+        self.score = nn.Linear(hidden, 1, bias=False)
 
     def forward(self, query_BD: Tensor, keys_BLD: Tensor, length_B: Tensor) -> Tensor:
         """Candidate `[B, D]`, sequence `[B, L, D]` of `length_B` valid positions, to the pooled `[B, D]`."""
-        query_BLD = query_BD.unsqueeze(1).expand_as(keys_BLD)
-        pairs = torch.cat([query_BLD, keys_BLD, query_BLD - keys_BLD, query_BLD * keys_BLD], dim=2)
-        logit_BL = self.score(pairs).squeeze(2).float()
+        # W (q ‖ k ‖ q - k ‖ q ⊙ k), taken apart: what concerns q alone is computed once a row, not once a position.
+        of_q, of_k, of_difference, of_product = self.hidden.weight.chunk(4, dim=1)
+        row_BH = functional.linear(query_BD, of_q + of_difference, self.hidden.bias)
+        position_BLH = functional.linear(keys_BLD, of_k - of_difference)
+        product_BLH = functional.linear(query_BD.unsqueeze(1) * keys_BLD, of_product)
+        hidden_BLH = torch.relu(row_BH.unsqueeze(1) + position_BLH + product_BLH)
+        logit_BL = self.score(hidden_BLH).squeeze(2).float()
         beyond_BL = torch.arange(keys_BLD.shape[1], device=length_B.device) >= length_B.unsqueeze(1)
         # A large negative number and not -inf: a row that is masked everywhere stays free of NaN, backward too.
         attention_BL = torch.softmax(logit_BL.masked_fill(beyond_BL, -1e9), dim=1).masked_fill(beyond_BL, 0.0)

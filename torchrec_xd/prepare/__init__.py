@@ -59,7 +59,9 @@ def prepare(
             notes=data_set.notes,
             dropped=dict(journey.dropped),
             sampling=dict(data_set.sampling),
-            cardinalities={key: int(words.count().execute()) for key, words in data_set.vocabularies.items()},
+            cardinalities={
+                key: int(words.count().to_pyarrow().as_py()) for key, words in data_set.vocabularies.items()
+            },
             domains={
                 key: write_domain(key, domain, folder, settings, progress) for key, domain in data_set.domains.items()
             },

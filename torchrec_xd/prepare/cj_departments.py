@@ -53,7 +53,7 @@ def build(journey: Journey, settings: PrepareSettings) -> DataSet:
     histories = [_history(name, known, vocabularies) for name in DEPARTMENTS]
     facts = feed_facts(known, [exposures], vocabularies, histories)
     untrained = in_target & (_.cold == 1) & (_.split == "train")
-    count = int(exposures.filter(untrained).count().execute())
+    count = int(exposures.filter(untrained).count().to_pyarrow().as_py())
     return DataSet(
         domains={
             name: DomainRows(

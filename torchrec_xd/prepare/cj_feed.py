@@ -126,7 +126,7 @@ def notes(journey: Journey) -> tuple[str, ...]:
     redeemed = journey.redemptions.join(began, ["household", "campaign"])
     found = []
     for day, before, after in ((SPLIT.valid, "train", "valid"), (SPLIT.test, "train and valid", "test")):
-        late = redeemed.filter(_.began < day, _.day >= day).select(COUPON_KEY).distinct().count().execute()
+        late = redeemed.filter(_.began < day, _.day >= day).select(COUPON_KEY).distinct().count().to_pyarrow().as_py()
         found.append(
             f"rows are split by the first day of their week or campaign, which may run past a split's end: "
             f"{late} of the coupons redeemed in {before} were redeemed when {after} had begun"

@@ -153,7 +153,7 @@ _MAILING_KEYS = {"household": "household_id", "campaign": "campaign_id"}
 
 
 def _missing(raw: Table, kept: Table) -> int:
-    return int(raw.count().execute()) - int(kept.count().execute())
+    return int(raw.count().to_pyarrow().as_py()) - int(kept.count().execute())
 
 
 def _products(raw: Table) -> Table:

@@ -28,7 +28,7 @@ def write_domain(
     part_of = _part_reader(domain, settings.seed)
     written = {}
     for split in SPLITS:
-        count = int(domain.exposures.filter(domain.exposures.split == split).count().execute())
+        count = int(domain.exposures.filter(domain.exposures.split == split).count().to_pyarrow().as_py())
         parts = -(-count // settings.part_rows)
         files, positives = {}, 0
         for part in range(parts):
