@@ -64,10 +64,10 @@ def tour(out: Annotated[Path, typer.Option(help="Folder of the runs and of summa
     show(rows, out)
 
 
-def train(model: Model, out: Path) -> dict[str, Any]:
+def train(model: Model, out: Path, seed: int = 0) -> dict[str, Any]:
     """metrics.json of the model's run; trained, resumed or found."""
     run = out / model.run
-    assign = [f"init_from={out / model.begins_with}"] if model.begins_with else []
+    assign = [f"seed={seed}", *([f"init_from={out / model.begins_with}"] if model.begins_with else [])]
     begun = run / "config.yaml"
     if begun.exists() and (
         begun.read_text() != load_config(Path(model.config), assign).dump() or older_than_data(begun)

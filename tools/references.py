@@ -76,17 +76,26 @@ def reference_rows(data: Path, split: str = "test", seed: int = 0) -> list[dict[
     training = {"test": ("train", "valid"), "valid": ("train",)}.get(split)
     if training is None:
         raise UserError(f"split '{split}' cannot be scored; choose test or valid")
-    fitted = pa.concat_tables([_coupons(data, name) for name in training])
-    scored = _coupons(data, split)
-    rows = _rows("counting", _matrix(scored, (COUNT,))[:, 0], scored, probability=False)
+    fitted = pa.concat_tables([coupons(data, name) for name in training])
+    scored = coupons(data, split)
+    scores = {"counting": _matrix(scored, (COUNT,))[:, 0], **boosted_scores(fitted, scored, seed)}
+    return [
+        row for model, score in scores.items() for row in _rows(model, score, scored, probability=model != "counting")
+    ]
+
+
+def boosted_scores(fitted: pa.Table, scored: pa.Table, seed: int) -> dict[str, Any]:
+    """Probabilities of the boosted models for the rows of `scored`, fitted on the rows of `fitted`."""
+    scores = {}
     for model, columns in BOOSTED.items():
         trees = HistGradientBoostingClassifier(random_state=seed, **TREES)
         trees.fit(_matrix(fitted, columns), fitted[LABEL].to_numpy())
-        rows += _rows(model, trees.predict_proba(_matrix(scored, columns))[:, 1], scored, probability=True)
-    return rows
+        scores[model] = trees.predict_proba(_matrix(scored, columns))[:, 1]
+    return scores
 
 
-def _coupons(data: Path, split: str) -> pa.Table:
+def coupons(data: Path, split: str) -> pa.Table:
+    """The coupon rows of one split, in the order of their files."""
     folder = data / DOMAIN / split
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; run: torchrec-xd prepare cj_feed --out {data}")
@@ -99,9 +108,9 @@ def _matrix(rows: pa.Table, columns: tuple[str, ...]) -> np.ndarray[Any, np.dtyp
     return np.column_stack([rows[name].to_numpy().astype(np.float64) for name in columns])
 
 
-def _rows(model: str, score: Any, coupons: pa.Table, *, probability: bool) -> list[dict[str, Any]]:
+def _rows(model: str, score: Any, exposures: pa.Table, *, probability: bool) -> list[dict[str, Any]]:
     """One row per slice; log loss and calibration are None where the score is no probability."""
-    columns = [coupons[name].to_numpy() for name in (LABEL, USER, "campaign_type")]
+    columns = [exposures[name].to_numpy() for name in (LABEL, USER, "campaign_type")]
     rows = []
     for name, types in SLICES.items():
         chosen = np.isin(columns[2], types)

@@ -92,7 +92,7 @@ class Naive:
         discounted = sum(line["retail_disc"] > 0 for line in own)
         return {
             "household_id": self.row("household_id", household),
-            "activity": len(recent),
+            "activity": len({(line["basket_id"], line["day"]) for line in recent}),
             "purchases_30d": bucket(len(recent), LARGE),
             "trips_30d": bucket(len({(line["basket_id"], line["day"]) for line in recent}), COUNTS),
             "spend_30d": bucket(sum(cents(line["sales_value"]) for line in recent), CENTS),

@@ -69,7 +69,7 @@ def test_a_coupon_counted_by_hand(small):
     row = only(small["coupon", "train"], household=1, redeemed=1)
     expected = {
         "weight": 1.0,
-        "activity": 4,
+        "activity": 2,
         "household_id": 1,
         "age": 1,
         "income": 1,
@@ -111,7 +111,7 @@ def test_a_product_counted_by_hand(small):
     expected = {
         "bought": 1,
         "weight": 1.0,
-        "activity": 2,
+        "activity": 1,
         "hist_product": [1, 3],
         "item_purchases": 2,
         "item_quantity": 3,

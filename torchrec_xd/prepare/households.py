@@ -46,7 +46,7 @@ def household_facts(journey: Journey, moments: Table, vocabularies: Vocabularies
 
     Returns:
         household, day, household_id, `DEMOGRAPHICS`, `USER`, store_id (where the household bought last) and activity
-        (product lines that it bought in the 30 days before).
+        (its shopping trips in the 30 days before).
     """
     key = ["household"]
     bought = _purchase_totals(journey).cache()
@@ -60,7 +60,7 @@ def household_facts(journey: Journey, moments: Table, vocabularies: Vocabularies
     facts = facts.left_join(stores, ["household", "all_day"], rname="store_{name}")
     texts = {name: name for name in DEMOGRAPHICS}
     facts = encode(facts, vocabularies, household_id="household", store_id="last_store", **texts)
-    activity = _recent("purchases").cast("int32")
+    activity = _recent("trips").cast("int32")
     return facts.select("household", "day", "household_id", "store_id", *DEMOGRAPHICS, activity=activity, **USER)
 
 
