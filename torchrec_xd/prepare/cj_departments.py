@@ -14,7 +14,7 @@ from ibis.expr.types import BooleanValue, Table, Value
 
 from torchrec_xd.prepare.cj_feed import PRODUCT_HISTORY, SPLIT
 from torchrec_xd.prepare.dataset import DataSet, DomainRows
-from torchrec_xd.prepare.engine import PrepareSettings
+from torchrec_xd.prepare.engine import PrepareSettings, count_rows
 from torchrec_xd.prepare.exposures import PRODUCT_KEY, VISIT_KEY, promoted_products
 from torchrec_xd.prepare.feed import (
     PRODUCT,
@@ -53,7 +53,7 @@ def build(journey: Journey, settings: PrepareSettings) -> DataSet:
     histories = [_history(name, known, vocabularies) for name in DEPARTMENTS]
     facts = feed_facts(known, [exposures], vocabularies, histories)
     untrained = in_target & (_.cold == 1) & (_.split == "train")
-    count = int(exposures.filter(untrained).count().to_pyarrow().as_py())
+    count = count_rows(exposures.filter(untrained))
     return DataSet(
         domains={
             name: DomainRows(

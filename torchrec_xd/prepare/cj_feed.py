@@ -9,7 +9,7 @@ from torchrec_xd.prepare.buckets import LARGE_COUNTS, bucket, count_bucket
 from torchrec_xd.prepare.coverage import OFFER, covered_purchases, offers
 from torchrec_xd.prepare.crossings import ATTRIBUTES, DISCOUNT, PRICE, Totals, cross_attributes
 from torchrec_xd.prepare.dataset import DataSet, DomainRows, SplitDays
-from torchrec_xd.prepare.engine import PrepareSettings
+from torchrec_xd.prepare.engine import PrepareSettings, count_rows
 from torchrec_xd.prepare.exposures import COUPON_KEY, PRODUCT_KEY, VISIT_KEY, promoted_products, sent_coupons
 from torchrec_xd.prepare.feed import (
     PRODUCT,
@@ -126,7 +126,7 @@ def notes(journey: Journey) -> tuple[str, ...]:
     redeemed = journey.redemptions.join(began, ["household", "campaign"])
     found = []
     for day, before, after in ((SPLIT.valid, "train", "valid"), (SPLIT.test, "train and valid", "test")):
-        late = redeemed.filter(_.began < day, _.day >= day).select(COUPON_KEY).distinct().count().to_pyarrow().as_py()
+        late = count_rows(redeemed.filter(_.began < day, _.day >= day).select(COUPON_KEY).distinct())
         found.append(
             f"rows are split by the first day of their week or campaign, which may run past a split's end: "
             f"{late} of the coupons redeemed in {before} were redeemed when {after} had begun"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ibis
+from ibis.expr.types import Table
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from torchrec_xd.settings import Settings, UserError
@@ -63,3 +64,8 @@ def _connect_spark() -> Any:
         raise UserError(
             f"engine: spark could not start Java ({error}); install Java 17 or newer, or use engine: duckdb"
         ) from None
+
+
+def count_rows(table: Table) -> int:
+    """How many rows a table has; by way of Arrow, as Ibis would otherwise want pandas."""
+    return int(table.count().to_pyarrow().as_py())

@@ -18,6 +18,7 @@ import ibis
 from ibis import _
 from ibis.expr.types import Column, IntegerValue, Table
 
+from torchrec_xd.prepare.engine import count_rows
 from torchrec_xd.settings import UserError
 
 TABLES = (
@@ -153,7 +154,7 @@ _MAILING_KEYS = {"household": "household_id", "campaign": "campaign_id"}
 
 
 def _missing(raw: Table, kept: Table) -> int:
-    return int(raw.count().to_pyarrow().as_py()) - int(kept.count().execute())
+    return count_rows(raw) - count_rows(kept)
 
 
 def _products(raw: Table) -> Table:

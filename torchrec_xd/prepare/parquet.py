@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from torchrec_xd.prepare.dataset import ORDER, SPLITS, DomainRows
-from torchrec_xd.prepare.engine import PrepareSettings
+from torchrec_xd.prepare.engine import PrepareSettings, count_rows
 from torchrec_xd.prepare.hashing import stable_hash
 from torchrec_xd.prepare.manifest import SplitRows
 
@@ -28,7 +28,7 @@ def write_domain(
     part_of = _part_reader(domain, settings.seed)
     written = {}
     for split in SPLITS:
-        count = int(domain.exposures.filter(domain.exposures.split == split).count().to_pyarrow().as_py())
+        count = count_rows(domain.exposures.filter(domain.exposures.split == split))
         parts = -(-count // settings.part_rows)
         files, positives = {}, 0
         for part in range(parts):
