@@ -41,7 +41,7 @@ MODELS = (
     Model("MKT", "mkt_finetune", "configs/mkt_cj_finetune.yaml", begins_with="mkt_pretrain"),
     Model("single domain", "single", "configs/single_cj.yaml"),
 )
-screen = Console(highlight=False)
+screen = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def tour(out: Annotated[Path, typer.Option(help="Folder of the runs and of summary.json.")] = RUNS) -> None:
