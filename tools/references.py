@@ -18,6 +18,7 @@ from rich.table import Table
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from torchrec_xd.metrics import Result, binary_metrics
+from torchrec_xd.prepare.journey import PROVENANCE
 from torchrec_xd.settings import UserError
 
 DOMAIN, LABEL, USER = "coupon", "redeemed", "household"
@@ -41,7 +42,12 @@ SLICES = {"all": (1, 2, 3), "A": (1,), "B+C": (2, 3)}
 TREES = {"max_iter": 200, "learning_rate": 0.05, "max_leaf_nodes": 8, "min_samples_leaf": 50}
 """Chosen on `valid`."""
 
-app = typer.Typer(add_completion=False)
+EXIT_USER_ERROR = 2
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+screen = Console(highlight=False)
+if not screen.is_terminal:
+    screen = Console(highlight=False, width=150)
 
 
 @app.command()
@@ -55,8 +61,8 @@ def references(
     try:
         rows = reference_rows(data, split, seed)
     except UserError as error:
-        Console(stderr=True).print(str(error), style="red", markup=False)
-        raise typer.Exit(2) from None
+        screen.print(str(error), style="red", markup=False)
+        raise typer.Exit(EXIT_USER_ERROR) from None
     _show(rows)
     if out is not None:
         out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
@@ -128,7 +134,8 @@ def _show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         metrics = ["-" if row[k] is None else f"{row[k]:.4f}" for k in ("auc", "gauc", "logloss", "calibration")]
         table.add_row(row["model"], row["slice"], *metrics, f"{row['rows']:,}", f"{row['positives']:,}")
-    Console().print(table)
+    screen.print(table)
+    screen.print(PROVENANCE, markup=False)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -116,31 +116,19 @@ class Embeddings(nn.Module):
         tables = self.read.tables()
         dtype = {"fp32": DataType.FP32, "fp16": DataType.FP16}[settings.dtype]
         meta = torch.device("meta")
-        pooled = [
-            EmbeddingBagConfig(
-                name=table.name,
-                num_embeddings=table.rows,
-                embedding_dim=table.dim,
-                feature_names=[f.column for f in table.features],
-                pooling=_pooling(table),
-                data_type=dtype,
-                init_fn=_initialiser(table.name, settings.init_std, seed),
-            )
-            for table in tables
-            if not table.sequential
-        ]
-        unpooled = [
-            EmbeddingConfig(
-                name=table.name,
-                num_embeddings=table.rows,
-                embedding_dim=table.dim,
-                feature_names=[f.column for f in table.features],
-                data_type=dtype,
-                init_fn=_initialiser(table.name, settings.init_std, seed),
-            )
-            for table in tables
-            if table.sequential
-        ]
+
+        def described(table: Table) -> dict[str, Any]:
+            return {
+                "name": table.name,
+                "num_embeddings": table.rows,
+                "embedding_dim": table.dim,
+                "feature_names": [f.column for f in table.features],
+                "data_type": dtype,
+                "init_fn": _initialiser(table.name, settings.init_std, seed),
+            }
+
+        pooled = [EmbeddingBagConfig(**described(t), pooling=_pooling(t)) for t in tables if not t.sequential]
+        unpooled = [EmbeddingConfig(**described(t)) for t in tables if t.sequential]
         self.bags = EmbeddingBagCollection(tables=pooled, device=meta) if pooled else None
         self.sequences = EmbeddingCollection(tables=unpooled, device=meta) if unpooled else None
         dense = [f for f in self.read.features if f.kind == "dense"]

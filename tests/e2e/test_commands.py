@@ -241,3 +241,28 @@ def test_two_processes_launched_by_torchx(world, tmp_path):
     command("evaluate", tmp_path / "run", "--json", tmp_path / "one.json")
     one, two = json.loads((tmp_path / "one.json").read_text())["eval"], metrics(tmp_path / "run")["eval"]
     assert np.isclose(one["click@post"]["auc"], two["click@post"]["auc"], atol=1e-6)
+
+
+def test_the_doctor_finds_this_environment_well():
+    done = command("doctor")
+    assert "fbgemm" in done.stdout.lower()
+
+
+def test_a_plan_is_made_loaded_and_refused_for_another_model(world, tmp_path):
+    plan = tmp_path / "plan.json"
+    arguments = ["--cluster", "cpu", "--world-size", "1", "--ranks-per-node", "1", "--out", plan]
+    command("plan", world / "mkt_pretrain.yaml", *arguments)
+    chosen = ["--set", f"sharding.plan={plan}", "--set", "trainer.epochs=1"]
+    command("train", world / "mkt_pretrain.yaml", "--run-dir", tmp_path / "run", *chosen)
+    assert metrics(tmp_path / "run")["train"]["steps"] > 0
+    other = [*chosen, "--set", "schema.dim=6"]
+    done = command("train", world / "mkt_pretrain.yaml", "--run-dir", tmp_path / "other", *other, check=False)
+    assert done.returncode == 2
+    assert "plan.json" in done.stderr.replace("\n", "")
+
+
+def test_an_unknown_data_set_lists_the_known_ones(tmp_path):
+    done = command("prepare", "cj_fed", "--out", tmp_path / "data", check=False)
+    assert done.returncode == 2
+    assert "cj_feed" in done.stderr
+    assert not (tmp_path / "data").exists()

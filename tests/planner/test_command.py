@@ -112,4 +112,4 @@ def test_a_run_config_is_planned_as_its_run_allows(run, tmp_path):
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert {table["sharding_type"] for table in plan["tables"]} == {"table_wise"}
     assert {table["kernel"] for table in plan["tables"]} == {"fused"}
-    assert plan["batch_size"] == 4096
+    assert plan["batch_size"] == 2048

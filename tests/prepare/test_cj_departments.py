@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import ibis
 import pyarrow.dataset as ds
 import pytest
 
 from tests.prepare.naive import Naive
 from tests.prepare.raw import varied, write_raw
+from tests.prepare.tables import table
 from torchrec_xd.prepare import PrepareSettings, prepare
 from torchrec_xd.prepare.cj_departments import is_cold
 from torchrec_xd.schema import load_schema
@@ -42,14 +42,14 @@ def rows(raw, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cold():
-    households = ibis.memtable({"household": list(range(1, 13))})
+    households = table(household=list(range(1, 13)))
     found = households.filter(is_cold(households, SEED)).household.to_pyarrow().to_pylist()
     assert 0 < len(found) < 6
     return set(found)
 
 
 def test_a_fifth_of_all_households_is_cold():
-    households = ibis.memtable({"household": list(range(1, 2501))})
+    households = table(household=list(range(1, 2501)))
     assert 450 < households.filter(is_cold(households, 0)).count().to_pyarrow().as_py() < 550
 
 

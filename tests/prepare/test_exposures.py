@@ -4,6 +4,7 @@ import ibis
 import pytest
 
 from tests.prepare.raw import promotion, purchase, tiny, write_raw
+from tests.prepare.tables import table
 from torchrec_xd.prepare.exposures import PRODUCT_KEY, promoted_products, sent_coupons
 from torchrec_xd.prepare.journey import date_day, load, raw_files, raw_folder, week_day
 from torchrec_xd.settings import UserError
@@ -89,10 +90,10 @@ def test_every_visit_gets_its_share_and_seeds_differ(regular):
 
 
 def test_days_and_weeks():
-    weeks = ibis.memtable({"week": [1, 2, 29, 40, 41, 53]})
+    weeks = table(week=[1, 2, 29, 40, 41, 53])
     days = weeks.mutate(day=week_day(weeks.week)).order_by("week").day.to_pyarrow().to_pylist()
     assert days == [-6, 1, 190, 267, 274, 358]
-    dates = ibis.memtable({"date": ["2017-01-01", "2017-10-01"]})
+    dates = table(date=["2017-01-01", "2017-10-01"])
     dates = dates.select(day=date_day(dates.date.cast("timestamp"))).order_by("day")
     assert dates.day.to_pyarrow().to_pylist() == [0, 273]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torchrec_xd.prepare import cj_departments, cj_feed, manifest
 from torchrec_xd.prepare.dataset import DataSet
-from torchrec_xd.prepare.engine import PrepareSettings, connect, count_rows
+from torchrec_xd.prepare.engine import PrepareSettings, connect, count_rows, interruptible
 from torchrec_xd.prepare.journey import PROVENANCE, Journey, load, raw_files, raw_folder
 from torchrec_xd.prepare.manifest import Manifest
 from torchrec_xd.prepare.parquet import write_domain
@@ -48,7 +48,7 @@ def prepare(
     if old is not None:
         progress(f"{out}: prepared before, from the same inputs with the same settings; reused")
         return old
-    with manifest.replaced(out) as folder:
+    with manifest.replaced(out) as folder, interruptible():
         journey = load(connect(settings, spill=folder.parent / "spill"), files)
         progress("raw data: read")
         data_set = DATA_SETS[name](journey, settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +66,17 @@ def _connect_spark() -> Any:
         raise UserError(
             f"engine: spark could not start Java ({error}); install Java 17 or newer, or use engine: duckdb"
         ) from None
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C stays a KeyboardInterrupt, though DuckDB reports it as a failure of the query."""
+    try:
+        yield
+    except Exception as error:
+        if "interrupted" in str(error).lower():
+            raise KeyboardInterrupt from error
+        raise
 
 
 def count_rows(table: Table) -> int:

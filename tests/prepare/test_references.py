@@ -1,0 +1,68 @@
+"""`tools.references` on made-up coupons."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from threadpoolctl import threadpool_limits
+from typer.testing import CliRunner
+
+from tools.references import BOOSTED, COUNT, app, reference_rows
+from torchrec_xd.settings import UserError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Redemption depends on one fact alone; the count is noise, but for six test rows of campaign type C."""
+    folder = tmp_path_factory.mktemp("references")
+    rng = np.random.default_rng(0)
+    for split in ("train", "valid", "test"):
+        columns = {name: rng.random(1000) for names in BOOSTED.values() for name in names}
+        columns["campaign_type"] = rng.integers(1, 3, 1000)
+        columns["household"] = rng.integers(0, 50, 1000)
+        columns["redeemed"] = (columns["redemptions_log"] > 0.7).astype(np.int8)
+        if split == "test":
+            columns["campaign_type"][:4], columns["redeemed"][:4] = 3, [1, 0, 1, 0]
+            columns["campaign_type"][4:] = 1
+            columns[COUNT][:4] = [3, 2, 1, 0]
+        (folder / "coupon" / split).mkdir(parents=True)
+        pq.write_table(pa.table(columns), folder / "coupon" / split / "part-00000.parquet")
+    return folder
+
+
+def test_both_references(data):
+    with threadpool_limits(1):
+        rows = {(row["model"], row["slice"]): row for row in reference_rows(data)}
+    assert len(rows) == 9
+    assert rows["counting", "B+C"]["auc"] == pytest.approx(0.75)  # three of four pairs
+    assert (rows["counting", "B+C"]["rows"], rows["counting", "B+C"]["positives"]) == (4, 2)
+    assert rows["counting", "all"]["logloss"] is None
+    for model in BOOSTED:
+        assert rows[model, "A"]["auc"] > 0.99
+        assert rows[model, "A"]["logloss"] < 0.1
+        assert rows[model, "A"]["calibration"] == pytest.approx(1, abs=0.1)
+
+
+def test_the_command_writes_rows(data, tmp_path):
+    out = tmp_path / "references.json"
+    with threadpool_limits(1):
+        shown = CliRunner().invoke(app, ["--data", str(data), "--split", "valid", "--json", str(out)])
+    assert shown.exit_code == 0
+    assert "simulated" in shown.stdout
+    rows = json.loads(out.read_text())
+    assert [row["rows"] for row in rows if row["slice"] == "all"] == [1000] * 3
+    assert set(rows[0]) == {
+        *("model", "task", "domain", "slice", "auc", "gauc", "logloss", "calibration", "rows", "positives")
+    }
+
+
+def test_misuse_is_explained(data, tmp_path):
+    with pytest.raises(UserError, match="split 'train' cannot be scored; choose test or valid"):
+        reference_rows(data, "train")
+    shown = CliRunner().invoke(app, ["--data", str(tmp_path)])
+    assert shown.exit_code == 2
+    assert "torchrec-xd prepare cj_feed" in shown.stdout
