@@ -4,14 +4,17 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint lock clean
+.PHONY: help quickstart exit-quickstart test lint lock clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 26
 	@echo "  PYTHON=python3.12 chooses the interpreter (3.10 to 3.13); run 'make clean' before changing it."
 
 quickstart: .venv/.installed  ## set up .venv, then run the tour: data, training, evaluation, report
 	$(BIN)/python -m tools.quickstart
+
+exit-quickstart: .venv/.installed  ## the same tour for EXIT
+	$(BIN)/python -m tools.quickstart exit
 
 test: lint  ## set up .venv, then run everything that CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     ("settings",),
-    ("schema", "batch", "log", "world", "doctor", "modules", "losses"),
+    ("schema", "batch", "log", "page", "world", "doctor", "modules", "losses"),
     ("embeddings", "data", "prepare", "statistics"),
     ("models",),
     ("trainer", "checkpoint", "metrics", "sharding", "planner", "report"),

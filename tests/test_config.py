@@ -61,3 +61,17 @@ def test_training_on_the_validation_rows_leaves_none_to_validate_on(tmp_path):
     assert schema.domains["post"].paths("valid") == ()
     assert schema.domains["post"].paths("test") == ("post/test.parquet",)
     assert schema.fingerprint() == load_config(write(tmp_path)).schema_in_use.fingerprint()
+
+
+def test_a_run_narrows_tasks_and_features_and_says_what_it_watches(tmp_path):
+    config = load_config(write(tmp_path, domains=["post"], without=["style"], monitor_tasks=["click@post"]))
+    assert "style" not in [feature.column for feature in config.schema_in_use.features]
+    assert [task.name for task in config.schema_in_use.tasks] == ["click@post"]
+    for change, message in (
+        ({"tasks": ["buy@post"]}, "unknown task 'buy@post'"),
+        ({"tasks": ["click@post"]}, "domain 'items' is left without a task"),
+        ({"without": ["stlye"]}, "'stlye' is no feature"),
+        ({"monitor_tasks": ["buy@post"]}, "monitor_tasks: 'buy@post' is no task in use; these are: click@items"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_config(write(tmp_path, **change))

@@ -294,3 +294,37 @@ def test_settings_are_strict():
     for bad in ({"slices": {"store": {}}}, {"slices": {"store": {"A": []}}}, {"slice": {}}):
         with pytest.raises(UserError, match=r"^run\.yaml: "):
             validate(MetricSettings, bad, "run.yaml")
+
+
+WEIGHTED = SCHEMA.model_copy(update={"activity": None, "weight": "w"})
+
+
+def test_views_are_further_predictions_of_a_task():
+    evaluation = Evaluation(WEIGHTED, MetricSettings(), {"view@coupon/alone": "view@coupon"})
+    draw = np.random.default_rng(3)
+    label, user, weight = draw.integers(0, 2, (40, 3)), draw.integers(0, 5, 40), draw.integers(1, 4, 40)
+    score = draw.random((40, 4))
+    evaluation.update(batch_of([0, 10, 40], label, weight, user), torch.from_numpy(score))
+    report = evaluation.compute(None)
+    mine = slice(10, 40)
+    expected = binary_metrics(score[mine, 3], label[mine, 2], user[mine], weight[mine]).as_dict()
+    assert report["eval"]["view@coupon/alone"] == expected != report["eval"]["view@coupon"]
+    assert list(report["eval"]) == ["click@product", "redeem@coupon", "view@coupon", "view@coupon/alone"]
+
+
+def test_metrics_are_also_given_with_every_row_counting_once():
+    evaluation = Evaluation(WEIGHTED, MetricSettings())
+    draw = np.random.default_rng(4)
+    label, user, weight = draw.integers(0, 2, (30, 3)), draw.integers(0, 5, 30), draw.integers(1, 9, 30)
+    score = draw.random((30, 3))
+    evaluation.update(batch_of([0, 30, 30], label, weight, user), torch.from_numpy(score))
+    report = evaluation.compute(None)
+    assert report["unweighted"]["click@product"] == binary_metrics(score[:, 0], label[:, 0], user).as_dict()
+    assert report["eval"]["click@product"] == binary_metrics(score[:, 0], label[:, 0], user, weight).as_dict()
+    assert report["eval"]["click@product"]["auc"] != report["unweighted"]["click@product"]["auc"]
+
+
+def test_without_weights_there_is_one_report():
+    evaluation = Evaluation(SCHEMA.model_copy(update={"activity": None}), MetricSettings())
+    evaluation.update(batch_of([0, 2, 4], torch.ones(4, 3)), torch.full((4, 3), 0.5))
+    assert evaluation.compute(None)["unweighted"] == {}

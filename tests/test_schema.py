@@ -226,6 +226,25 @@ def test_only_is_a_valid_schema_in_the_schemas_order(chosen: list[str]) -> None:
     assert whole.only(("a", "b", "c")) == whole
 
 
+def test_a_run_may_use_some_tasks_and_leave_features_out() -> None:
+    whole = schema()
+    names = [task.name for task in whole.tasks]
+    assert [task.name for task in whole.only_tasks(tuple(names[::-1])).tasks] == names
+    gone = whole.features[0].column
+    assert whole.without((gone,)).features == whole.features[1:]
+    assert whole.without(()) == whole
+
+
+def test_unknown_tasks_and_features_are_named() -> None:
+    with pytest.raises(UserError, match=r"unknown task 'buy@nowhere' \(schema '\w+' has: "):
+        schema().only_tasks(("buy@nowhere",))
+    last = schema().tasks[-1]
+    with pytest.raises(UserError, match="is left without a task; leave it out too: domains:"):
+        schema().only_tasks((last.name,))
+    with pytest.raises(UserError, match=r"without: 'nothing' is no feature of schema '\w+'; features are: "):
+        schema().without(("nothing",))
+
+
 # fingerprint
 
 

@@ -1,102 +1,161 @@
-"""MKT, its ablations, the single-domain model and tree boosting on `cj_feed`, over several seeds.
+"""A method, its ablations and its opponents over several seeds, on real data.
 
-    python -m tools.seeds --seeds 3 --out runs/seeds
+    python -m tools.seeds mkt --seeds 3 --out runs/seeds
+    python -m tools.seeds exit --seeds 3 --out runs/exit-seeds
 
 Every run that is there already is reused; what a stop interrupted goes on. Writes `results.json` and `results.md`:
-mean and standard deviation over seeds, and per seed the paired bootstrap over households of the AUC difference.
+mean and standard deviation over seeds, and per seed the paired bootstrap over users of the AUC difference.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.dataset as ds
 import typer
 
-from tools.quickstart import DATA, TASK, Model, command, model_rows, screen, train
-from tools.references import LABEL, USER, boosted_scores, coupons, reference_rows
+from tools.quickstart import EXIT, MKT, SINGLE
+from tools.references import boosted_scores, coupons
+from tools.tour import Model, Row, Tour, screen
+from torchrec_xd.config import load_config
 from torchrec_xd.statistics import Comparison, mean_spread, paired_bootstrap
 
-MKT, SINGLE, BOOSTING = "MKT", "single domain", "boosting_coupons"
-MODELS = (
-    Model(SINGLE, "single", "configs/single_cj.yaml"),
-    Model("MKT w/o TEM (stage 1)", "pretrain", "configs/mkt_cj_pretrain.yaml"),
-    Model(MKT, "finetune", "configs/mkt_cj_finetune.yaml", "pretrain"),
-    Model("stage 1 w/o HFA", "pretrain_wo_hfa", "configs/mkt_cj_pretrain_wo_hfa.yaml"),
-    Model("MKT w/o HFA", "finetune_wo_hfa", "configs/mkt_cj_finetune.yaml", "pretrain_wo_hfa"),
-    Model("stage 1 w/o PDL", "pretrain_wo_pdl", "configs/mkt_cj_pretrain_wo_pdl.yaml"),
-    Model("MKT w/o PDL", "finetune_wo_pdl", "configs/mkt_cj_finetune.yaml", "pretrain_wo_pdl"),
-)
-SLICES = ("all", "A", "B+C")
 METRICS = ("auc", "gauc", "logloss", "calibration")
+BOOSTING = "boosting_coupons"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A tour with more models, and the comparisons that it is for."""
+
+    tour: Tour
+    model: str
+    """Label of the model that is compared."""
+    against: tuple[str, ...]
+    """Labels of others."""
+    scores: Callable[[Path, int], dict[str, Any]] = lambda data, seed: {}
+    """Of data and seed: test scores of models that are no runs, by label."""
+
+
+def _boosting(data: Path, seed: int) -> dict[str, Any]:
+    fitted = pa.concat_tables([coupons(data, split) for split in ("train", "valid")])
+    return {BOOSTING: boosted_scores(fitted, coupons(data, "test"), seed)[BOOSTING]}
+
+
+FINETUNE, EXIT_CONFIG = "configs/mkt_cj_finetune.yaml", "configs/exit_cj.yaml"
+STUDIES = {
+    "mkt": Study(
+        replace(
+            MKT,
+            models=(
+                SINGLE,
+                Model("MKT w/o TEM (stage 1)", "pretrain", "configs/mkt_cj_pretrain.yaml"),
+                Model("MKT", "finetune", FINETUNE, "pretrain"),
+                Model("stage 1 w/o HFA", "pretrain_wo_hfa", "configs/mkt_cj_pretrain_wo_hfa.yaml"),
+                Model("MKT w/o HFA", "finetune_wo_hfa", FINETUNE, "pretrain_wo_hfa"),
+                Model("stage 1 w/o PDL", "pretrain_wo_pdl", "configs/mkt_cj_pretrain_wo_pdl.yaml"),
+                Model("MKT w/o PDL", "finetune_wo_pdl", FINETUNE, "pretrain_wo_pdl"),
+            ),
+        ),
+        model="MKT",
+        against=("single domain", "MKT w/o TEM (stage 1)", "MKT w/o HFA", "MKT w/o PDL", BOOSTING),
+        scores=_boosting,
+    ),
+    "exit": Study(
+        replace(
+            EXIT,
+            models=(
+                *EXIT.models,
+                Model("w/o SSN", "wo_ssn", "configs/exit_cj_wo_ssn.yaml"),
+                Model("w/o ICL", "wo_icl", "configs/exit_cj_wo_icl.yaml"),
+                Model("scenes coarse", "coarse", "configs/exit_cj_coarse.yaml"),
+                Model("fit: individual", "individual", "configs/exit_cj_individual.yaml"),
+                Model("fit: group", "group", "configs/exit_cj_group.yaml"),
+                Model("fit: all", "all", "configs/exit_cj_all.yaml"),
+                Model("source rows", "source_rows", "configs/exit_cj_source_rows.yaml"),
+                Model("L1 on the transfer", "transfer_loss", EXIT_CONFIG, assign=("model.transfer_loss=transfer",)),
+                *(
+                    Model(
+                        f"lambda 3 = {weight}",
+                        f"lambda_{weight}",
+                        EXIT_CONFIG,
+                        assign=(f"model.transfer_weight={weight}",),
+                    )
+                    for weight in (0.1, 0.3, 3.0, 10.0)
+                ),
+            ),
+        ),
+        model="EXIT",
+        against=("target only", "shared bottom", "w/o SSN", "w/o ICL"),
+    ),
+}
 
 
 def seeds(
+    name: Annotated[Literal["mkt", "exit"], typer.Argument(help="Which study.")],
     count: Annotated[int, typer.Option("--seeds", help="Seeds 0 to this, less one.")] = 3,
-    out: Annotated[Path, typer.Option(help="Folder of the runs and results.")] = Path("runs/seeds"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the runs and results; runs/NAME-seeds unless told.")
+    ] = None,
 ) -> None:
     """Train what is missing, compare on the test period, write the results."""
-    rows = [{**row, "seed": seed} for seed in range(count) for row in reference_rows(DATA, seed=seed)]
-    comparisons: list[dict[str, Any]] = []
-    for model in MODELS:
+    study, out = STUDIES[name], out or Path(f"runs/{name}-seeds")
+    tour = study.tour
+    rows: list[Row] = [{**row, "seed": seed} for seed in range(count) for row in tour.references(tour.data, seed)]
+    for model in tour.models:
         for seed in range(count):
             screen.rule(f"{model.label}, seed {seed}", align="left")
-            metrics = train(model, out / str(seed), seed)
+            metrics = tour.train(model, out / str(seed), seed)
             speed = metrics["train"]["rows_per_second"]
-            rows += [{**row, "seed": seed, "rows_per_second": speed} for row in model_rows(model.label, metrics)]
-            if model.label == MKT:
-                comparisons += compare(out / str(seed), seed)
-            write(rows, comparisons, out)
+            rows += [{**row, "seed": seed, "rows_per_second": speed} for row in tour.rows(model.label, metrics)]
+            write(rows, [], out)
+    write(rows, [found for seed in range(count) for found in compare(study, out / str(seed), seed)], out)
 
 
-def compare(runs: Path, seed: int) -> list[dict[str, Any]]:
-    """MKT against the single-domain model and against boosting, on the same rows."""
-    fitted = [coupons(DATA, split) for split in ("train", "valid")]
-    test = coupons(DATA, "test")
-    score = {
-        MKT: predictions(runs / "finetune"),
-        SINGLE: predictions(runs / "single"),
-        BOOSTING: boosted_scores(pa.concat_tables(fitted), test, seed)[BOOSTING],
-    }
-    label, user = test[LABEL].to_numpy().astype(np.float64), test[USER].to_numpy()
+def compare(study: Study, runs: Path, seed: int) -> list[Row]:
+    """The study's model against the others, on the same test rows."""
+    tour = study.tour
+    run_of = {model.label: runs / model.run for model in tour.models}
+    score = study.scores(tour.data, seed)
+    score |= {label: tour.scores(run_of[label]) for label in (study.model, *study.against) if label in run_of}
+    label, user, weight = test_rows(tour)
     found = []
-    for other in (SINGLE, BOOSTING):
-        result: Comparison = paired_bootstrap(score[MKT], score[other], label, user, metric="auc", seed=seed)
-        found.append(
-            {
-                "model": MKT,
-                "against": other,
-                "seed": seed,
-                "delta": result.delta,
-                "low": result.low,
-                "high": result.high,
-            }
+    for other in study.against:
+        result: Comparison = paired_bootstrap(
+            score[study.model], score[other], label, user, weight, metric="auc", seed=seed
         )
+        numbers = {"delta": result.delta, "low": result.low, "high": result.high}
+        found.append({"model": study.model, "against": other, "seed": seed, **numbers})
     return found
 
 
-def predictions(run: Path) -> Any:
-    """A run's probabilities for the test coupons, in the order of their files."""
-    path = run / "test.parquet"
-    if not path.exists() or path.stat().st_mtime < (run / "metrics.json").stat().st_mtime:
-        command("score", run, DATA.absolute() / "coupon" / "test", "--domain", "coupon", "--out", path)
-    return pq.read_table(path)[f"prob_{TASK}"].to_numpy()
+def test_rows(tour: Tour) -> tuple[Any, Any, Any]:
+    """Label, user and weight of the test rows, in the order of their files."""
+    schema = load_config(Path(tour.models[0].config)).data_schema
+    column, _, domain = tour.task.partition("@")
+    assert schema.weight is not None
+    rows = ds.dataset(tour.data / domain / "test", format="parquet").to_table(
+        columns=[column, schema.user, schema.weight]
+    )
+    label, user, weight = (rows[name].to_numpy() for name in (column, schema.user, schema.weight))
+    return label.astype(np.float64), user, weight.astype(np.float64)
 
 
-def write(rows: list[dict[str, Any]], comparisons: list[dict[str, Any]], out: Path) -> None:
+def write(rows: list[Row], comparisons: list[Row], out: Path) -> None:
     """results.json and results.md."""
     content = {"rows": rows, "comparisons": comparisons}
     (out / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    lines = ["| model | campaigns | AUC | GAUC | log loss | calibration | seeds |", "|---|---|---|---|---|---|---|"]
-    for model in dict.fromkeys(row["model"] for row in rows):
-        for name in SLICES:
-            chosen = [row for row in rows if row["model"] == model and row["slice"] == name]
-            cells = [_mean([row[metric] for row in chosen]) for metric in METRICS]
-            lines.append(f"| {model} | {name} | {' | '.join(cells)} | {len(chosen)} |")
+    lines = ["| model | rows of | AUC | GAUC | log loss | calibration | seeds |", "|---|---|---|---|---|---|---|"]
+    for model, group in dict.fromkeys((row["model"], row["slice"]) for row in rows):
+        chosen = [row for row in rows if (row["model"], row["slice"]) == (model, group)]
+        cells = [_mean([row[metric] for row in chosen]) for metric in METRICS]
+        lines.append(f"| {model} | {group} | {' | '.join(cells)} | {len(chosen)} |")
     lines += ["", "| AUC of | less that of | seed | difference | 95 % interval |", "|---|---|---|---|---|"]
     lines += [
         f"| {c['model']} | {c['against']} | {c['seed']} | {c['delta']:+.4f} | {c['low']:+.4f} to {c['high']:+.4f} |"

@@ -45,7 +45,7 @@ def options(
 
 @app.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="Data set: cj_feed, cj_departments.")],
+    name: Annotated[str, typer.Argument(help="Data set: cj_feed, cj_departments, cj_placement.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; data/NAME unless told.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with prepare settings.")] = None,
     assign: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE on top of the settings.")] = None,
@@ -61,6 +61,21 @@ def prepare(
     )
     settings = validate(PrepareSettings, content, str(config or "--set"))
     run_prepare(name, out or Path("data") / name, settings, lambda line: screen.print(line, markup=False))
+
+
+@app.command()
+def label(
+    config: Annotated[Path, typer.Argument(help="YAML file: logs, columns, label settings (docs/data.md).")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    assign: Annotated[list[str] | None, typer.Option("--set", help="a.b=VALUE on top of the config.")] = None,
+) -> None:
+    """Add EXIT's interest combination labels to any exposures, from logs of actions."""
+    from torchrec_xd.prepare import LabelStepSettings
+    from torchrec_xd.prepare import label as run_label
+    from torchrec_xd.settings import load_yaml, override, validate
+
+    settings = validate(LabelStepSettings, override(load_yaml(config), assign or []), str(config))
+    run_label(settings, out, lambda line: screen.print(line, markup=False))
 
 
 @app.command()
@@ -86,13 +101,14 @@ def evaluate(
     split: Annotated[Literal["train", "valid", "test"], typer.Option(help="Split to measure.")] = "test",
     checkpoint: Checkpoint = "best",
     out: Annotated[Path | None, typer.Option("--json", help="Also write the report here.")] = None,
+    page: Annotated[Path | None, typer.Option("--report", help="Also write it here, as an HTML page.")] = None,
 ) -> None:
     """Exact metrics of a finished run."""
     import json
 
     from torchrec_xd.run import evaluate_run
 
-    report = evaluate_run(run, split, checkpoint)
+    report = evaluate_run(run, split, checkpoint, page)
     if out is not None:
         out.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     screen.print(metric_table(report, f"{run}: {split}"))
@@ -105,11 +121,12 @@ def score(
     out: Annotated[Path, typer.Option(help="Parquet file to write.")],
     domain: Annotated[str, typer.Option(help="Domain of the rows.")],
     checkpoint: Checkpoint = "best",
+    parts: Annotated[bool, typer.Option("--parts", help="Also score_NAME: untruncated, each part by itself.")] = False,
 ) -> None:
     """Write a run's predictions as Parquet, in the order of the input."""
     from torchrec_xd.run import score as run_score
 
-    count = run_score(run, rows, out, domain, checkpoint)
+    count = run_score(run, rows, out, domain, checkpoint, parts=parts)
     screen.print(f"{count:,} predictions in {out}", markup=False)
 
 

@@ -29,6 +29,10 @@ class RunConfig(Settings):
     """`name` chooses the model; the other keys are its own."""
     domains: tuple[str, ...] | None = None
     """Train on these domains alone; all of the schema unless told."""
+    tasks: tuple[str, ...] | None = None
+    """Train and measure these tasks (`<label>@<domain>`) alone; all of the domains' unless told."""
+    without: tuple[str, ...] = ()
+    """Features that are left out."""
     init_from: Path | None = None
     """Run folder that the model begins with (mkt_finetune: the stage-1 run)."""
     init_checkpoint: Literal["last", "best"] = "best"
@@ -44,15 +48,19 @@ class RunConfig(Settings):
     trainer: TrainerSettings = TrainerSettings()
     metrics: MetricSettings = MetricSettings()
     monitor: Literal["auc", "gauc"] = "auc"
-    """Metric on the target domains' validation rows by which the best checkpoint is known."""
+    """Metric on validation rows by which the best checkpoint is known."""
+    monitor_tasks: tuple[str, ...] | None = None
+    """Of these tasks, averaged; of all tasks of the target domains unless told."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     seed: NonNegativeInt = 0
     """Seeds the weights, the order of rows and dropout."""
 
     @property
     def schema_in_use(self) -> Schema:
-        """The schema, narrowed to `domains`, its splits as `train_on_valid` wants them."""
+        """The schema, narrowed to `domains`, `tasks` and features, its splits as `train_on_valid` wants them."""
         schema = self.data_schema.only(self.domains) if self.domains else self.data_schema
+        schema = schema.only_tasks(self.tasks) if self.tasks else schema
+        schema = schema.without(self.without)
         if not self.train_on_valid:
             return schema
         domains = {
@@ -63,7 +71,10 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
-        self.schema_in_use  # noqa: B018 - raises for an unknown domain
+        names = [task.name for task in self.schema_in_use.tasks]
+        for task in self.monitor_tasks or ():
+            if task not in names:
+                raise ValueError(f"monitor_tasks: '{task}' is no task in use; these are: {', '.join(names)}")
         begins = MODELS[self.model.name].transfer is not None
         if begins and self.init_from is None:
             raise ValueError(f"model '{self.model.name}' begins with another run: set init_from to its folder")

@@ -17,6 +17,20 @@ def bce_sum(logit_B: Tensor, label_B: Tensor, weight_B: Tensor | None = None) ->
     return functional.binary_cross_entropy_with_logits(logit_B.float(), label_B, weight_B, reduction="sum")
 
 
+def probability_bce_sum(prob_B: Tensor, label_B: Tensor, weight_B: Tensor) -> Tensor:
+    """Binary cross entropy of probabilities, truncated to [2^-23, 1 - 2^-23], summed over rows (a scalar).
+
+    For what is not made of one logit; of a truncated row nothing is learnt.
+    """
+    prob_B = prob_B.float().clamp(2.0**-23, 1 - 2.0**-23)
+    return -(weight_B * (label_B * prob_B.log() + (1 - label_B) * (1 - prob_B).log())).sum()
+
+
+def absolute_error_sum(value_B: Tensor, label_B: Tensor, weight_B: Tensor) -> Tensor:
+    """`sum_B weight |value - label|`, a scalar (EXIT, arXiv 2407.20121: the L1 term of the joint loss)."""
+    return (weight_B * (value_B.float() - label_B).abs()).sum()
+
+
 def polarized_distribution_loss(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """PDL: `sum_d mean_B cos(g_com^d, g_ind^d)` (MKT, arXiv 2402.19101, section 3.2.4).
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, TypedDict
 
 import numpy as np
@@ -70,9 +70,11 @@ class Result:
 
 
 class Report(TypedDict):
-    """Metrics by task name; the same on all ranks."""
+    """Metrics by task name, views of a task (`<task>/<name>`) among them; the same on all ranks."""
 
     eval: dict[str, ResultDict]
+    unweighted: dict[str, ResultDict]
+    """The same with every row counting once; empty where the schema has no weights."""
     slices: dict[str, dict[str, dict[str, ResultDict]]]
     """Task -> `activity` or column -> group; groups without rows are left out."""
 
@@ -109,6 +111,7 @@ class Evaluation:
     Args:
         schema: its tasks are evaluated, its activity column is sliced by.
         settings: further slices.
+        views: further predictions, and the task that each is one of.
 
     Raises:
         UserError: a slice column has the name under which user activity is reported.
@@ -117,7 +120,7 @@ class Evaluation:
     extra: tuple[str, ...]
     """Columns that the reader must bring in `Batch.extra_BK`, in this order."""
 
-    def __init__(self, schema: Schema, settings: MetricSettings) -> None:
+    def __init__(self, schema: Schema, settings: MetricSettings, views: Mapping[str, str] | None = None) -> None:
         if schema.activity is not None and ACTIVITY in settings.slices:
             raise UserError(
                 f"slices: column '{ACTIVITY}' has the name under which the schema's activity column, "
@@ -126,16 +129,18 @@ class Evaluation:
         activity = () if schema.activity is None else (schema.activity,)
         self.extra = tuple(dict.fromkeys((*activity, *settings.slices)))
         self._schema, self._slices = schema, settings.slices
-        self._chunks = [_no_rows(schema, len(self.extra))]
+        self.views = dict(views or {})
+        self._columns = {**{task.name: task.name for task in schema.tasks}, **self.views}
+        self._chunks = [_no_rows(len(schema.domains), len(schema.tasks), len(self._columns), len(self.extra))]
 
     def update(self, batch: Batch, score_BT: Tensor) -> None:
         """Take over the predictions of one batch; copied to the CPU without waiting for the device.
 
         Args:
             batch: rows whose `extra_BK` holds the columns `extra`.
-            score_BT: predictions by task, float32 or float64; not read in rows of other domains.
+            score_BT: predictions by task, then by view, float32 or float64; not read in rows of other domains.
         """
-        assert score_BT.shape == batch.label_BT.shape, (score_BT.shape, batch.label_BT.shape)
+        assert score_BT.shape == (len(batch), len(self._columns)), (score_BT.shape, self._columns)
         assert batch.extra_BK.shape == (len(batch), len(self.extra)), (batch.extra_BK.shape, self.extra)
         parts = (score_BT.detach(), batch.label_BT, batch.weight_B, batch.user_B, batch.extra_BK)
         self._chunks.append(_Chunk(batch.offsets, *(part.to("cpu", non_blocking=True) for part in parts)))
@@ -152,19 +157,23 @@ class Evaluation:
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
         ranks = _Ranks(group)
-        report = Report(eval={}, slices={})
-        for index, task in enumerate(self._schema.tasks):
-            rows = self._rows(index)
-            refuse_faults(f"task '{task.name}'", ranks.total(count_faults(rows.score, rows.label, rows.weight)))
+        report = Report(eval={}, unweighted={}, slices={})
+        for column, (name, task) in enumerate(self._columns.items()):
+            rows = self._rows(column, task)
+            refuse_faults(f"task '{name}'", ranks.total(count_faults(rows.score, rows.label, rows.weight)))
             rows = _route_by_user(rows, ranks)
             rows = rows.take(np.argsort(rows.score))
-            report["eval"][task.name] = _result(rows, ranks).as_dict()
-            report["slices"][task.name] = self._sliced(rows, ranks)
+            report["eval"][name] = _result(rows, ranks).as_dict()
+            report["slices"][name] = self._sliced(rows, ranks)
+            if self._schema.weight is not None:
+                unweighted = replace(rows, weight=np.ones_like(rows.weight))
+                report["unweighted"][name] = _result(unweighted, ranks).as_dict()
         return report
 
-    def _rows(self, task: int) -> _Rows:
+    def _rows(self, column: int, name: str) -> _Rows:
+        task = next(i for i, task in enumerate(self._schema.tasks) if task.name == name)
         domain = list(self._schema.domains).index(self._schema.tasks[task].domain)
-        parts = [chunk.rows_of(domain, task) for chunk in self._chunks]
+        parts = [chunk.rows_of(domain, column, task) for chunk in self._chunks]
         return _Rows(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
 
     def _sliced(self, rows: _Rows, ranks: _Ranks) -> dict[str, dict[str, ResultDict]]:
@@ -190,18 +199,19 @@ class _Chunk:
     user_B: Tensor
     extra_BK: Tensor
 
-    def rows_of(self, domain: int, task: int) -> tuple[Tensor, ...]:
-        """Score, label, weight, user and extra columns of one task's rows, in the order of `_Rows`."""
+    def rows_of(self, domain: int, column: int, task: int) -> tuple[Tensor, ...]:
+        """One column of scores, and label, weight, user and extra columns of its task's rows, in `_Rows`' order."""
         rows = slice(self.offsets[domain], self.offsets[domain + 1])
-        score_R, label_R = self.score_BT[rows, task].double(), self.label_BT[rows, task]
+        score_R, label_R = self.score_BT[rows, column].double(), self.label_BT[rows, task]
         return score_R, label_R, self.weight_B[rows], self.user_B[rows], self.extra_BK[rows]
 
 
-def _no_rows(schema: Schema, num_extra: int) -> _Chunk:
+def _no_rows(num_domains: int, num_tasks: int, num_scores: int, num_extra: int) -> _Chunk:
     """Stands first, so that a rank without batches takes part with columns of the right types."""
-    values_BT, values_B = torch.empty(0, len(schema.tasks)), torch.empty(0)
-    ids_B, extra_BK = torch.empty(0, dtype=torch.int64), torch.empty(0, num_extra, dtype=torch.int64)
-    return _Chunk((0,) * (len(schema.domains) + 1), values_BT, values_BT, values_B, ids_B, extra_BK)
+    values_B, ids_B = torch.empty(0), torch.empty(0, dtype=torch.int64)
+    score_BT, label_BT = torch.empty(0, num_scores), torch.empty(0, num_tasks)
+    extra_BK = torch.empty(0, num_extra, dtype=torch.int64)
+    return _Chunk((0,) * (num_domains + 1), score_BT, label_BT, values_B, ids_B, extra_BK)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +23,10 @@ from torchrec_xd.data.shards import Share
 from torchrec_xd.log import RunLog
 from torchrec_xd.metrics import Evaluation, Report
 from torchrec_xd.models import MODELS
-from torchrec_xd.models.task import TrainTask
+from torchrec_xd.models.exit import ExitSettings
+from torchrec_xd.models.task import TrainTask, task_rows
 from torchrec_xd.planner import plan_run, this_machine
+from torchrec_xd.report import TransferTally, save_report
 from torchrec_xd.schema import Schema, Split
 from torchrec_xd.settings import UserError
 from torchrec_xd.sharding import Optimizers, fuse_optimizers, shard, sharders
@@ -79,19 +82,50 @@ def train(config: RunConfig, directory: Path, *, resume: bool = False) -> dict[s
     return content
 
 
-def evaluate_run(directory: Path, split: Split, which: Choice) -> Report:
-    """Metrics of a finished run on one of its splits, as metrics.json has them under `eval` and `slices`."""
+def evaluate_run(directory: Path, split: Split, which: Choice, page: Path | None = None) -> Report:
+    """Metrics of a finished run on one of its splits, as metrics.json has them under `eval` and `slices`.
+
+    With `page`, an HTML report is written there too; for EXIT it says what passes from the sources, by scene.
+    """
     config = load_run(directory)
     with process_group() as world:
         measured = _Measured(config, split, world)
         with RunLog(None, world.rank), _threads(config):
-            return measured.report(_load(config, directory, which, world))
+            model = _load(config, directory, which, world)
+            report = measured.report(model)
+            if page is not None:
+                tally = _transfers(config, model, split, world) if isinstance(config.model, ExitSettings) else None
+                save_report(page, f"{directory.name}: {config.model.name} on {split}", report, tally)
+            return report
 
 
-def score(directory: Path, rows: str, output: Path, domain: str, which: Choice) -> int:
+def _transfers(config: RunConfig, model: nn.Module, split: Split, world: World) -> TransferTally:
+    """What EXIT transfers, by scene; over all rows of the split, so in one process."""
+    if world.size > 1:
+        raise UserError("the report of an EXIT run is made in one process; run evaluate --report without torchrun")
+    schema, settings = config.schema_in_use, config.model
+    assert isinstance(settings, ExitSettings)
+    scenes = {
+        f.column: f.rows or 0 for f in schema.features if f.group == "scene" and f.kind == "id" and f.hash == "none"
+    }
+    loader = Loader(schema, config.loader, split, Share(shuffle=False), extra=tuple(scenes))
+    tally = TransferTally(tuple(settings.sources), scenes)
+    label = [task.name for task in schema.tasks].index(settings.target)
+    for batch, said in predict(model, loader, world):
+        own = task_rows(schema, batch)[settings.target]
+        columns = {scene: batch.extra_BK[own, i].cpu().numpy() for i, scene in enumerate(scenes)}
+        columns |= {"label": batch.label_BT[own, label].cpu().numpy(), "weight": batch.weight_B[own].cpu().numpy()}
+        passed = torch.stack([said.score[source.fit] for source in settings.sources.values()], dim=1)
+        alone, whole = said.score[settings.alone], said.score[settings.target]
+        tally.update(passed.cpu().numpy(), alone.cpu().numpy(), whole.cpu().numpy(), columns)
+    return tally
+
+
+def score(directory: Path, rows: str, output: Path, domain: str, which: Choice, *, parts: bool = False) -> int:
     """Write a run's predictions for the rows of one domain's Parquet as Parquet; returns their number.
 
-    Columns: the schema's user column, and `prob_<task>` for each task of the domain, rows in the order of the input.
+    Columns: the schema's user column, and `prob_<task>` for each task of the domain, truncated to [0, 1]; with `parts`
+    also `score_<name>`, untruncated, for each task and each further view of it. Rows in the order of the input.
 
     Raises:
         UserError: an unknown domain, or rows that do not fit the schema; nothing is written.
@@ -105,6 +139,8 @@ def score(directory: Path, rows: str, output: Path, domain: str, which: Choice) 
         for name, entry in schema.domains.items()
     }
     tasks = [task.name for task in schema.tasks if task.domain == domain]
+    views = MODELS[config.model.name].views(config.model)
+    scores = [*tasks, *(view for view, task in views.items() if task in tasks)] if parts else []
     with process_group() as world:
         if world.size > 1:
             raise UserError("score runs in one process; split the input to use several")
@@ -112,9 +148,9 @@ def score(directory: Path, rows: str, output: Path, domain: str, which: Choice) 
         loader = Loader(given, config.loader, "test", Share(shuffle=False), labels=False)
         with RunLog(None), _threads(config):
             model = _load(config, directory, which, world)
-            with PredictionWriter(output, schema.user, tasks) as writer:
+            with PredictionWriter(output, schema.user, tasks, scores) as writer:
                 for batch, said in predict(model, loader, world):
-                    writer.write(batch.user_B, [said.score[task] for task in tasks])
+                    writer.write(batch.user_B, [said.score[name] for name in (*tasks, *scores)])
     return loader.rows
 
 
@@ -122,23 +158,25 @@ class _Measured:
     """A split that is evaluated, its files already checked."""
 
     def __init__(self, config: RunConfig, split: Split, world: World) -> None:
-        self.schema, self.settings, self.world = config.schema_in_use, config.metrics, world
-        extra = Evaluation(self.schema, self.settings).extra
+        self.schema, self.world = config.schema_in_use, world
+        views = MODELS[config.model.name].views(config.model)
+        self.evaluation = partial(Evaluation, self.schema, config.metrics, views)
         share = Share(world.rank, world.size, config.seed, shuffle=False)
-        self.loader = Loader(self.schema, config.loader, split, share, extra=extra)
+        self.loader = Loader(self.schema, config.loader, split, share, extra=self.evaluation().extra)
         _refuse_empty_batches(self.loader, split, world)
 
     def report(self, model: nn.Module) -> Report:
-        return evaluate(model, self.loader, Evaluation(self.schema, self.settings), self.schema, self.world)
+        return evaluate(model, self.loader, self.evaluation(), self.schema, self.world)
 
 
 def _score(valid: _Measured | None, model: nn.Module, config: RunConfig) -> float | None:
-    """Mean of the monitored metric over the tasks of the target domains (of all domains if none is a target)."""
+    """Mean of the monitored metric over `monitor_tasks` (of the target domains, of all if none is a target)."""
     if valid is None:
         return None
     report = valid.report(model)["eval"]
     targets = valid.schema.targets() or tuple(valid.schema.domains)
-    values = [report[task.name][config.monitor] for task in valid.schema.tasks if task.domain in targets]
+    watched = config.monitor_tasks or [task.name for task in valid.schema.tasks if task.domain in targets]
+    values = [report[name][config.monitor] for name in watched]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 

@@ -223,6 +223,34 @@ class Schema(Settings):
             }
         )
 
+    def only_tasks(self, tasks: tuple[str, ...]) -> Schema:
+        """The same schema with these tasks alone, in its own order.
+
+        Raises:
+            UserError: an unknown task, or a domain that is left without one.
+        """
+        names = [task.name for task in self.tasks]
+        for name in tasks:
+            if name not in names:
+                raise UserError(f"unknown task '{name}' (schema '{self.name}' has: {', '.join(names)})")
+        kept = tuple(task for task in self.tasks if task.name in tasks)
+        for domain in self.domains:
+            if all(task.domain != domain for task in kept):
+                raise UserError(f"tasks: domain '{domain}' is left without a task; leave it out too: domains: [NAME]")
+        return self.model_copy(update={"tasks": kept})
+
+    def without(self, columns: tuple[str, ...]) -> Schema:
+        """The same schema without some features.
+
+        Raises:
+            UserError: a column that is no feature.
+        """
+        for column in columns:
+            if all(feature.column != column for feature in self.features):
+                known = ", ".join(feature.column for feature in self.features)
+                raise UserError(f"without: '{column}' is no feature of schema '{self.name}'; features are: {known}")
+        return self.model_copy(update={"features": tuple(f for f in self.features if f.column not in columns)})
+
     def fingerprint(self) -> str:
         """Hash of what the columns mean (not of where the files lie): checkpoints carry it."""
         meaning = self.model_dump_json(exclude={"root": True, "domains": {"__all__": {"train", "valid", "test"}}})

@@ -145,7 +145,7 @@ def _finite_losses(loss: Tensor, output: Output, step: int, batch: Batch) -> dic
 def evaluate(model: nn.Module, loader: Loader, evaluation: Evaluation, schema: Schema, world: World) -> Report:
     """Exact metrics of a whole split (a collective)."""
     for batch, output in predict(model, loader, world):
-        evaluation.update(batch, score_matrix(schema, batch, output))
+        evaluation.update(batch, score_matrix(schema, batch, output, evaluation.views))
     return evaluation.compute(world.group)
 
 

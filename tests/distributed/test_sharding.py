@@ -6,13 +6,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests import placements
 from tests.distributed.ranks import run_ranks
 from tests.distributed.sharded import sharded, world_of
 from tests.feeds import schema_at, write_feed
+from tests.placements import SETTINGS
 from tests.unsharded import materialise
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.data.shards import Share
 from torchrec_xd.embeddings import EmbeddingSettings
+from torchrec_xd.models.exit import ExitSettings, build_exit
 from torchrec_xd.models.mkt import PretrainSettings, build_pretrain
 from torchrec_xd.planner import ShardingSettings
 from torchrec_xd.schema import Schema
@@ -24,7 +27,9 @@ from torchrec_xd.sharding import (
 )
 
 STEPS = 3
+SEARCH = {**SETTINGS["sources"]["search"], "own": "click@search"}
 MODEL = PretrainSettings(expert_widths=(8, 6), aligned_dim=4, tower_widths=(4,), gamma=0.0)
+EXIT = ExitSettings(**{**SETTINGS, "sources": {**SETTINGS["sources"], "search": SEARCH}})
 SCHEDULE = ScheduleSettings(warmup_steps=2, decay="linear", final=0.5)
 
 
@@ -37,8 +42,10 @@ def settings(name):
 
 
 def task_of(schema):
+    """MKT's first stage, or EXIT where the schema is its."""
     torch.manual_seed(0)
-    return build_pretrain(schema, MODEL, EmbeddingSettings(init_std=0.3), seed=0)
+    build, model = (build_exit, EXIT) if schema.name == "placements" else (build_pretrain, MODEL)
+    return build(schema, model, EmbeddingSettings(init_std=0.3), seed=0)
 
 
 def batches(schema, rank, ranks):
@@ -89,16 +96,27 @@ def train_plain(schema: Schema, name: str, ranks: int) -> dict[str, torch.Tensor
     return {key: value.detach() for key, value in task.state_dict().items()}
 
 
+def assert_same(weights, expected):
+    assert weights.keys() == expected.keys()
+    for key, weight in weights.items():
+        torch.testing.assert_close(weight, expected[key], rtol=1e-4, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
+
+
 @pytest.mark.parametrize(("ranks", "name"), [(1, "sgd"), (1, "adagrad"), (2, "sgd"), (2, "adagrad")])
 def test_sharded_training_equals_plain_training(tmp_path, ranks, name):
     content = schema_at(write_feed(tmp_path))
     expected = train_plain(Schema.model_validate(content), name, ranks)
     for weights in run_ranks(ranks, train_sharded, content, name, ("table_wise",)):
-        assert weights.keys() == expected.keys()
-        for key, weight in weights.items():
-            torch.testing.assert_close(
-                weight, expected[key], rtol=1e-4, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}"
-            )
+        assert_same(weights, expected)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_exit_trains_sharded_as_it_does_plain(tmp_path, ranks):
+    """Losses divide by each rank's rows, which are equally many: the mean over ranks is the mean over all rows."""
+    content = placements.schema_at(placements.write_placements(tmp_path))
+    expected = train_plain(Schema.model_validate(content), "adagrad", ranks)
+    for weights in run_ranks(ranks, train_sharded, content, "adagrad", ("table_wise",)):
+        assert_same(weights, expected)
 
 
 def test_the_schedule_by_hand():

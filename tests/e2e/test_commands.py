@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.e2e.processes import command
 from tests.feeds import schema_at, write_feed
 
 ROOT = Path(__file__).parents[2]
@@ -21,19 +22,6 @@ MODELS = {
     "mkt_finetune": {"name": "mkt_finetune", "widths": [8], "head_widths": [4]},
     "single": {"name": "single", "widths": [8, 4]},
 }
-
-
-def command(*arguments, check=True, **options):
-    done = subprocess.run(
-        [sys.executable, "-m", "torchrec_xd.cli", *map(str, arguments)],
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=120,
-        **options,
-    )
-    assert not check or done.returncode == 0, done.stderr
-    return done
 
 
 def write_config(folder, model, change=None, **settings):

@@ -17,7 +17,7 @@ NAMES = [path.stem for path in CONFIGS]
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     raw = write_raw(varied(0), folder / "raw")
-    for name in ("cj_feed", "cj_departments"):
+    for name in ("cj_feed", "cj_departments", "cj_placement"):
         prepare(name, folder / name, PrepareSettings(threads=1, negatives=1), lambda line: None, raw=raw)
     return folder
 

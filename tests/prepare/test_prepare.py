@@ -16,6 +16,7 @@ from torchrec_xd import prepare as package
 from torchrec_xd.prepare import DATA_SETS, Manifest, PrepareSettings, cj_feed, prepare
 from torchrec_xd.prepare.dataset import ORDER, DataSet, DomainRows, SplitDays
 from torchrec_xd.prepare.exposures import VISIT_KEY
+from torchrec_xd.prepare.interests import LabelSettings
 from torchrec_xd.prepare.journey import load, raw_files, week_day
 from torchrec_xd.prepare.vocabulary import vocabulary
 from torchrec_xd.settings import UserError
@@ -70,7 +71,8 @@ def entries(folder):
 def test_the_manifest_says_what_was_made(made):
     manifest = Manifest.model_validate_json((made / "manifest.json").read_text())
     assert manifest.identity.data_set == "visits"
-    assert manifest.identity.settings == {"seed": 0, "negatives": 1, "part_rows": 200_000}
+    labels = LabelSettings().model_dump(mode="json")
+    assert manifest.identity.settings == {"seed": 0, "negatives": 1, "part_rows": 200_000, "labels": labels}
     assert len(manifest.identity.inputs) == 8
     assert {len(checksum) for checksum in (*manifest.identity.inputs.values(), manifest.identity.code)} == {64}
     assert "simulated" in manifest.provenance

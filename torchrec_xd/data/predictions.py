@@ -17,14 +17,17 @@ class PredictionWriter:
     Args:
         path: the file to write; replaced if it exists.
         user: name of the user column.
-        tasks: their probabilities become float32 columns `prob_<task>`.
+        tasks: their probabilities become float32 columns `prob_<task>`, truncated to [0, 1].
+        scores: what becomes float32 columns `score_<name>` as it is.
     """
 
-    def __init__(self, path: Path, user: str, tasks: Sequence[str]) -> None:
+    def __init__(self, path: Path, user: str, tasks: Sequence[str], scores: Sequence[str] = ()) -> None:
         self._path = path
         self._partial = path.with_name(path.name + ".partial")
         probabilities = [pa.field(f"prob_{task}", pa.float32()) for task in tasks]
-        self._schema = pa.schema([pa.field(user, pa.int64()), *probabilities])
+        untruncated = [pa.field(f"score_{name}", pa.float32()) for name in scores]
+        self._num_tasks = len(probabilities)
+        self._schema = pa.schema([pa.field(user, pa.int64()), *probabilities, *untruncated])
 
     def __enter__(self) -> PredictionWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +42,8 @@ class PredictionWriter:
             self._partial.unlink()
 
     def write(self, user_B: Tensor, score_TB: Sequence[Tensor]) -> None:
-        """Rows of one batch: users `[B]` and each task's probabilities `[B]`, truncated to [0, 1]."""
-        columns = [user_B.numpy(), *(score_B.float().clamp(0, 1).numpy() for score_B in score_TB)]
+        """Rows of one batch: users `[B]`, then for each column its predictions `[B]`."""
+        values = [score_B.float() for score_B in score_TB]
+        values[: self._num_tasks] = [score_B.clamp(0, 1) for score_B in values[: self._num_tasks]]
+        columns = [user_B.numpy(), *(score_B.numpy() for score_B in values)]
         self._writer.write_table(pa.table(columns, schema=self._schema))

@@ -16,7 +16,7 @@ from torchrec_xd.batch import Batch
 from torchrec_xd.embeddings import Embeddings, Layout, Lookups
 from torchrec_xd.losses import bce_sum
 from torchrec_xd.modules.attention import SequencePooling
-from torchrec_xd.schema import Schema
+from torchrec_xd.schema import Group, Schema
 from torchrec_xd.settings import UserError
 
 
@@ -25,7 +25,8 @@ class Output:
     """What a net says of a batch."""
 
     score: dict[str, Tensor]
-    """Task to its prediction for the rows of its domain, `[B_d]`: what metrics read and what is served."""
+    """Task to its prediction for the rows of its domain, `[B_d]`: what metrics read and what is served. Keys
+    `<task>/<name>` are further views of a task, which metrics read too."""
     loss: dict[str, Tensor]
     """Named parts of the training loss, scalars; their sum is minimised. NaN where labels were not read."""
     monitors: dict[str, Tensor] = field(default_factory=dict)
@@ -35,22 +36,22 @@ class Output:
 class RowVectors(nn.Module):
     """The vectors that every row has, whatever its domain: `user`, `sequence` and `shared`, those that the schema has.
 
-    Context and scene belong to the user's moment: they are part of `user`.
+    Context and scene belong to the user's moment: they are part of `user`, the scene unless told otherwise.
     """
 
-    def __init__(self, dims: Layout, pooling: Literal["attention", "mean"]) -> None:
+    def __init__(self, dims: Layout, pooling: Literal["attention", "mean"], *, scene: bool = True) -> None:
         super().__init__()
         self.pooling = SequencePooling(dims.sequences, pooling)
-        user = dims.groups["user"] + dims.groups["context"] + dims.groups["scene"]
+        self.moment: tuple[Group, ...] = ("user", "context", "scene") if scene else ("user", "context")
+        user = sum(dims.groups[group] for group in self.moment)
         every = {"user": user, "sequence": self.pooling.out_dim, "shared": dims.groups["shared"]}
         self.dims = {name: dim for name, dim in every.items() if dim}
         self.out_dim = sum(self.dims.values())
 
     def forward(self, lookups: Lookups) -> dict[str, Tensor]:
         """Name to `[B, dims[name]]`."""
-        groups = lookups.groups
-        user = torch.cat([groups["user"], groups["context"], groups["scene"]], dim=1)
-        every = {"user": user, "sequence": self.pooling(lookups.sequences), "shared": groups["shared"]}
+        user = torch.cat([lookups.groups[group] for group in self.moment], dim=1)
+        every = {"user": user, "sequence": self.pooling(lookups.sequences), "shared": lookups.groups["shared"]}
         return {name: every[name] for name in self.dims}
 
 
@@ -150,10 +151,11 @@ def logit_output(
     return Output(score, loss)
 
 
-def score_matrix(schema: Schema, batch: Batch, output: Output) -> Tensor:
-    """`Output.score` as `[B, T]` in task order, NaN where a row is another domain's."""
-    score_BT = torch.full((len(batch), len(schema.tasks)), torch.nan)
+def score_matrix(schema: Schema, batch: Batch, output: Output, views: Mapping[str, str]) -> Tensor:
+    """`Output.score` as `[B, T + V]`: tasks, then views (name to task); NaN where a row is another domain's."""
+    columns = {**{task.name: task.name for task in schema.tasks}, **views}
+    score_BT = torch.full((len(batch), len(columns)), torch.nan)
     rows = task_rows(schema, batch)
-    for i, task in enumerate(schema.tasks):
-        score_BT[rows[task.name], i] = output.score[task.name].detach().float().cpu()
+    for i, (name, task) in enumerate(columns.items()):
+        score_BT[rows[task], i] = output.score[name].detach().float().cpu()
     return score_BT

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from torchrec_xd.prepare import cj_departments, cj_feed, manifest
-from torchrec_xd.prepare.dataset import DataSet
+from torchrec_xd.prepare import cj_departments, cj_feed, cj_placement, manifest
+from torchrec_xd.prepare.dataset import SPLITS, DataSet
 from torchrec_xd.prepare.engine import PrepareSettings, connect, count_rows, interruptible
 from torchrec_xd.prepare.journey import PROVENANCE, Journey, load, raw_files, raw_folder
+from torchrec_xd.prepare.label_report import FILES, labelled_rows, write_label_report
+from torchrec_xd.prepare.label_step import LabelStepSettings, label
 from torchrec_xd.prepare.manifest import Manifest
 from torchrec_xd.prepare.parquet import write_domain
 from torchrec_xd.settings import UserError
 
-__all__ = ["DATA_SETS", "Manifest", "PrepareSettings", "prepare"]
+__all__ = ["DATA_SETS", "LabelStepSettings", "Manifest", "PrepareSettings", "label", "prepare"]
 
 DATA_SETS: dict[str, Callable[[Journey, PrepareSettings], DataSet]] = {
     "cj_feed": cj_feed.build,
     "cj_departments": cj_departments.build,
+    "cj_placement": cj_placement.build,
 }
 """What `prepare` can make."""
 
@@ -49,10 +53,14 @@ def prepare(
         progress(f"{out}: prepared before, from the same inputs with the same settings; reused")
         return old
     with manifest.replaced(out) as folder, interruptible():
-        journey = load(connect(settings, spill=folder.parent / "spill"), files)
+        connection = connect(settings, spill=folder.parent / "spill")
+        journey = load(connection, files)
         progress("raw data: read")
         data_set = DATA_SETS[name](journey, settings)
         progress("facts: computed")
+        written = {
+            key: write_domain(key, domain, folder, settings, progress) for key, domain in data_set.domains.items()
+        }
         made = Manifest(
             identity=identity,
             provenance=PROVENANCE,
@@ -60,10 +68,20 @@ def prepare(
             dropped=dict(journey.dropped),
             sampling=dict(data_set.sampling),
             cardinalities={key: count_rows(words) for key, words in data_set.vocabularies.items()},
-            domains={
-                key: write_domain(key, domain, folder, settings, progress) for key, domain in data_set.domains.items()
-            },
+            domains=written,
+            reports=_report(connection, data_set, folder, progress),
             versions=manifest.versions(settings.engine),
         )
         (folder / manifest.NAME).write_text(made.model_dump_json(indent=1), encoding="utf-8")
     return made
+
+
+def _report(connection: Any, data_set: DataSet, folder: Path, progress: Callable[[str], None]) -> tuple[str, ...]:
+    """Write the label report, where the data set has one; returns its files."""
+    report = data_set.report
+    if report is None:
+        return ()
+    splits = tuple(split for split in SPLITS if (folder / report.domain / split).is_dir())
+    rows = labelled_rows(connection, folder / report.domain, splits)
+    progress(write_label_report(rows, report, folder, "Interest combination labels"))
+    return FILES

@@ -12,7 +12,7 @@ from functools import partial
 from ibis import _
 from ibis.expr.types import BooleanValue, Table, Value
 
-from torchrec_xd.prepare.cj_feed import PRODUCT_HISTORY, SPLIT
+from torchrec_xd.prepare.cj_feed import NEGATIVES, PRODUCT_HISTORY, SPLIT
 from torchrec_xd.prepare.dataset import DataSet, DomainRows
 from torchrec_xd.prepare.engine import PrepareSettings, count_rows
 from torchrec_xd.prepare.exposures import PRODUCT_KEY, VISIT_KEY, promoted_products
@@ -66,7 +66,7 @@ def build(journey: Journey, settings: PrepareSettings) -> DataSet:
             for name, department in DEPARTMENTS.items()
         },
         vocabularies=vocabularies,
-        sampling={"products on promotion that were not bought": 1 / settings.negatives},
+        sampling={"products on promotion that were not bought": 1 / (settings.negatives or NEGATIVES)},
         notes=(
             f"one in {COLD_ONE_IN} households is cold: {count} of their rows in {TARGET} before validation are left "
             "out, and their purchases there count for labels alone",
@@ -82,7 +82,7 @@ def is_cold(table: Table, seed: int) -> BooleanValue:
 def _exposures(journey: Journey, settings: PrepareSettings) -> Table:
     departments = journey.products.select("product", "department")
     departments = departments.filter(_.department.isin(list(DEPARTMENTS.values())))
-    rows = promoted_products(journey, settings.negatives, settings.seed).join(departments, "product")
+    rows = promoted_products(journey, settings.negatives or NEGATIVES, settings.seed).join(departments, "product")
     return SPLIT.mark(rows.mutate(cold=is_cold(rows, settings.seed).cast("int8")))
 
 

@@ -27,6 +27,8 @@ from torchrec_xd.prepare.vocabulary import Vocabularies, encode, vocabulary
 
 SPLIT = SplitDays(valid=190, test=273)
 """2017-07-10 and 2017-10-01. Of the campaigns of type A (February, May, August, October) validation has August's."""
+NEGATIVES = 146
+"""One in this many unbought products is kept, unless the settings tell."""
 PRODUCT_HISTORY = 30
 COUPON_HISTORY = 10
 COUPON = {
@@ -46,9 +48,10 @@ COUPON = {
 
 def build(journey: Journey, settings: PrepareSettings) -> DataSet:
     """The data set's domains `product` and `coupon`."""
+    one_in = settings.negatives or NEGATIVES
     coupons = sent_coupons(journey).cache()
     vocabularies = _vocabularies(journey.until(SPLIT.valid), coupons)
-    promoted = promoted_at(promoted_products(journey, settings.negatives, settings.seed), vocabularies).cache()
+    promoted = promoted_at(promoted_products(journey, one_in, settings.seed), vocabularies).cache()
     facts = feed_facts(journey, [promoted, coupons], vocabularies, _histories(journey, vocabularies))
     products = catalogue(journey, vocabularies, product_id="product", product_type="type_code")
     offered = _with_offers(coupons, journey, facts.totals, vocabularies).cache()
@@ -70,7 +73,7 @@ def build(journey: Journey, settings: PrepareSettings) -> DataSet:
             ),
         },
         vocabularies=vocabularies,
-        sampling={"products on promotion that were not bought": 1 / settings.negatives},
+        sampling={"products on promotion that were not bought": 1 / one_in},
         notes=notes(journey),
     )
 
@@ -84,16 +87,18 @@ def _vocabularies(seen: Journey, coupons: Table) -> Vocabularies:
     }
 
 
-def _histories(journey: Journey, vocabularies: Vocabularies) -> list[Table]:
-    """Products bought, one entry per household, day and product; and coupons redeemed."""
+def product_history(journey: Journey, vocabularies: Vocabularies) -> Table:
+    """The last products bought and their categories, one entry per household, day and product."""
     bought = journey.purchases.select("household", "day", "product", "category_code").distinct()
     bought = encode(bought, vocabularies, product_id="product", category="category_code")
+    return latest(bought, ["household"], ["product"], PRODUCT_HISTORY, product="product_id", category="category")
+
+
+def _histories(journey: Journey, vocabularies: Vocabularies) -> list[Table]:
+    """Products bought and coupons redeemed."""
     redeemed = encode(journey.redemptions, vocabularies, coupon_upc="coupon")
-    key = ["household"]
-    return [
-        latest(bought, key, ["product"], PRODUCT_HISTORY, product="product_id", category="category"),
-        latest(redeemed, key, ["coupon", "campaign"], COUPON_HISTORY, coupon="coupon_upc"),
-    ]
+    coupons = latest(redeemed, ["household"], ["coupon", "campaign"], COUPON_HISTORY, coupon="coupon_upc")
+    return [product_history(journey, vocabularies), coupons]
 
 
 def _with_offers(coupons: Table, journey: Journey, totals: Totals, vocabularies: Vocabularies) -> Table:

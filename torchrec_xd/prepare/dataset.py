@@ -47,6 +47,19 @@ class DomainRows:
 
 
 @dataclass(frozen=True)
+class LabelReport:
+    """Which labels of a domain are reported on, and by which of its columns."""
+
+    domain: str
+    acted: str
+    """Column of `y_t`."""
+    sources: Mapping[str, tuple[str, str]]
+    """Source -> columns of `y_s` and `c`."""
+    by: tuple[str, ...]
+    """Scenes and groups."""
+
+
+@dataclass(frozen=True)
 class DataSet:
     """All that `prepare` writes, still as expressions."""
 
@@ -56,3 +69,5 @@ class DataSet:
     """What was sampled -> the share that was kept."""
     notes: tuple[str, ...]
     """What a reader of results should know."""
+    report: LabelReport | None = None
+    """Of interest combination labels, where the data set has some."""

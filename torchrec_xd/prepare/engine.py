@@ -11,33 +11,41 @@ import ibis
 from ibis.expr.types import Table
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from torchrec_xd.prepare.interests import LabelSettings
 from torchrec_xd.settings import Settings, UserError
 
 MAX_SEED = 2**31 - 1
 
 
-class PrepareSettings(Settings):
-    """How a data set is prepared. Engine, memory and threads do not change the rows."""
+class EngineSettings(Settings):
+    """What runs the queries, and with how much; none of it changes a row."""
 
     engine: Literal["duckdb", "spark"] = "duckdb"
     """`duckdb`: in this process; `spark`: the session that PySpark finds or starts (extra `spark`)."""
-    seed: int = Field(default=0, ge=0, lt=MAX_SEED)
-    """Enters every sampling hash."""
-    negatives: PositiveInt = 146
-    """One in this many unbought products on promotion is kept, with this number as its row weight."""
-    part_rows: PositiveInt = 200_000
-    """Rows of a file, roughly: one file is computed and sorted at a time, so this bounds the memory."""
     memory_limit_gb: PositiveFloat = 2.0
     """DuckDB's buffers; beyond it DuckDB spills to disk. Spark is sized by its own configuration."""
     threads: PositiveInt | None = None
     """DuckDB's threads; all cores unless told."""
 
-    def meaning(self) -> dict[str, int]:
-        """The settings that decide which rows lie in which file."""
-        return {"seed": self.seed, "negatives": self.negatives, "part_rows": self.part_rows}
+
+class PrepareSettings(EngineSettings):
+    """How a data set is prepared."""
+
+    seed: int = Field(default=0, ge=0, lt=MAX_SEED)
+    """Enters every sampling hash."""
+    negatives: PositiveInt | None = None
+    """One in this many unbought products is kept, and weighs as many; each data set has its own number unless told."""
+    labels: LabelSettings = LabelSettings()
+    """Interest labels of `cj_placement`; its times are weeks."""
+    part_rows: PositiveInt = 200_000
+    """Rows of a file, roughly: one file is computed and sorted at a time, so this bounds the memory."""
+
+    def meaning(self) -> dict[str, Any]:
+        """The settings that decide what lies in which file."""
+        return self.model_dump(mode="json", include={"seed", "negatives", "part_rows", "labels"})
 
 
-def connect(settings: PrepareSettings, spill: Path) -> Any:
+def connect(settings: EngineSettings, spill: Path) -> Any:
     """An Ibis backend; DuckDB spills into the folder `spill`.
 
     Raises:

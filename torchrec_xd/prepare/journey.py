@@ -50,7 +50,7 @@ class Journey:
     """product, department (text), and department_code, category_code, type_code, brand_code, size_code (1, 2 … in the
     alphabetical order of the texts) and manufacturer_code, null where unknown."""
     purchases: Table
-    """household, store, basket, week, day, quantity, cents paid, full_cents before discounts, discounted and
+    """household, store, basket, week, day, hour, quantity, cents paid, full_cents before discounts, discounted and
     with_coupon (0 or 1), and the columns of `products`."""
     promotions: Table
     """product, store, week, display_location, mailer_location ('0': neither there)."""
@@ -176,6 +176,7 @@ def _purchases(raw: Table) -> Table:
         basket="basket_id",
         product="product_id",
         day=local_seconds // 86_400 - _EPOCH_DAY,
+        hour=local_seconds // 3_600 % 24,
         cents=_cents(raw.sales_value),
         full_cents=_cents(raw.sales_value + raw.retail_disc),
         discounted=(raw.retail_disc > 0).cast("int64"),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -29,7 +30,7 @@ class Identity(Settings):
     """What decides every row: equal identities, equal data sets."""
 
     data_set: str
-    settings: dict[str, int]
+    settings: dict[str, Any]
     inputs: dict[str, str]
     """File -> SHA-256."""
     code: str
@@ -51,11 +52,13 @@ class Manifest(Settings):
     """Vocabulary -> values that training saw; their rows are 1, 2 …"""
     domains: dict[str, dict[str, SplitRows]]
     """Domain -> split."""
+    reports: tuple[str, ...] = ()
+    """Files for people to read, below the data set's folder."""
     versions: dict[str, str]
     """Of what computed the rows; they should not matter."""
 
 
-def identity(data_set: str, settings: Mapping[str, int], inputs: Mapping[str, Path]) -> Identity:
+def identity(data_set: str, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> Identity:
     """The identity of a data set about to be prepared; reads all inputs and the sources of this package."""
     code = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
@@ -86,7 +89,7 @@ def reusable(folder: Path, wanted: Identity) -> Manifest | None:
             "it is left as it is; delete it yourself, or name another folder"
         ) from None
     splits = [split for domain in manifest.domains.values() for split in domain.values()]
-    known = {NAME, *(file for split in splits for file in split.files)}
+    known = {NAME, *manifest.reports, *(file for split in splits for file in split.files)}
     found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
     if not found <= known:
         raise UserError(f"{folder}: holds {min(found - known)}, which 'prepare' did not write; move it away")

@@ -1,0 +1,237 @@
+"""EXIT: predictions, loss and gradients by hand, what scenes can reach, what each switch changes, misuse."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.placements import SETTINGS, TASKS, schema_at, write_placements
+from tests.unsharded import materialise
+from torchrec_xd.data.loader import Loader, LoaderSettings
+from torchrec_xd.embeddings import EmbeddingSettings
+from torchrec_xd.models.exit import ExitSettings, build_exit
+from torchrec_xd.models.task import score_matrix
+from torchrec_xd.schema import Schema
+from torchrec_xd.settings import UserError, validate
+
+EMBEDDINGS = EmbeddingSettings(init_std=0.5)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    return Schema.model_validate(schema_at(write_placements(tmp_path_factory.mktemp("placements"))))
+
+
+@pytest.fixture(scope="module")
+def home(both):
+    return both.only(("home",))
+
+
+@pytest.fixture(scope="module")
+def batch(home):
+    return batch_of(home)
+
+
+def batch_of(schema, rows=64):
+    return next(iter(Loader(schema, LoaderSettings(batch_size=rows), "train").batches()))
+
+
+def exit_model(schema, **changes):
+    torch.manual_seed(0)
+    return materialise(build_exit(schema, ExitSettings(**{**SETTINGS, **changes}), EMBEDDINGS, seed=0))
+
+
+def columns(schema, batch):
+    """Labels by task name."""
+    return {task.name: batch.label_BT[:, i] for i, task in enumerate(schema.tasks)}
+
+
+def bce(prob, label, weight):
+    return -(weight * (label * prob.log() + (1 - label) * (1 - prob).log())).sum()
+
+
+def test_the_whole_prediction_is_the_target_interest_and_what_passes_of_the_sources(home, batch):
+    score = exit_model(home)(batch)[1].score
+    whole = score["click@home/target"] + score["wanted_search@home"] * score["fit_search@home"]
+    torch.testing.assert_close(score["click@home"], whole + score["wanted_map@home"] * score["fit_map@home"])
+    assert all((score[task] > 0).all() and (score[task] < 1).all() for task in score if task != "click@home")
+
+
+def test_the_joint_loss_by_hand(home, batch):
+    weights = {"target_weight": 0.5, "source_weight": 2.0, "transfer_weight": 3.0}
+    loss, output = exit_model(home, **weights)(batch)
+    label, score, weight = columns(home, batch), output.score, batch.weight_B
+    assert weight.unique().tolist() == [1.0, 4.0]
+    icl = label["click@home"] + sum(label[f"wanted_{k}@home"] * label[f"fit_{k}@home"] for k in ("search", "map"))
+    assert icl.unique().tolist() == [0, 1, 2, 3]
+    expected = 0.5 * bce(score["click@home/target"], label["click@home"], weight)
+    expected = expected + 2 * sum(
+        bce(score[f"wanted_{k}@home"], label[f"wanted_{k}@home"], weight) for k in ("search", "map")
+    )
+    expected = expected + 3 * (weight * (score["click@home"] - icl).abs()).sum()
+    torch.testing.assert_close(loss, expected / 64)
+    assert set(output.loss) == {"bce/click@home", "bce/wanted_search@home", "bce/wanted_map@home", "transfer"}
+
+
+def test_the_transfer_loss_holds_what_passes_against_what_is_fit_where_it_was_wanted(home, batch):
+    output = exit_model(home, transfer_loss="transfer")(batch)[1]
+    label, weight = columns(home, batch), batch.weight_B
+    expected = sum(
+        (weight * label[f"wanted_{k}@home"] * (output.score[f"fit_{k}@home"] - label[f"fit_{k}@home"]).abs()).sum()
+        for k in ("search", "map")
+    )
+    torch.testing.assert_close(output.loss["transfer"], expected / 64)
+
+
+def test_without_labels_of_interest_the_whole_learns_the_click(home, batch):
+    output = exit_model(home, icl=False)(batch)[1]
+    prob = output.score["click@home"].clamp(max=1 - 2.0**-23)
+    torch.testing.assert_close(
+        output.loss["transfer"], bce(prob, columns(home, batch)["click@home"], batch.weight_B) / 64
+    )
+    parts = exit_model(home)(batch)[1]
+    for name in output.loss.keys() - {"transfer"}:
+        assert torch.equal(output.loss[name], parts.loss[name])
+    assert all(torch.equal(output.score[task], parts.score[task]) for task in output.score)
+
+
+def test_the_gradient_of_the_label_loss_moves_each_part_towards_the_label(home, batch):
+    """d|P - y| / dP is the sign of P - y: the transfer logits get it times `P_s P_tr (1 - P_tr)`."""
+    task = exit_model(home, target_weight=0.0, source_weight=0.0)
+    kept = {}
+    task.net.selector.register_forward_hook(lambda module, given, out: kept.update(logit=out) or out.retain_grad())
+    loss, output = task(batch)
+    loss.backward()
+    label, score = columns(home, batch), output.score
+    icl = label["click@home"] + sum(label[f"wanted_{k}@home"] * label[f"fit_{k}@home"] for k in ("search", "map"))
+    for k, name in enumerate(("search", "map")):
+        passed = score[f"fit_{name}@home"]
+        slope = score[f"wanted_{name}@home"] * passed * (1 - passed)
+        expected = batch.weight_B / 64 * (score["click@home"] - icl).sign() * slope
+        torch.testing.assert_close(kept["logit"].grad[:, k], expected)
+
+
+def test_a_prediction_may_exceed_one_and_is_truncated_where_a_probability_is_needed(home, batch):
+    task = exit_model(home, icl=False)
+    with torch.no_grad():
+        for tower in task.net.ipn.towers.children():
+            tower[1].bias.fill_(9.0)
+        task.net.selector.out.bias.fill_(9.0)
+    loss, output = task(batch)
+    assert (output.score["click@home"] > 2.9).all()
+    expected = bce(torch.tensor(1 - 2.0**-23), columns(home, batch)["click@home"], batch.weight_B) / 64
+    torch.testing.assert_close(output.loss["transfer"], expected)
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in task.parameters() if p.grad is not None)
+
+
+def test_scenes_reach_the_selector_alone_and_through_tables_of_their_own(home, batch):
+    task = exit_model(home)
+    scenes = {"slot", "place"}
+    changed = exit_model(home)
+    with torch.no_grad():
+        for name, parameter in changed.named_parameters():
+            if any(f"t_{scene}" in name for scene in scenes):
+                parameter.add_(1.0)
+    before, after = task(batch)[1].score, changed(batch)[1].score
+    for k in ("search", "map"):
+        assert torch.equal(before[f"wanted_{k}@home"], after[f"wanted_{k}@home"])
+        assert not torch.equal(before[f"fit_{k}@home"], after[f"fit_{k}@home"])
+    assert torch.equal(before["click@home/target"], after["click@home/target"])
+    output = task(batch)[1]
+    sum(part for name, part in output.loss.items() if name != "transfer").backward()
+    moved = {name for name, p in task.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert not any("selector" in name or f"t_{scene}" in name for name in moved for scene in scenes)
+    assert any("t_item" in name for name in moved)
+
+
+def test_without_the_selector_one_constant_serves_all_rows(home, batch):
+    output = exit_model(home, ssn=False)(batch)[1]
+    for k in ("search", "map"):
+        assert output.score[f"fit_{k}@home"].tolist() == [0.5] * 64
+        assert output.monitors[f"transfer/{k}"] == 0.5
+    full = exit_model(home)(batch)[1]
+    assert output.score["wanted_map@home"].shape == full.score["wanted_map@home"].shape
+    plain = dict(exit_model(home, ssn=False).named_parameters())
+    assert [name for name in plain if "selector" in name] == ["net.selector.logit_K"]
+
+
+def test_weights_of_rows_count(home, batch):
+    task = exit_model(home)
+    twice = replace(batch, weight_B=2 * batch.weight_B)
+    torch.testing.assert_close(task(twice)[0], 2 * task(batch)[0])
+
+
+def own(sources=SETTINGS["sources"]):
+    return {**sources, "search": {**sources["search"], "own": "click@search"}}
+
+
+def test_a_sources_own_rows_feed_its_tower_and_nothing_else(both):
+    batch = batch_of(both)
+    rows = batch.rows(0)
+    task = exit_model(both, sources=own())
+    output = task(batch)[1]
+    prob, label = output.score["click@search"], batch.label_BT[rows, 0]
+    torch.testing.assert_close(output.loss["bce/click@search"], bce(prob, label, batch.weight_B[rows]) / len(batch))
+    assert len(output.score["click@home"]) == len(batch) - len(prob)
+    output.loss["bce/click@search"].backward()
+    moved = {name for name, p in task.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    net = {name for name in moved if name.startswith("net.")}
+    assert any(name.startswith("net.ipn.towers.m_search") for name in net)
+    assert all(name.startswith(("net.ipn.towers.m_search", "net.vectors")) for name in net)
+
+
+def test_views_stand_behind_the_tasks_in_what_metrics_read(home, batch):
+    output = exit_model(home)(batch)[1]
+    matrix = score_matrix(home, batch, output, {"click@home/target": "click@home"})
+    assert matrix.shape == (64, len(TASKS) + 1)
+    torch.testing.assert_close(matrix[:, 0], output.score["click@home"])
+    torch.testing.assert_close(matrix[:, -1], output.score["click@home/target"])
+
+
+MAP = SETTINGS["sources"]["map"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "tasks", "message"),
+    [
+        ({"target": "buy@home"}, TASKS, "names task 'buy@home'; tasks in use are: click@home, wanted_search@home"),
+        (
+            {"sources": {"map": MAP}},
+            TASKS,
+            r"does not use task 'wanted_search@home'; leave it out: tasks: \[click@home, ",
+        ),
+        ({"sources": own()}, TASKS, "names task 'click@search'"),
+        (
+            {"sources": {"map": {**MAP, "own": "wanted_search@home"}}},
+            [TASKS[0], TASKS[1], *TASKS[3:]],
+            r"sources\.map\.own: 'wanted_search@home' lies in 'home', not in a source domain",
+        ),
+    ],
+)
+def test_tasks_that_do_not_fit_are_refused(home, settings, tasks, message):
+    with pytest.raises(UserError, match=message):
+        exit_model(home.only_tasks(tuple(tasks)), **settings)
+
+
+def test_a_label_of_other_rows_is_refused(both):
+    swapped = {"map": {"wanted": "click@search", "fit": "fit_map@home"}}
+    with pytest.raises(UserError, match=r"sources\.map: 'click@search' must be a label of the rows of 'click@home'"):
+        exit_model(both.only_tasks(("click@search", "click@home", "fit_map@home")), sources=swapped)
+
+
+def test_features_that_it_has_no_use_for_are_refused(home):
+    with pytest.raises(UserError, match="selects by scene"):
+        exit_model(home.without(("slot", "place")))
+    assert exit_model(home.without(("slot", "place")), ssn=False)
+    features = [
+        f.model_copy(update={"group": "specific", "domains": ("home",)}) if f.column == "hour" else f
+        for f in home.features
+    ]
+    with pytest.raises(UserError, match=r"no use for specific features \(hour\)"):
+        exit_model(home.model_copy(update={"features": tuple(features)}))
+
+
+def test_it_needs_a_source():
+    with pytest.raises(UserError, match="sources"):
+        validate(ExitSettings, {"target": "click@home", "sources": {}}, "run.yaml")

@@ -1,0 +1,188 @@
+"""EXIT: explicit interest transfer (arXiv 2407.20121).
+
+One stage. A tower per domain predicts the interest in it; the scene selector network says how much of each source
+interest is fit for the target, in this scene; the sum is the prediction, taught by the interest combination label.
+
+Shape legend: B rows of the target domain (their number divides no loss: that is the whole batch's), K sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+
+from torchrec_xd.batch import Batch
+from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
+from torchrec_xd.losses import absolute_error_sum, bce_sum, probability_bce_sum
+from torchrec_xd.models.task import Output, RowVectors, TrainTask, task_rows
+from torchrec_xd.modules.ipn import InterestPredictionNetwork
+from torchrec_xd.modules.ssn import ConstantSelector, SceneSelectorNetwork
+from torchrec_xd.schema import Schema
+from torchrec_xd.settings import Settings, UserError
+
+Widths = tuple[PositiveInt, ...]
+
+
+class SourceSettings(Settings):
+    """A source domain: the tasks (`<label>@<domain>`) whose labels say what the user wanted there."""
+
+    wanted: str
+    """`y_s`, of target rows: did the user act on the item in this source, within the label window."""
+    fit: str
+    """`c`, of target rows: is this source interest fit for the target."""
+    own: str | None = None
+    """Label of the source domain's own rows, if they are to teach its tower too (they feed nothing else)."""
+
+
+class ExitSettings(Settings):
+    """EXIT. Its labels come from `prepare`; which columns they are is said here."""
+
+    name: Literal["exit"] = "exit"
+    target: str
+    """Task of `y_t`: did the user act on the item in the target domain."""
+    sources: dict[str, SourceSettings] = Field(min_length=1)
+    """Any number, by name."""
+    widths: Widths = Field(default=(1024, 512, 64), min_length=1)
+    """Layers of every tower."""
+    scene_widths: Widths = (64,)
+    """Layers of the scene selector network."""
+    ssn: bool = True
+    """False is the ablation "w/o SSN": a learned constant per source."""
+    icl: bool = True
+    """False is the ablation "w/o ICL": no L1 term, the whole prediction learns `y_t` by cross entropy."""
+    transfer_loss: Literal["whole", "transfer"] = "whole"
+    """What the L1 term holds against what. whole: the prediction P against the label `y_icl`. transfer: `P_tr` against
+    `c`, over rows with `y_s = 1`. The summaries of the paper that we have allow both readings."""
+    target_weight: NonNegativeFloat = 1.0
+    """lambda 1, of the target tower's cross entropy."""
+    source_weight: NonNegativeFloat = 1.0
+    """lambda 2, of the source towers' cross entropies."""
+    transfer_weight: NonNegativeFloat = 1.0
+    """lambda 3, of the L1 term."""
+    sequence_pooling: Literal["attention", "mean"] = "attention"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def alone(self) -> str:
+        """Key of the target tower's own prediction, `P_t`, beside the whole one."""
+        return f"{self.target}/target"
+
+    def tasks(self) -> tuple[str, ...]:
+        """All tasks whose labels are read."""
+        sources = self.sources.values()
+        own = [source.own for source in sources if source.own is not None]
+        return (self.target, *(s.wanted for s in sources), *(s.fit for s in sources), *own)
+
+
+class ExplicitInterestTransfer(nn.Module):
+    """`P = P_t + sum_k P_s^k P_tr^k`: interest in the target, and what is fit of that in each source.
+
+    P may exceed 1. It is the score of the target task as it is; where a probability is needed (log loss, calibration,
+    what `score` writes) it is truncated to [0, 1].
+    """
+
+    def __init__(self, schema: Schema, settings: ExitSettings) -> None:
+        super().__init__()
+        self.schema, self.settings = schema, settings
+        self.names = [task.name for task in schema.tasks]
+        dims = layout(schema)
+        self.vectors = RowVectors(dims, settings.sequence_pooling, scene=False)
+        width = self.vectors.out_dim
+        domains = (settings.target, *settings.sources)
+        self.ipn = InterestPredictionNetwork(width, domains, settings.widths, settings.dropout)
+        self.selector: nn.Module = ConstantSelector(len(settings.sources))
+        if settings.ssn:
+            in_dim = width + dims.groups["scene"]
+            self.selector = SceneSelectorNetwork(in_dim, len(settings.sources), settings.scene_widths, settings.dropout)
+
+    def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
+        """Scores: the target task gets P and, as a view, `P_t`; `wanted` tasks get `P_s`, `fit` tasks `P_tr`."""
+        settings, sources = self.settings, self.settings.sources
+        rows = task_rows(self.schema, batch)
+        rows_BW = torch.cat(list(self.vectors(lookups).values()), dim=1)
+        own = rows[settings.target]
+        logit = {settings.target: self.ipn(rows_BW[own], settings.target)}
+        for name, source in sources.items():
+            logit[source.wanted] = self.ipn(rows_BW[own], name)
+            if source.own is not None:
+                logit[source.own] = self.ipn(rows_BW[rows[source.own]], name)
+        transfer_BK = self.selector(rows_BW[own], lookups.groups["scene"][own]).sigmoid()
+        score = {task: values.sigmoid() for task, values in logit.items()}
+        score |= {source.fit: transfer_BK[:, k] for k, source in enumerate(sources.values())}
+        score[settings.alone] = score[settings.target]
+        passed = [score[source.wanted] * score[source.fit] for source in sources.values()]
+        score[settings.target] = torch.stack([score[settings.alone], *passed]).sum(0)
+        monitors = {f"transfer/{name}": score[source.fit].detach().mean() for name, source in sources.items()}
+        return Output(score, self._loss(logit, score, rows, batch), monitors)
+
+    def _loss(
+        self, logit: Mapping[str, Tensor], score: Mapping[str, Tensor], rows: Mapping[str, slice], batch: Batch
+    ) -> dict[str, Tensor]:
+        """`l1 BCE(P_t, y_t) + l2 sum_k BCE(P_s^k, y_s^k) + l3 |P - y_icl|`, sums over their rows, divided by all."""
+        settings = self.settings
+        label = {task: batch.label_BT[rows[task], self.names.index(task)] for task in settings.tasks()}
+        weight_B = batch.weight_B[rows[settings.target]]
+        loss = {
+            f"bce/{task}": bce_sum(values, label[task], batch.weight_B[rows[task]])
+            * (settings.target_weight if task == settings.target else settings.source_weight)
+            for task, values in logit.items()
+        }
+        prob_B, sources = score[settings.target], settings.sources.values()
+        if not settings.icl:
+            transfer = probability_bce_sum(prob_B, label[settings.target], weight_B)
+        elif settings.transfer_loss == "whole":
+            fitting = [label[source.wanted] * label[source.fit] for source in sources]
+            label_B = torch.stack([label[settings.target], *fitting]).sum(0)
+            transfer = absolute_error_sum(prob_B, label_B, weight_B)
+        else:
+            errors = [
+                absolute_error_sum(score[source.fit], label[source.fit], weight_B * label[source.wanted])
+                for source in sources
+            ]
+            transfer = torch.stack(errors).sum()
+        loss["transfer"] = settings.transfer_weight * transfer
+        return {name: part / max(len(batch), 1) for name, part in loss.items()}
+
+
+def build_exit(schema: Schema, settings: ExitSettings, embeddings: EmbeddingSettings, seed: int) -> TrainTask:
+    """EXIT on one target domain and the labels of any number of sources.
+
+    Raises:
+        UserError: tasks that the schema lacks, that lie in the wrong domain, or that nothing uses; features that only
+            one domain has; no scenes for the scene selector network.
+    """
+    _check_tasks(schema, settings)
+    specific = [feature.column for feature in schema.features if feature.group == "specific"]
+    if specific:
+        raise UserError(
+            f"model 'exit' shares items between domains, and has no use for specific features ({', '.join(specific)}); "
+            "give them the group shared or context, or leave them out: without: [COLUMN]"
+        )
+    if settings.ssn and not any(feature.group == "scene" for feature in schema.features):
+        raise UserError("model 'exit' selects by scene: give some feature the group scene, or set model.ssn=false")
+    return TrainTask(Embeddings(schema, embeddings, seed), ExplicitInterestTransfer(schema, settings))
+
+
+def _check_tasks(schema: Schema, settings: ExitSettings) -> None:
+    domain_of = {task.name: task.domain for task in schema.tasks}
+    known = ", ".join(domain_of)
+    for task in settings.tasks():
+        if task not in domain_of:
+            raise UserError(f"model 'exit' names task '{task}'; tasks in use are: {known}")
+    unused = [task for task in domain_of if task not in settings.tasks()]
+    if unused:
+        used = ", ".join(settings.tasks())
+        raise UserError(f"model 'exit' does not use task '{unused[0]}'; leave it out: tasks: [{used}]")
+    target = domain_of[settings.target]
+    for name, source in settings.sources.items():
+        for task in (source.wanted, source.fit):
+            if domain_of[task] != target:
+                raise UserError(
+                    f"model.sources.{name}: '{task}' must be a label of the rows of '{settings.target}', in '{target}'"
+                )
+        if source.own is not None and domain_of[source.own] == target:
+            raise UserError(f"model.sources.{name}.own: '{source.own}' lies in '{target}', not in a source domain")
