@@ -4,14 +4,17 @@
     python -m tools.seeds exit --seeds 3 --out runs/exit-seeds
 
 Every run that is there already is reused; what a stop interrupted goes on. Writes `results.json` and `results.md`:
-mean and standard deviation over seeds, and per seed the paired bootstrap over users of the AUC difference.
+mean and standard deviation over seeds, and per seed the paired bootstrap over users of differences.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +27,7 @@ from tools.quickstart import EXIT, MKT, SINGLE
 from tools.references import boosted_scores, coupons
 from tools.tour import Model, Row, Tour, screen
 from torchrec_xd.config import load_config
-from torchrec_xd.statistics import Comparison, mean_spread, paired_bootstrap
+from torchrec_xd.statistics import Comparison, Metric, mean_spread, paired_bootstrap
 
 METRICS = ("auc", "gauc", "logloss", "calibration")
 BOOSTING = "boosting_coupons"
@@ -39,6 +42,8 @@ class Study:
     """Label of the model that is compared."""
     against: tuple[str, ...]
     """Labels of others."""
+    compared: tuple[Metric, ...] = ("auc", "gauc")
+    """Metrics that are compared."""
     scores: Callable[[Path, int], dict[str, Any]] = lambda data, seed: {}
     """Of data and seed: test scores of models that are no runs, by label."""
 
@@ -65,6 +70,7 @@ STUDIES = {
         ),
         model="MKT",
         against=("single domain", "MKT w/o TEM (stage 1)", "MKT w/o HFA", "MKT w/o PDL", BOOSTING),
+        compared=("auc", "logloss"),
         scores=_boosting,
     ),
     "exit": Study(
@@ -100,6 +106,7 @@ STUDIES = {
 def seeds(
     name: Annotated[Literal["mkt", "exit"], typer.Argument(help="Which study.")],
     count: Annotated[int, typer.Option("--seeds", help="Seeds 0 to this, less one.")] = 3,
+    jobs: Annotated[int, typer.Option(help="Seeds trained at a time, on one thread each if more than one.")] = 1,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the runs and results; runs/NAME-seeds unless told.")
     ] = None,
@@ -107,15 +114,29 @@ def seeds(
     """Train what is missing, compare on the test period, write the results."""
     study, out = STUDIES[name], out or Path(f"runs/{name}-seeds")
     tour = study.tour
-    rows: list[Row] = [{**row, "seed": seed} for seed in range(count) for row in tour.references(tour.data, seed)]
-    for model in tour.models:
-        for seed in range(count):
-            screen.rule(f"{model.label}, seed {seed}", align="left")
-            metrics = tour.train(model, out / str(seed), seed)
-            speed = metrics["train"]["rows_per_second"]
-            rows += [{**row, "seed": seed, "rows_per_second": speed} for row in tour.rows(model.label, metrics)]
-            write(rows, [], out)
+    if jobs > 1:
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that train: together they fill the cores
+    with ThreadPoolExecutor(jobs) as pool:
+        done = list(pool.map(lambda seed: train_all(tour, out / str(seed), seed), range(count)))
+    rows = [row for seed in range(count) for row in [*seeded(tour.references(tour.data, seed), seed), *done[seed]]]
+    write(rows, [], out)
     write(rows, [found for seed in range(count) for found in compare(study, out / str(seed), seed)], out)
+
+
+def train_all(tour: Tour, out: Path, seed: int) -> list[Row]:
+    """The rows of all models with one seed; trained in order, as one may begin with another."""
+    rows: list[Row] = []
+    for model in tour.models:
+        screen.rule(f"{model.label}, seed {seed}", align="left")
+        metrics = tour.train(model, out, seed)
+        speed = metrics["train"]["rows_per_second"]
+        rows += [{**row, "rows_per_second": speed} for row in seeded(tour.rows(model.label, metrics), seed)]
+    return rows
+
+
+def seeded(rows: list[Row], seed: int) -> list[Row]:
+    """The rows with their seed."""
+    return [{**row, "seed": seed} for row in rows]
 
 
 def compare(study: Study, runs: Path, seed: int) -> list[Row]:
@@ -126,12 +147,11 @@ def compare(study: Study, runs: Path, seed: int) -> list[Row]:
     score |= {label: tour.scores(run_of[label]) for label in (study.model, *study.against) if label in run_of}
     label, user, weight = test_rows(tour)
     found = []
-    for other in study.against:
-        result: Comparison = paired_bootstrap(
-            score[study.model], score[other], label, user, weight, metric="auc", seed=seed
-        )
+    for other, metric in product(study.against, study.compared):
+        pair = score[study.model], score[other]
+        result: Comparison = paired_bootstrap(*pair, label, user, weight, metric=metric, seed=seed)
         numbers = {"delta": result.delta, "low": result.low, "high": result.high}
-        found.append({"model": study.model, "against": other, "seed": seed, **numbers})
+        found.append({"model": study.model, "against": other, "metric": metric, "seed": seed, **numbers})
     return found
 
 
@@ -156,11 +176,10 @@ def write(rows: list[Row], comparisons: list[Row], out: Path) -> None:
         chosen = [row for row in rows if (row["model"], row["slice"]) == (model, group)]
         cells = [_mean([row[metric] for row in chosen]) for metric in METRICS]
         lines.append(f"| {model} | {group} | {' | '.join(cells)} | {len(chosen)} |")
-    lines += ["", "| AUC of | less that of | seed | difference | 95 % interval |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {c['model']} | {c['against']} | {c['seed']} | {c['delta']:+.4f} | {c['low']:+.4f} to {c['high']:+.4f} |"
-        for c in comparisons
-    ]
+    lines += ["", "| model | less | metric | seed | difference | 95 % interval |", "|---|---|---|---|---|---|"]
+    for c in comparisons:
+        names = f"{c['model']} | {c['against']} | {c['metric']} | {c['seed']}"
+        lines.append(f"| {names} | {c['delta']:+.4f} | {c['low']:+.4f} to {c['high']:+.4f} |")
     (out / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
