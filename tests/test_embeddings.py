@@ -65,7 +65,7 @@ def test_a_sequence_queries_with_the_rows_own_id_of_its_table(schema, batch):
 
 
 def test_first_weights_depend_on_table_name_and_seed_alone(schema):
-    whole, part = embeddings(schema), embeddings(schema, only=("post",))
+    whole, part = embeddings(schema), embeddings(schema, batches=schema.only(("post",)))
     shared = set(part.state_dict()) & set(whole.state_dict())
     assert any("t_item" in name for name in shared)  # read through hist
     for name in shared:
@@ -78,7 +78,8 @@ def test_first_weights_depend_on_table_name_and_seed_alone(schema):
 
 
 def test_tables_that_the_domains_do_not_read_are_not_built(schema):
-    names = {config.name for config in table_configs(Embeddings(schema, EmbeddingSettings(), 0, only=("post",)))}
+    part = Embeddings(schema, EmbeddingSettings(), 0, batches=schema.only(("post",)))
+    names = {config.name for config in table_configs(part)}
     assert "t_style" in names
     assert "t_tags" not in names
 

@@ -1,10 +1,15 @@
-"""Plan how embedding tables are sharded over a cluster: `python -m tools.plan CONFIG | --tables FILE`."""
+"""Plan how embedding tables are sharded over a cluster: `python -m tools.plan CONFIG | --tables FILE`.
+
+Instead of planning, --diff compares two plans, --check a plan with its run, and --calibrate measures this machine.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -13,18 +18,20 @@ import typer
 import yaml
 from rich.console import Console
 
-from tools.workload import list_workload, with_wishes
+from tools.workload import Workload, list_workload, with_wishes
 from torchrec_xd.planner.advice import explain, remedies
+from torchrec_xd.planner.check import check_run
 from torchrec_xd.planner.comparison import StockPlan, stock_plan
-from torchrec_xd.planner.console import check_view, comparison_view, plan_view, verdicts_view
+from torchrec_xd.planner.console import check_view, comparison_view, lookups_view, plan_view, verdicts_view
+from torchrec_xd.planner.measurement import RankLookups, measure_ranks
 from torchrec_xd.planner.measurement import calibrate as measured_costs
-from torchrec_xd.planner.measurement import check_ranks
 from torchrec_xd.planner.page import save_page
 from torchrec_xd.planner.plan import diff_plans, read_plan
 from torchrec_xd.planner.planning import InfeasibleError, Planning, make_plan
-from torchrec_xd.planner.tables import OptimizerName, WeightType, default_sharders
+from torchrec_xd.planner.tables import OptimizerName, WeightType
 from torchrec_xd.planner.topology import Cluster, load_cluster
 from torchrec_xd.settings import UserError
+from torchrec_xd.world import peak_memory
 
 CLUSTERS = Path(__file__).parent.parent / "configs" / "clusters"
 """Named cluster profiles."""
@@ -53,7 +60,12 @@ def plan(
     weights: Annotated[WeightType | None, typer.Option(help="Weight type; a config's own, else fp32.")] = None,
     optimizer: Annotated[OptimizerName | None, typer.Option(help="A config's own, else rowwise_adagrad.")] = None,
     pooling: Annotated[Path | None, typer.Option(help="YAML, feature: mean ids per sample.")] = None,
-    measure_pooling: Annotated[bool, typer.Option(help="Take these means from the config's training files.")] = False,
+    measure_pooling: Annotated[
+        bool, typer.Option("--measure-pooling", help="Take these means from the config's training files.")
+    ] = False,
+    measure_lookups: Annotated[
+        bool, typer.Option("--measure-lookups", help="Run each rank's lookups here, beside their estimates.")
+    ] = False,
     constraints: Annotated[Path | None, typer.Option(help="YAML with 'constraints': pins, bans, co-locations.")] = None,
     effort: Annotated[int | None, typer.Option(help="Vain attempts after which the search ends.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the plan (JSON) that training loads.")] = None,
@@ -61,17 +73,25 @@ def plan(
     html: Annotated[Path | None, typer.Option(help="Write a report to be read in a browser.")] = None,
     table: Annotated[str | None, typer.Option("--explain", help="Why this table is sharded as it is.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Run torchrec's default planner as well.")] = False,
-    diff: Annotated[tuple[Path, Path] | None, typer.Option(help="What two plans differ in.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Run each rank's lookups here: estimated, measured.")] = False,
-    calibrate: Annotated[Path | None, typer.Option(help="Measure lookups here; write a cluster profile.")] = None,
+    diff: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Instead of planning: what two plans differ in.")
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Instead of planning: a finished run's memory and time beside its plan's."),
+    ] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Instead of planning: measure lookups here, write a cluster profile.")
+    ] = None,
 ) -> None:
     """Plan, explain, compare. Exit code 2 where no plan fits or what was asked is wrong."""
-    # Torchrec warns about its own planner's defaults, which are not used here.
-    logging.getLogger("torchrec").setLevel(logging.ERROR)
-    try:
+    with _told_as_user_errors(), _quiet_torchrec():
+        _refuse_ambiguity(config, tables, {"--diff": diff, "--check": check, "--calibrate": calibrate})
         if diff is not None:
-            lines = diff_plans(read_plan(diff[0]), read_plan(diff[1]))
-            screen.print("\n".join(lines) if lines else "the plans are equal", markup=False)
+            _diff(*diff)
+            return
+        if check is not None:
+            _check(check, report)
             return
         machine = load_cluster(cluster, CLUSTERS).with_changes(
             world_size=world_size,
@@ -85,36 +105,88 @@ def plan(
         if calibrate is not None:
             _calibrate(machine, optimizer or "rowwise_adagrad", calibrate)
             return
-        if (config is None) == (tables is None):
-            raise UserError("give either a config (python -m tools.plan CONFIG) or a table list (--tables FILE)")
-        if config is not None:
-            # Data, models and trainer are of no use to a table list.
-            from tools.run_workload import config_workload  # noqa: PLC0415
-
-            work = config_workload(config, weights, optimizer, measure_pooling=measure_pooling)
-        else:
-            assert tables is not None
-            if measure_pooling:
-                raise UserError("--measure-pooling needs a config: a table list has no data")
-            work = list_workload(tables, weights or "fp32", optimizer or "rowwise_adagrad")
+        work = _workload(config, tables, weights, optimizer, measure_pooling=measure_pooling)
         settings = with_wishes(work.settings, pooling, constraints, batch_size=batch_size, effort=effort)
         try:
-            planning = make_plan(work.module, default_sharders(), machine, settings)
+            planning = make_plan(work.module, work.sharders, machine, settings)
         except InfeasibleError as error:
             _fail(error, report)
-        stock = stock_plan(work.module, default_sharders(), machine, settings) if compare else None
+        stock = stock_plan(work.module, work.sharders, machine, settings) if compare else None
         _show(planning, stock, table)
-        if check:
-            screen.print(check_view(check_ranks(planning, optimizer or "rowwise_adagrad")))
+        lookups = measure_ranks(planning, optimizer or work.optimizer) if measure_lookups else None
+        if lookups is not None:
+            screen.print(lookups_view(lookups))
         if out is not None:
             planning.plan.save(out)
         if html is not None:
             save_page(planning.plan, html)
         if report is not None:
-            _write(report, _summary(planning, stock))
+            _write(report, _summary(planning, stock, lookups))
+
+
+@contextmanager
+def _told_as_user_errors() -> Iterator[None]:
+    try:
+        yield
     except UserError as error:
         screen.print("error:", str(error), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(EXIT_USER_ERROR) from None
+
+
+@contextmanager
+def _quiet_torchrec() -> Iterator[None]:
+    """Torchrec warns about its own planner's defaults, which are not used here."""
+    logger = logging.getLogger("torchrec")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _refuse_ambiguity(config: Path | None, tables: Path | None, alone: dict[str, object]) -> None:
+    given = [name for name, value in alone.items() if value is not None]
+    sources = [name for name, value in {"CONFIG": config, "--tables": tables}.items() if value is not None]
+    if given and len(given) + len(sources) > 1:
+        raise UserError(f"{given[0]} is done instead of planning; leave out: {', '.join([*given[1:], *sources])}")
+    if not given and len(sources) != 1:
+        raise UserError("give either a config (python -m tools.plan CONFIG) or a table list (--tables FILE)")
+
+
+def _workload(
+    config: Path | None,
+    tables: Path | None,
+    weights: WeightType | None,
+    optimizer: OptimizerName | None,
+    *,
+    measure_pooling: bool,
+) -> Workload:
+    if config is not None:
+        # Data, models and trainer are of no use to a table list.
+        from tools.run_workload import config_workload  # noqa: PLC0415
+
+        return config_workload(config, weights, optimizer, measure_pooling=measure_pooling)
+    assert tables is not None
+    if measure_pooling:
+        raise UserError("--measure-pooling needs a config: a table list has no data")
+    return list_workload(tables, weights or "fp32", optimizer or "rowwise_adagrad")
+
+
+def _diff(before: Path, after: Path) -> None:
+    lines = diff_plans(read_plan(before), read_plan(after))
+    screen.print("\n".join(lines) if lines else "the plans are equal", markup=False)
+
+
+def _check(run: Path, report: Path | None) -> None:
+    checks = check_run(run)
+    screen.print(check_view(checks))
+    if report is not None:
+        ranks = [
+            {**asdict(c), "estimated_ms": c.estimated_ms, "bytes_ratio": c.bytes_ratio, "ms_ratio": c.ms_ratio}
+            for c in checks
+        ]
+        _write(report, {"run": str(run), "ranks": ranks})
 
 
 def _calibrate(machine: Cluster, optimizer: OptimizerName, path: Path) -> None:
@@ -138,7 +210,7 @@ def _show(planning: Planning, stock: StockPlan | None, table: str | None) -> Non
         screen.print(comparison_view(planning.plan, planning.seconds, stock))
 
 
-def _summary(planning: Planning, stock: StockPlan | None) -> dict[str, Any]:
+def _summary(planning: Planning, stock: StockPlan | None, lookups: Sequence[RankLookups] | None) -> dict[str, Any]:
     plan = planning.plan
     content: dict[str, Any] = {
         "feasible": True,
@@ -157,6 +229,8 @@ def _summary(planning: Planning, stock: StockPlan | None) -> dict[str, Any]:
             "largest_hbm": stock.largest_hbm,
             "largest_ddr": stock.largest_ddr,
         }
+    if lookups is not None:
+        content["lookups"] = [asdict(rank) for rank in lookups]
     return content
 
 
@@ -184,8 +258,8 @@ def _fail(error: InfeasibleError, report: Path | None) -> NoReturn:
 
 
 def _peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Largest resident memory of this process so far, MiB."""
+    return peak_memory(torch.device("cpu")) / 2**20
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from torchrec_xd.planner.tables import OptimizerName, WeightType, schema_tables,
 from torchrec_xd.run import build
 from torchrec_xd.schema import Schema, load_schema
 from torchrec_xd.settings import UserError, load_yaml
+from torchrec_xd.sharding import sharders
 
 ROW_GROUPS_MEASURED = 8
 """Row groups of each domain that `measured_pooling` reads."""
@@ -35,18 +36,19 @@ def config_workload(
     if "features" in load_yaml(path):
         schema = load_schema(path)
         embeddings = Embeddings(schema, EmbeddingSettings(dtype=weights or "fp32"), seed=0)
-        set_optimizer(embeddings, optimizer or "rowwise_adagrad")
         means = measured_pooling(schema) if measure_pooling else {}
+        settings = PlannerSettings(pooling=schema_tables(schema, means).pooling())
+        chosen = optimizer or "rowwise_adagrad"
+        set_optimizer(embeddings, chosen)
         # The path under which a trained model holds its tables.
-        return Workload(
-            nn.ModuleDict({"embeddings": embeddings}), PlannerSettings(pooling=schema_tables(schema, means).pooling())
-        )
+        return Workload(nn.ModuleDict({"embeddings": embeddings}), chosen, sharders(), settings)
     config = load_config(path)
     if weights is not None:
         config = config.model_copy(update={"embeddings": config.embeddings.model_copy(update={"dtype": weights})})
     schema = config.schema_in_use
     task = build(config)
-    set_optimizer(task.embeddings, optimizer or config.optimizer.tables.name)
+    chosen = optimizer or config.optimizer.tables.name
+    set_optimizer(task.embeddings, chosen)
     if task.teacher is not None:
         # Frozen tables keep no optimizer state.
         set_optimizer(task.teacher, "sgd")
@@ -56,7 +58,7 @@ def config_workload(
         pooling=schema_tables(schema, means).pooling(),
         constraints=config.sharding.wishes,
     )
-    return Workload(task, settings)
+    return Workload(task, chosen, sharders(), settings)
 
 
 def measured_pooling(schema: Schema) -> dict[str, float]:

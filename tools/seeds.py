@@ -54,6 +54,8 @@ def _boosting(data: Path, seed: int) -> dict[str, Any]:
 
 
 FINETUNE, EXIT_CONFIG = "configs/mkt_cj_finetune.yaml", "configs/exit_cj.yaml"
+WEIGHTED = ("trainer.weighted=true",)
+"""The loss honours row weights, as the metrics do."""
 STUDIES = {
     "mkt": Study(
         replace(
@@ -78,6 +80,10 @@ STUDIES = {
             EXIT,
             models=(
                 *EXIT.models,
+                *(
+                    Model(f"{model.label}, weighted", f"{model.run}_weighted", model.config, assign=WEIGHTED)
+                    for model in EXIT.models
+                ),
                 Model("w/o SSN", "wo_ssn", "configs/exit_cj_wo_ssn.yaml"),
                 Model("w/o ICL", "wo_icl", "configs/exit_cj_wo_icl.yaml"),
                 Model("scenes coarse", "coarse", "configs/exit_cj_coarse.yaml"),
@@ -98,7 +104,14 @@ STUDIES = {
             ),
         ),
         model="EXIT",
-        against=("target only", "shared bottom", "w/o SSN", "w/o ICL"),
+        against=(
+            "target only",
+            "shared bottom",
+            "target only, weighted",
+            "shared bottom, weighted",
+            "w/o SSN",
+            "w/o ICL",
+        ),
     ),
 }
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
+from torchrec_xd.planner.lists import load_constraints, load_tables
 from torchrec_xd.planner.planning import PlannerSettings
-from torchrec_xd.planner.tables import OptimizerName, TableModule, WeightType, load_tables, set_optimizer
+from torchrec_xd.planner.tables import OptimizerName, Sharders, TableModule, WeightType, default_sharders, set_optimizer
 from torchrec_xd.settings import UserError, load_yaml, validate
 
 
@@ -17,6 +19,10 @@ class Workload:
     """A module on the meta device and how it is to be planned."""
 
     module: nn.Module
+    optimizer: OptimizerName
+    """Fused into the tables that are trained."""
+    sharders: Sharders
+    """What offers ways to shard them."""
     settings: PlannerSettings
 
 
@@ -29,7 +35,9 @@ def list_workload(path: Path, weights: WeightType, optimizer: OptimizerName) -> 
     listed = load_tables(path)
     module = TableModule(listed, weights)
     set_optimizer(module, optimizer)
-    return Workload(module, PlannerSettings(pooling=listed.pooling(), constraints=listed.constraints))
+    return Workload(
+        module, optimizer, default_sharders(), PlannerSettings(pooling=listed.pooling(), constraints=listed.constraints)
+    )
 
 
 def with_wishes(
@@ -45,20 +53,17 @@ def with_wishes(
     Raises:
         UserError: a file's fault, or a value out of range.
     """
-    content = settings.model_dump()
-    if batch_size is not None:
-        content["batch_size"] = batch_size
-    if effort is not None:
-        content["effort"] = effort
-    if pooling is not None:
-        given = load_yaml(pooling)
-        for feature in given:
-            if feature not in content["pooling"]:
-                raise UserError(f"{pooling}: no feature '{feature}'; features: {', '.join(content['pooling'])}")
-        content["pooling"] = {**content["pooling"], **given}
+    given: dict[str, Any] = {"batch_size": batch_size, "effort": effort}
+    content = {**settings.model_dump(), **{key: value for key, value in given.items() if value is not None}}
+    wished = validate(PlannerSettings, content, "flags")
     if constraints is not None:
-        wishes = load_yaml(constraints)
-        if set(wishes) != {"constraints"}:
-            raise UserError(f"{constraints}: expected the one key 'constraints', got: {', '.join(wishes)}")
-        content["constraints"] = [*content["constraints"], *wishes["constraints"]]
-    return validate(PlannerSettings, content, str(constraints or pooling or "flags"))
+        wished = wished.model_copy(update={"constraints": (*wished.constraints, *load_constraints(constraints))})
+    return wished if pooling is None else _with_means(wished, pooling)
+
+
+def _with_means(settings: PlannerSettings, path: Path) -> PlannerSettings:
+    means = load_yaml(path)
+    for feature in means:
+        if feature not in settings.pooling:
+            raise UserError(f"{path}: no feature '{feature}'; features: {', '.join(settings.pooling)}")
+    return validate(PlannerSettings, {**settings.model_dump(), "pooling": {**settings.pooling, **means}}, str(path))

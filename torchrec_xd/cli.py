@@ -84,13 +84,17 @@ def train(
     run_dir: Annotated[Path, typer.Option(help="Folder for everything the run writes.")],
     assign: Annotated[list[str] | None, typer.Option("--set", help="a.b=VALUE on top of the config.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --run-dir.")] = False,
+    restartable: Annotated[
+        bool,
+        typer.Option("--restartable", help="Resume if --run-dir holds this run, else begin; leave a finished one."),
+    ] = False,
 ) -> None:
     """Train, validate and evaluate one model."""
     from torchrec_xd.config import load_config
     from torchrec_xd.run import train as run_train
 
     settings = load_config(config, assign)
-    content = run_train(settings, run_dir, resume=resume)
+    content = run_train(settings, run_dir, resume=resume, restartable=restartable)
     if os.environ.get("RANK", "0") == "0":
         screen.print(metric_table(content, f"{run_dir}: {settings.model.name}, {content['split']}"))
 
@@ -109,6 +113,8 @@ def evaluate(
     from torchrec_xd.run import evaluate_run
 
     report = evaluate_run(run, split, checkpoint, page)
+    if os.environ.get("RANK", "0") != "0":
+        return
     if out is not None:
         out.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     screen.print(metric_table(report, f"{run}: {split}"))

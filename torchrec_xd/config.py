@@ -34,7 +34,7 @@ class RunConfig(Settings):
     without: tuple[str, ...] = ()
     """Features that are left out."""
     init_from: Path | None = None
-    """Run folder that the model begins with (mkt_finetune: the stage-1 run)."""
+    """Run folder that the model begins with (mkt_finetune: the stage-1 run; single: the source's, to fine-tune it)."""
     init_checkpoint: Literal["last", "best"] = "best"
     """Which checkpoint of it: the one with the best validation score, or the last."""
     train_on_valid: bool = False
@@ -75,10 +75,10 @@ class RunConfig(Settings):
         for task in self.monitor_tasks or ():
             if task not in names:
                 raise ValueError(f"monitor_tasks: '{task}' is no task in use; these are: {', '.join(names)}")
-        begins = MODELS[self.model.name].transfer is not None
-        if begins and self.init_from is None:
+        transfer = MODELS[self.model.name].transfer
+        if transfer is not None and transfer.required and self.init_from is None:
             raise ValueError(f"model '{self.model.name}' begins with another run: set init_from to its folder")
-        if not begins and self.init_from is not None:
+        if transfer is None and self.init_from is not None:
             raise ValueError(f"model '{self.model.name}' takes nothing from another run: remove init_from")
         return self
 

@@ -9,9 +9,9 @@ Shape legend: B rows of the batch, B_d rows of domain d, F features, N specific 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ from torchrec_xd.modules.numeric import NumericEmbedding
 from torchrec_xd.schema import Feature, Group, Schema, Table
 from torchrec_xd.settings import Settings, UserError
 
+BLOCK_ROWS = 1 << 20
+"""Rows of a table that are drawn at a time."""
 FLAT_GROUPS: tuple[Group, ...] = ("user", "shared", "context", "scene")
 """Groups that every row carries; `specific` and `sequence` have shapes of their own."""
 
@@ -103,16 +105,15 @@ class Embeddings(nn.Module):
     Args:
         schema: what the lookups are laid out by.
         seed: a table's first weights depend on it and on the table's name, not on the order of tables or the plan.
-        only: domains that batches will hold, all unless told: features that no such domain has get no table, and read
-            as zero, just as they do on these domains' rows of a mixed batch.
+        batches: schema of the batches that will be read, the same one unless told: features that it lacks get no table,
+            and read as zero, just as they do on the rows of a mixed batch whose domain lacks them.
     """
 
-    def __init__(
-        self, schema: Schema, settings: EmbeddingSettings, seed: int, only: tuple[str, ...] | None = None
-    ) -> None:
+    def __init__(self, schema: Schema, settings: EmbeddingSettings, seed: int, batches: Schema | None = None) -> None:
         super().__init__()
         self.schema = schema
-        self.read = schema.only(only) if only else schema
+        self.read = schema if batches is None else _common(schema, batches)
+        self.batch_dense = [f.column for f in (batches or schema).features if f.kind == "dense"]
         tables = self.read.tables()
         dtype = {"fp32": DataType.FP32, "fp16": DataType.FP16}[settings.dtype]
         meta = torch.device("meta")
@@ -124,7 +125,7 @@ class Embeddings(nn.Module):
                 "embedding_dim": table.dim,
                 "feature_names": [f.column for f in table.features],
                 "data_type": dtype,
-                "init_fn": _initialiser(table.name, settings.init_std, seed),
+                "init_fn": Initialiser(table.name, table.rows, settings.init_std, seed),
             }
 
         pooled = [EmbeddingBagConfig(**described(t), pooling=_pooling(t)) for t in tables if not t.sequential]
@@ -163,12 +164,13 @@ class Embeddings(nn.Module):
         return Lookups(groups, specific, sequences, rows)
 
     def _numeric_vectors(self, dense_BN: Tensor) -> dict[str, Tensor]:
-        dense = [f for f in self.read.features if f.kind == "dense"]
-        vectors = {}
-        for name, module in self.numeric.items():
-            columns = [i for i, f in enumerate(dense) if f"dim_{self.schema.dim_of(f)}" == name]
-            embedded = module(dense_BN if len(columns) == len(dense) else dense_BN[:, columns]).unbind(1)
-            vectors.update({dense[i].column: vector for i, vector in zip(columns, embedded, strict=True)})
+        vectors: dict[str, Tensor] = {}
+        for module in self.numeric.values():
+            columns = [name.removeprefix("n_") for name in cast(NumericEmbedding, module).names]
+            given = (
+                dense_BN if columns == self.batch_dense else dense_BN[:, [self.batch_dense.index(c) for c in columns]]
+            )
+            vectors.update(zip(columns, module(given).unbind(1), strict=True))
         return vectors
 
     def _concat(self, vectors: Mapping[str, Tensor], group: Group, batch: Batch) -> Tensor:
@@ -199,6 +201,13 @@ class Embeddings(nn.Module):
         return Sequence(keys_BLD, jagged[feature.column].lengths(), query_BD)
 
 
+def _common(schema: Schema, batches: Schema) -> Schema:
+    """The features of `schema` that `batches` has too, on its domains."""
+    columns = {f.column for f in batches.features}
+    features = tuple(f for f in schema.features if f.column in columns)
+    return schema.model_copy(update={"domains": batches.domains, "tasks": batches.tasks, "features": features})
+
+
 def _first(jagged: JaggedTensor) -> Tensor:
     """An id feature from an unpooled lookup: `[B, D]`, zero where the id is missing."""
     padded_B1D: Tensor = jagged.to_padded_dense(1)
@@ -213,16 +222,54 @@ def _pooling(table: Table) -> PoolingType:
     return PoolingType.MEAN if poolings == {"mean"} else PoolingType.SUM
 
 
-def _initialiser(name: str, std: float, seed: int) -> Callable[[Tensor], Tensor]:
-    @torch.no_grad()
-    def fill(weight: Tensor) -> Tensor:
-        if weight.device.type == "meta":
-            return weight
-        # 32 bits, as the CPU's generator drops the upper half of a longer seed.
-        generator = torch.Generator(weight.device).manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
-        return weight.normal_(0.0, std, generator=generator)
+@dataclass(frozen=True)
+class Initialiser:
+    """First weights of one table, the same wherever its parts lie: drawn in blocks of rows, each with its own seed."""
 
-    return fill
+    name: str
+    rows: int
+    std: float
+    seed: int
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """Fill a whole table `[rows, dim]`; what has no memory, or lies on another rank, stays as it is."""
+        if weight.device.type == "meta" or not weight.numel():
+            return weight
+        return self.fill(weight, 0, 0, weight.shape[1])
+
+    @torch.no_grad()
+    def fill(self, part: Tensor, row: int, column: int, dim: int) -> Tensor:
+        """Fill a part of a table of width `dim` that begins at (row, column); needs the memory of one block besides."""
+        end, width = row + len(part), part.shape[1]
+        for start in range(row - row % BLOCK_ROWS, end, BLOCK_ROWS):
+            stop = min(start + BLOCK_ROWS, self.rows)
+            first, last = max(start, row), min(stop, end)
+            inside = part[first - row : last - row]
+            if (first, last, width) == (start, stop, dim):
+                self._draw(inside, start)
+            else:
+                block = self._draw(part.new_empty(stop - start, dim), start)
+                inside.copy_(block[first - start : last - start, column : column + width])
+        return part
+
+    def _draw(self, block: Tensor, start: int) -> Tensor:
+        # 32 bits, as the CPU's generator drops the upper half of a longer seed.
+        text = f"{self.seed}/{self.name}" + (f"/{start}" if start else "")
+        generator = torch.Generator(block.device).manual_seed(zlib.crc32(text.encode()))
+        return block.normal_(0.0, self.std, generator=generator)
+
+
+def weight_prefixes(schema: Schema) -> dict[str, str]:
+    """Table or dense column to where `Embeddings(schema)` keeps its weights: a prefix, for a dense column a name."""
+    return {
+        **{
+            t.name: f"{'sequences.embeddings' if t.sequential else 'bags.embedding_bags'}.{t.name}."
+            for t in schema.tables()
+        },
+        **{
+            f.column: f"numeric.dim_{schema.dim_of(f)}.lines.n_{f.column}" for f in schema.features if f.kind == "dense"
+        },
+    }
 
 
 def table_parameters(module: nn.Module) -> Iterable[nn.Parameter]:
@@ -236,6 +283,17 @@ def table_configs(module: nn.Module) -> Iterable[BaseEmbeddingConfig]:
     for collection in _collections(module):
         pooled = isinstance(collection, EmbeddingBagCollection)
         yield from collection.embedding_bag_configs() if pooled else collection.embedding_configs()
+
+
+def table_initialisers(module: nn.Module) -> dict[str, Initialiser]:
+    """Name of each table's parameter inside `module` to what gives it its first weights."""
+    found: dict[str, Initialiser] = {}
+    for path, part in module.named_modules():
+        if isinstance(part, EmbeddingBagCollection):
+            found |= {f"{path}.embedding_bags.{c.name}.weight": c.init_fn for c in part.embedding_bag_configs()}
+        elif isinstance(part, EmbeddingCollection):
+            found |= {f"{path}.embeddings.{c.name}.weight": c.init_fn for c in part.embedding_configs()}
+    return found
 
 
 def _collections(module: nn.Module) -> Iterable[EmbeddingBagCollection | EmbeddingCollection]:

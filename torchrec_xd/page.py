@@ -62,5 +62,5 @@ def _html(part: str | Grid | go.Figure) -> str:
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in part.header)
         rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in part.rows)
         return f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
-    figure: Any = plotly.io.to_html(part, full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+    figure: Any = plotly.io.to_html(part, full_html=False, include_plotlyjs=False, config={"displayModeBar": False})
     return str(figure)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from torchrec_xd.batch import Position
-from torchrec_xd.checkpoint import Checkpoints, transfer
+from torchrec_xd.checkpoint import Checkpoints, Saved, transfer
 from torchrec_xd.config import RunConfig, load_run
 from torchrec_xd.data.loader import Loader
 from torchrec_xd.data.predictions import PredictionWriter
@@ -25,30 +25,37 @@ from torchrec_xd.metrics import Evaluation, Report
 from torchrec_xd.models import MODELS
 from torchrec_xd.models.exit import ExitSettings
 from torchrec_xd.models.task import TrainTask, task_rows
-from torchrec_xd.planner import plan_run, this_machine
+from torchrec_xd.planner import METRICS_FILE, PLAN_FILE, RankMeasured, plan_run, this_machine
 from torchrec_xd.report import TransferTally, save_report
 from torchrec_xd.schema import Schema, Split
 from torchrec_xd.settings import UserError
-from torchrec_xd.sharding import Optimizers, fuse_optimizers, shard, sharders
-from torchrec_xd.trainer import Training, evaluate, fit, predict
-from torchrec_xd.world import World, process_group
+from torchrec_xd.sharding import Optimizers, fuse_optimizers, shard, sharders, table_bytes
+from torchrec_xd.trainer import Summary, Training, evaluate, fit, predict
+from torchrec_xd.world import World, peak_memory, process_group
 
 logger = logging.getLogger(__name__)
 Choice = Literal["best", "last"]
 
 
-def train(config: RunConfig, directory: Path, *, resume: bool = False) -> dict[str, Any]:
+def train(config: RunConfig, directory: Path, *, resume: bool = False, restartable: bool = False) -> dict[str, Any]:
     """Train, validate after every epoch, evaluate at the end; returns what metrics.json says.
 
-    The folder then holds config.yaml, log.txt, metrics.jsonl, tensorboard/, checkpoints/ and metrics.json (of the best
-    checkpoint where the run validated, else of the last).
+    With `resume` a begun run goes on from its last checkpoint; with `restartable` one does if the folder holds one, and
+    a finished one is left as it is: what a launcher may start any number of times.
+
+    The folder then holds config.yaml, plan.json, log.txt, metrics.jsonl, tensorboard/, checkpoints/ and metrics.json
+    (of the best checkpoint where the run validated, else of the last).
 
     Raises:
         UserError: the folder holds another run, or anything in config or data is not as it must be; nothing is written.
     """
+    resume = resume or (restartable and (directory / "config.yaml").is_file())
     _check_folder(config, directory, resume)
     schema = config.schema_in_use
     with process_group() as world:
+        resume = world.any(resume)  # a node may see late what another wrote into a shared folder
+        if restartable and (done := world.from_first(_finished(directory) if world.first else None)):
+            return done
         share = Share(world.rank, world.size, config.seed)
         loader = Loader(schema, config.loader, "train", share)
         _refuse_empty_batches(loader, "train", world)
@@ -57,16 +64,17 @@ def train(config: RunConfig, directory: Path, *, resume: bool = False) -> dict[s
         task = build(config)
         _begin_folder(config, directory, world)
         with RunLog(directory, world.rank) as log, _threads(config):
-            model, optimizers = sharded(task, config, world)
+            model, optimizers = sharded(task, config, world, directory / PLAN_FILE)
             if config.init_from is not None:
                 _begin_from(config, config.init_from, model, directory, world)
             checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint, world, schema.fingerprint())
-            saved = checkpoints.resume(model, optimizers) if resume else None
-            start = saved.position if saved else Position(0, 0)
+            saved = checkpoints.resume(model, optimizers, log.say) if resume else None
+            start = _position(saved, loader, config, log) if saved else Position(0, 0)
             log.truncate_after(saved.step if saved else 0)
             log.say(f"{directory}: {config.model.name} on {', '.join(schema.domains)}, {loader.rows:,} rows an epoch")
             training = Training(model, optimizers, config.trainer, world)
             summary = fit(training, loader, log, checkpoints, lambda: _score(valid, model, config), start=start)
+            ranks = world.gather(_this_rank(model, optimizers, summary, world))
             chosen = checkpoints.best()
             assert chosen is not None
             if chosen != checkpoints.last():
@@ -75,11 +83,24 @@ def train(config: RunConfig, directory: Path, *, resume: bool = False) -> dict[s
                 **final.report(model),
                 "split": config.evaluate_on,
                 "checkpoint": chosen.name,
-                "train": {"steps": summary.steps, "rows": summary.rows, "rows_per_second": summary.rows_per_second},
+                "train": {
+                    "steps": summary.steps,
+                    "rows": summary.rows,
+                    "rows_per_second": summary.rows_per_second,
+                    "ranks": [rank.model_dump() for rank in ranks],
+                },
             }
             if world.first:
-                _write(directory / "metrics.json", content)
+                _write(directory / METRICS_FILE, content)
     return content
+
+
+def _this_rank(model: nn.Module, optimizers: Optimizers, summary: Summary, world: World) -> RankMeasured:
+    return RankMeasured(
+        table_bytes=table_bytes(model, optimizers),
+        peak_memory_bytes=peak_memory(world.device),
+        step_ms=None if summary.step_seconds is None else 1000 * summary.step_seconds,
+    )
 
 
 def evaluate_run(directory: Path, split: Split, which: Choice, page: Path | None = None) -> Report:
@@ -198,12 +219,33 @@ def _check_folder(config: RunConfig, directory: Path, resume: bool) -> None:
     exists = (directory / "config.yaml").is_file()
     if resume and not exists:
         raise UserError(f"--resume: {directory} holds no run; leave --resume out to begin one")
-    if resume and (directory / "config.yaml").read_text() != config.dump():
-        raise UserError(
-            f"--resume: the config is not the one that {directory} began with; resume with {directory}/config.yaml"
-        )
+    if resume:
+        begun = load_run(directory)
+        if begun.model_copy(update={"sharding": config.sharding}).dump() != config.dump():
+            raise UserError(
+                f"--resume: the config is not the one that {directory} began with (only `sharding` may change); "
+                f"resume with {directory}/config.yaml"
+            )
     if not resume and directory.exists() and any(directory.iterdir()):
         raise UserError(f"--run-dir {directory} is not empty; name another folder, or go on with --resume")
+
+
+def _finished(directory: Path) -> dict[str, Any]:
+    """What metrics.json says; empty where the run has not come to its end."""
+    written: dict[str, Any] = json.loads(path.read_text()) if (path := directory / METRICS_FILE).is_file() else {}
+    return written
+
+
+def _position(saved: Saved, loader: Loader, config: RunConfig, log: RunLog) -> Position:
+    """Where reading goes on; with another number of processes at the same share of the epoch, which is cut anew."""
+    steps = -(-loader.rows // (saved.world_size * config.loader.batch_size))
+    if steps == loader.steps:
+        return saved.position
+    log.say(
+        f"written by {saved.world_size} processes in steps of other rows: the epoch goes on at the same share of its "
+        "steps; some of its rows may be read twice, and others not"
+    )
+    return Position(saved.position.epoch, round(saved.position.step * loader.steps / steps))
 
 
 def _begin_folder(config: RunConfig, directory: Path, world: World) -> None:
@@ -226,6 +268,9 @@ def build(config: RunConfig) -> TrainTask:
         return model.build(*arguments)
     source = load_run(config.init_from)
     assert model.transfer is not None
+    while _next_slice(config, source):
+        assert source.init_from is not None
+        source = load_run(source.init_from)
     if source.model.name != model.transfer.source:
         raise UserError(
             f"init_from: {config.init_from} trained '{source.model.name}'; "
@@ -234,8 +279,12 @@ def build(config: RunConfig) -> TrainTask:
     return model.build(*arguments, (source.schema_in_use, source.model, source.embeddings))
 
 
-def sharded(task: TrainTask, config: RunConfig, world: World) -> tuple[nn.Module, Optimizers]:
+def sharded(
+    task: TrainTask, config: RunConfig, world: World, plan_file: Path | None = None
+) -> tuple[nn.Module, Optimizers]:
     """The model on its ranks, and what moves it (a collective): planned by rank 0, the same plan for all.
+
+    The plan is written to `plan_file`, where one is given.
 
     Raises:
         UserError: no plan fits, or the plan that the config names is another model's.
@@ -244,7 +293,10 @@ def sharded(task: TrainTask, config: RunConfig, world: World) -> tuple[nn.Module
     plan = None
     if world.first:
         cluster = this_machine("cuda" if world.device.type == "cuda" else "cpu", world.size, world.local_size)
-        plan = plan_run(task, sharders(), cluster, config.sharding, config.loader.batch_size)
+        pooling = {f.column: float(f.length) for f in config.schema_in_use.features if f.length is not None}
+        kept, plan = plan_run(task, sharders(), cluster, config.sharding, config.loader.batch_size, pooling)
+        if plan_file is not None:
+            kept.save(plan_file)
     return shard(task, world.from_first(plan), config.optimizer, world)
 
 
@@ -252,11 +304,23 @@ def _begin_from(config: RunConfig, source: Path, model: nn.Module, directory: Pa
     """Take over the declared weights and write down what became of all: transfer.json."""
     declared = MODELS[config.model.name].transfer
     assert declared is not None
-    folder = _checkpoint(load_run(source), source, config.init_checkpoint, world)
-    manifest = transfer(model, folder, declared.prefixes, declared.prunable)
+    begun = load_run(source)
+    folder = _checkpoint(begun, source, config.init_checkpoint, world)
+    Checkpoints(folder.parent, begun.checkpoint, world, begun.schema_in_use.fingerprint()).check(folder)
+    if _next_slice(config, begun):
+        manifest = transfer(model, folder, {part: part for part in ("embeddings.", "net.", "teacher.")}, ())
+    else:
+        prefixes = {**declared.prefixes, **declared.further(config.schema_in_use, begun.schema_in_use)}
+        manifest = transfer(model, folder, prefixes, declared.prunable)
     if world.first:
         _write(directory / "transfer.json", {"from": str(folder), **asdict(manifest)})
     logger.info("transfer: %d loaded, %d fresh, %d pruned", *(len(part) for part in asdict(manifest).values()))
+
+
+def _next_slice(config: RunConfig, begun: RunConfig) -> bool:
+    """Whether a run goes on with all of one of its own kind."""
+    declared = MODELS[config.model.name].transfer
+    return declared is not None and declared.slices and begun.model.name == config.model.name
 
 
 def _checkpoint(config: RunConfig, directory: Path, which: Choice, world: World) -> Path:

@@ -42,11 +42,11 @@ class Settings(BaseModel):
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
 
-class _StrictLoader(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """Safe YAML that refuses a key written twice, which plain YAML lets the last one win."""
 
 
-def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+def _construct_mapping(loader: StrictLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
     seen: set[Hashable] = set()
     for key_node, _ in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":
@@ -61,7 +61,7 @@ def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Ha
     return loader.construct_mapping(node, deep=True)
 
 
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _load_yaml(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path}: 'extends' runs in a circle: {' -> '.join(str(p) for p in (*children, path))}")
     try:
         with path.open(encoding="utf-8") as stream:
-            content = yaml.load(stream, _StrictLoader)  # noqa: S506 - a SafeLoader
+            content = yaml.load(stream, StrictLoader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
         beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; files there: {', '.join(beside)}" if beside else ""
@@ -119,7 +119,7 @@ def override(content: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
         if not equals or not all(keys):
             raise UserError(f"--set {assignment}: expected KEY.KEY=VALUE, for example trainer.epochs=2")
         try:
-            value: Any = yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader
+            value: Any = yaml.load(text, StrictLoader)  # noqa: S506 - a SafeLoader
         except yaml.YAMLError:
             raise UserError(f"--set {assignment}: {text!r} is not a valid YAML value; quote it") from None
         walked: Any = content

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,6 +50,8 @@ class Summary:
     steps: int
     rows: int
     seconds: float
+    step_seconds: float | None
+    """Of one step on this rank: the median over the intervals between log steps; None where nothing was left to do."""
 
     @property
     def rows_per_second(self) -> float:
@@ -85,7 +89,7 @@ def fit(
     settings, world = training.settings, training.world
     total = settings.epochs * loader.steps
     first = step = start.epoch * loader.steps + start.step
-    rows, since = 0, _Stopwatch()
+    rows, since = 0, _Stopwatch(first)
     began = time.perf_counter()
     training.model.train()
     with log.progress(total, step) as progress, _stop_requests() as stop:
@@ -96,25 +100,28 @@ def fit(
             rows += len(batch) * world.size
             epoch_ends = batch.position.step == loader.steps
             if step % settings.log_every == 0 or epoch_ends or (world.size == 1 and stop):
-                values = _finite_losses(loss, output, step, batch)
-                speed = since.lap(rows)
+                values = _losses(loss, output)
+                if world.any(not math.isfinite(values["loss"])):
+                    raise UserError(_divergence(values["loss"], step, batch, loader))
+                speed = since.lap(rows, step)
                 log.metrics(step, {**values, "epoch": batch.position.epoch, "rows_per_second": speed})
                 progress.update(step, f"loss {values['loss']:.4f}  {speed:,.0f} rows/s")
                 if world.any(bool(stop)):
                     checkpoints.save(training.model, training.optimizers, batch.position, step, None)
                     raise InterruptedRunError(f"stopped after step {step} of {total}; a checkpoint was written")
             if epoch_ends:
-                score = validate()
+                with since.stopped():
+                    score = validate()
                 training.model.train()
-                since.skip()
                 if score is not None:
                     log.metrics(step, {"valid": score})
             every = checkpoints.settings.every_steps
             if epoch_ends or (every and step % every == 0):
-                checkpoints.save(
-                    training.model, training.optimizers, batch.position, step, score if epoch_ends else None
-                )
-    return Summary(step - first, rows, time.perf_counter() - began)
+                with since.stopped():
+                    checkpoints.save(
+                        training.model, training.optimizers, batch.position, step, score if epoch_ends else None
+                    )
+    return Summary(step - first, rows, time.perf_counter() - began, since.median())
 
 
 def _step(training: Training, batch: Batch) -> tuple[Tensor, Output]:
@@ -129,16 +136,22 @@ def _step(training: Training, batch: Batch) -> tuple[Tensor, Output]:
     return loss, output
 
 
-def _finite_losses(loss: Tensor, output: Output, step: int, batch: Batch) -> dict[str, float]:
+def _losses(loss: Tensor, output: Output) -> dict[str, float]:
     """The loss, its parts and the monitors as numbers: the one place of the loop that waits for the device."""
     parts = {**output.loss, **output.monitors}
     numbers = torch.stack([loss.detach(), *(part.detach() for part in parts.values())]).float().tolist()
-    if not torch.isfinite(torch.tensor(numbers[0])):
-        raise UserError(
-            f"the loss became {numbers[0]} at or before step {step} (epoch {batch.position.epoch}, batch "
-            f"{batch.position.step}); lower optimizer.dense.lr or optimizer.tables.lr, or set optimizer.dense.clip_norm"
-        )
     return dict(zip(["loss", *parts], numbers, strict=True))
+
+
+def _divergence(loss: float, step: int, batch: Batch, loader: Loader) -> str:
+    whose = "the loss" if not math.isfinite(loss) else "the loss of another process"
+    sources = "\n".join(f"  {source}" for source in loader.sources(batch.position))
+    return (
+        f"{whose} became {loss if not math.isfinite(loss) else 'NaN or infinite'} at or before step {step} (epoch "
+        f"{batch.position.epoch}, batch {batch.position.step}); all processes stop, the last checkpoint stays. Lower "
+        "optimizer.dense.lr or optimizer.tables.lr, set optimizer.dense.clip_norm, or look at the data: this process's "
+        f"rows of that batch lie among\n{sources}"
+    )
 
 
 @torch.no_grad()
@@ -159,19 +172,30 @@ def predict(model: nn.Module, loader: Loader, world: World) -> Iterator[tuple[Ba
 
 
 class _Stopwatch:
-    """Rows per second since the last lap."""
+    """Rows per second since the last lap, and seconds per step of every lap."""
 
-    def __init__(self) -> None:
-        self.rows, self.time = 0, time.perf_counter()
+    def __init__(self, step: int) -> None:
+        self.rows, self.step, self.time = 0, step, time.perf_counter()
+        self.laps: list[float] = []
 
-    def lap(self, rows: int) -> float:
+    def lap(self, rows: int, step: int) -> float:
         now = time.perf_counter()
-        speed = (rows - self.rows) / (now - self.time)
-        self.rows, self.time = rows, now
+        took = now - self.time
+        self.laps.append(took / (step - self.step))
+        speed = (rows - self.rows) / took
+        self.rows, self.step, self.time = rows, step, now
         return speed
 
-    def skip(self) -> None:
-        self.time = time.perf_counter()
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What happens inside does not count."""
+        began = time.perf_counter()
+        yield
+        self.time += time.perf_counter() - began
+
+    def median(self) -> float | None:
+        """Seconds of a step, over the laps."""
+        return statistics.median(self.laps) if self.laps else None
 
 
 @contextmanager

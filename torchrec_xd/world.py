@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -42,11 +46,30 @@ class World:
         assert values[0] is not None
         return values[0]
 
+    def gather(self, value: T) -> list[T]:
+        """What every process holds, by rank, on all (a collective)."""
+        values: list[T | None] = [None] * self.size
+        dist.all_gather_object(values, value, self.group)
+        return cast(list[T], values)
+
     def any(self, flag: bool) -> bool:
         """Whether any process says yes (a collective)."""
         said = torch.tensor(int(flag), device=self.device)
         dist.all_reduce(said, dist.ReduceOp.MAX, self.group)
         return bool(said.item())
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held so far: on a GPU what torch allocated there, else resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Linux's getrusage also counts what the process that started this one held by then.
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+        if found is not None:
+            return 1024 * int(found[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @contextmanager

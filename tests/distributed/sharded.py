@@ -18,4 +18,5 @@ def world_of(rank: int) -> World:
 def sharded(task, optimizers, world, settings=ShardingSettings(), batch_size=64):  # noqa: B008 - frozen
     fuse_optimizers(task, optimizers.tables)
     cluster = this_machine("cpu", world.size, world.size)
-    return shard(task, plan_run(task, sharders(), cluster, settings, batch_size), optimizers, world)
+    _, plan = plan_run(task, sharders(), cluster, settings, batch_size, {})
+    return shard(task, plan, optimizers, world)

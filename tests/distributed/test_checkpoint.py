@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,10 @@ import torch
 from tests.distributed.ranks import run_ranks
 from tests.distributed.sharded import sharded, world_of
 from tests.feeds import schema_at, write_feed
-from torchrec_xd import checkpoint
 from torchrec_xd.batch import Position
 from torchrec_xd.checkpoint import Checkpoints, CheckpointSettings, read_saved, transfer
+from torchrec_xd.checkpoint import checkpoints as saving
+from torchrec_xd.checkpoint.reading import Reader
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.data.shards import Share
 from torchrec_xd.embeddings import EmbeddingSettings
@@ -100,18 +100,14 @@ def attacks(rank: int, content: dict, folder: str) -> None:
     assert checkpoints.best().name == "step_000000001"
     assert checkpoints.last().name == "step_000000004"
 
-    refuse_other_worlds_and_schemas(checkpoints, model, optimizers)
+    refuse_other_schemas(checkpoints, model)
     keep_the_last_when_saving_fails(checkpoints, model, optimizers)
+    pass_over_what_is_damaged(base, checkpoints, model, optimizers)
     refuse_foreign_pickles(base, checkpoints, model)
     refuse_what_does_not_fit(base, checkpoints, schema, world)
 
 
-def refuse_other_worlds_and_schemas(checkpoints, model, optimizers):
-    two = Checkpoints(
-        checkpoints.directory, checkpoints.settings, replace(checkpoints.world, size=2), checkpoints.schema
-    )
-    with pytest.raises(UserError, match="written by 1 processes and this run has 2"):
-        two.resume(model, optimizers)
+def refuse_other_schemas(checkpoints, model):
     other = Checkpoints(checkpoints.directory, checkpoints.settings, checkpoints.world, "beef")
     with pytest.raises(UserError, match="schema of another meaning"):
         other.load(model, checkpoints.last())
@@ -122,10 +118,10 @@ def keep_the_last_when_saving_fails(checkpoints, model, optimizers):
         (checkpoint_id / "__0_0.distcp").write_bytes(b"half")
         raise OSError("No space left on device")
 
-    whole, checkpoint.save_distributed = checkpoint.save_distributed, full_disk
-    with pytest.raises(OSError, match="No space"):
+    whole, saving.save_distributed = saving.save_distributed, full_disk
+    with pytest.raises(UserError, match=r"step 5 could not be written to .*: No space left on device"):
         checkpoints.save(model, optimizers, Position(0, 5), 5, None)
-    checkpoint.save_distributed = whole
+    saving.save_distributed = whole
     assert checkpoints.last().name == "step_000000004"
     assert checkpoints.resume(model, optimizers).step == 4
     checkpoints.save(model, optimizers, Position(0, 5), 5, None)  # and the next one succeeds
@@ -138,6 +134,31 @@ class Bomb:
         return (os.system, ("touch /tmp/never",))
 
 
+def without_checksums(folder):
+    """An attacker would write fitting ones."""
+    content = json.loads((folder / "position.json").read_text())
+    (folder / "position.json").write_text(json.dumps({**content, "files": {}}))
+
+
+def pass_over_what_is_damaged(base, checkpoints, model, optimizers):
+    folder = base / "damaged"
+    shutil.copytree(checkpoints.directory, folder)
+    copy = Checkpoints(folder, checkpoints.settings, checkpoints.world, checkpoints.schema)
+    steps = sorted(int(path.name[-9:]) for path in folder.iterdir())
+    said = []
+    newest = copy.last()
+    data = next(iter(newest.glob("__0_*")))
+    data.write_bytes(data.read_bytes()[:-1])
+    assert copy.resume(model, optimizers, said.append).step == steps[-2]
+    assert f"step_{steps[-1]:09d} is damaged: {data.name} is missing, cut short or changed; looking for" in said[0]
+    with pytest.raises(UserError, match="is damaged"):
+        copy.load(model, newest)
+    (folder / f"step_{steps[-2]:09d}" / "position.json").write_text('{"step":')
+    (folder / f"step_{steps[-3]:09d}" / ".metadata").unlink()
+    with pytest.raises(UserError, match=f"none of the {len(steps)} checkpoints in .* is whole"):
+        copy.resume(model, optimizers, said.append)
+
+
 def refuse_foreign_pickles(base, checkpoints, model):
     for number, (content, said) in enumerate(
         [(pickle.dumps(Bomb()), "refused to load posix.system"), (b"junk", "not the index"), (b"", "not the index")]
@@ -145,14 +166,16 @@ def refuse_foreign_pickles(base, checkpoints, model):
         folder = base / f"bomb_{number}"
         shutil.copytree(checkpoints.last(), folder)
         (folder / ".metadata").write_bytes(content)
+        without_checksums(folder)
         with pytest.raises(UserError, match=said):
             checkpoints.load(model, folder)
     folder = base / "outside"
     shutil.copytree(checkpoints.last(), folder)
-    metadata = checkpoint._Reader(folder).read_metadata()
+    metadata = Reader(folder).read_metadata()
     info = next(iter(metadata.storage_data.values()))
     info.relative_path = "../checkpoints/secret"
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    without_checksums(folder)
     with pytest.raises(UserError, match="points outside"):
         checkpoints.load(model, folder)
     with pytest.raises(UserError, match="is no checkpoint"):

@@ -1,6 +1,7 @@
 """Measured costs: fitted, used in prices, checked against real lookups."""
 
 import itertools
+import json
 
 import pytest
 import yaml
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 from tests.planner.cases import cpus, gpus, module_of, planned
 from tools.plan import app
 from torchrec_xd.planner import measurement
-from torchrec_xd.planner.measurement import Measured, check_ranks, fit, median_error, run_lookup
+from torchrec_xd.planner.measurement import Measured, fit, measure_ranks, median_error, run_lookup
 from torchrec_xd.planner.prices import module_tables, price_tables
 from torchrec_xd.planner.tables import TableList, TableSpec, default_sharders
 from torchrec_xd.planner.topology import Calibration, LookupCost, LookupWork
@@ -107,19 +108,21 @@ def test_a_real_lookup_holds_weights_and_state(dtype, size):
     assert needed <= held < needed + 2000
 
 
-def test_check_measures_every_rank():
+def test_lookups_of_every_rank_are_measured():
     listed = TableList(
         tables=(TableSpec(name="big", rows=20_000, dim=32, pooling=3), TableSpec(name="small", rows=100, dim=8))
     )
     planning = planned(listed, cpus(2), batch_size=64)
-    checks = check_ranks(planning, "rowwise_adagrad")
-    assert [check.rank for check in checks] == [0, 1]
-    assert all(check.measured_ms > 0 for check in checks)
+    measured = measure_ranks(planning, "rowwise_adagrad")
+    assert [rank.rank for rank in measured] == [0, 1]
+    assert all(rank.measured_ms > 0 for rank in measured)
     # Torchrec's estimate counts ids and vectors besides weights and state.
-    assert max(c.measured_bytes for c in checks) == pytest.approx(20_000 * (32 * 4 + 4), rel=0.01)
-    assert all(c.estimated_bytes >= 0.9 * c.measured_bytes for c in checks)
+    assert max(rank.measured_bytes for rank in measured) == pytest.approx(20_000 * (32 * 4 + 4), rel=0.01)
+    assert all(rank.estimated_bytes >= 0.9 * rank.measured_bytes for rank in measured)
     with pytest.raises(UserError, match="there is no CUDA device"):
-        check_ranks(planned(listed, gpus(2)), "sgd")
+        measure_ranks(planned(listed, gpus(2)), "sgd")
+    with pytest.raises(UserError, match="no fused adam on CPU; choose sgd"):
+        measure_ranks(planning, "adam")
 
 
 def test_the_command_writes_a_profile_that_plans(tmp_path, monkeypatch):
@@ -131,6 +134,9 @@ def test_the_command_writes_a_profile_that_plans(tmp_path, monkeypatch):
     assert "median error" in done.output
     assert set(yaml.safe_load(profile.read_text())["calibration"]["forward"]) == {"fp32", "fp16"}
     tables.write_text("name,rows,dim\na,1000,16\nb,500,8\n")
-    done = CliRunner().invoke(app, ["--tables", str(tables), "--cluster", str(profile), "--check"])
+    report = tmp_path / "report.json"
+    words = ["--tables", str(tables), "--cluster", str(profile), "--measure-lookups", "--json", str(report)]
+    done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert "lookups estimated" in done.output
+    assert [rank["rank"] for rank in json.loads(report.read_text())["lookups"]] == [0, 1]

@@ -1,6 +1,7 @@
 """The command: what it writes, what it prints, how it ends."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,12 @@ def test_infeasible_ends_with_2_and_says_why(run, tmp_path):
         (("--tables", "@tables.csv", "--world-size", "9"), "no multiple of ranks_per_node 8"),
         (("--tables", "@tables.csv", "--measure-pooling"), "needs a config"),
         (("--tables", "@tables.csv", "--explain", "nobody"), "no table 'nobody'"),
+        (("--tables", "@tables.csv", "--check", "@run"), "--check is done instead of planning; leave out: --tables"),
+        (
+            ("--check", "@run", "--calibrate", "@cpu.yaml"),
+            "--check is done instead of planning; leave out: --calibrate",
+        ),
+        (("--check", "@run"), "is no finished run"),
         (("--diff", "@tables.csv", "@tables.csv"), "not valid JSON"),
     ],
 )
@@ -81,6 +88,14 @@ def test_mistakes_end_with_2_and_one_message(run, words, text):
     assert done.exit_code == 2
     assert text in done.output
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("words", [("--tables", "@tables.csv"), ("--tables", "@none.csv")])
+def test_other_peoples_logging_is_left_as_it_was(run, words, monkeypatch):
+    logger = logging.getLogger("torchrec")
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    run(*words)
+    assert logger.level == logging.INFO
 
 
 def test_files_of_wishes_and_means(run, tmp_path):
@@ -95,6 +110,11 @@ def test_files_of_wishes_and_means(run, tmp_path):
     (user,) = [table for table in plan["tables"] if table["name"] == "user"]
     assert user["ranks"] == [3]
     assert plan["batch_size"] == 64
+    (tmp_path / "means.yaml").write_text("user: many\n")
+    both = run("--tables", "@tables.csv", "--constraints", "@wishes.yaml", "--pooling", "@means.yaml")
+    assert "means.yaml: 'pooling.user'" in both.output
+    (tmp_path / "wishes.yaml").write_text("constraints:\n- {tables: [user], ranks: [3]}\n- {tables: [user]}\n")
+    assert "wishes.yaml:3: " in run("--tables", "@tables.csv", "--constraints", "@wishes.yaml").output
     (tmp_path / "means.yaml").write_text("nobody: 7.5\n")
     assert "no feature 'nobody'" in run("--tables", "@tables.csv", "--pooling", "@means.yaml").output
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from torchrec_xd.planner.tables import TableSpec, load_tables, schema_tables
+from torchrec_xd.planner.lists import load_constraints, load_tables
+from torchrec_xd.planner.tables import TableSpec, schema_tables
 from torchrec_xd.planner.topology import Cluster, load_cluster
 from torchrec_xd.schema import Domain, Feature, Schema, Task
 from torchrec_xd.settings import UserError
@@ -55,21 +56,67 @@ def test_a_bare_yaml_list_is_a_table_list(tmp_path):
         ("t.yaml", "tables:\n- {name: a, rows: 1, dim: 4, pooling: [1, 2]}\n", r"t\.yaml:2: .*1 features and 2 pool"),
         ("t.yaml", "tables:\n- {name: a, rows: 1, dim: 4, features: 0}\n", r"t\.yaml:2: .*at least one feature"),
         ("t.yaml", "tables:\n- {name: a, rows: 1, dim: 4, pooling: -1}\n", r"t\.yaml:2: 'pooling.0'.*greater than 0"),
-        ("t.yaml", "tables:\n- oops\n", r"t\.yaml:2: expected name, rows and dim"),
-        ("t.yaml", "tables: {a: 1}\n", "expected a list of tables"),
-        ("t.yaml", "tabels:\n- {name: a, rows: 1, dim: 4}\n", r"t\.yaml:2: unknown key 'tabels'"),
+        ("t.yaml", "tables:\n- oops\n", r"t\.yaml:2: expected a mapping with name, rows, dim"),
+        ("t.yaml", "tables: {a: 1}\n", r"t\.yaml:1: expected a list of tables, got {'a': 1}"),
+        ("t.yaml", "hello\n", "expected a list of tables, or a mapping with the key 'tables'"),
+        ("t.yaml", "- name: a\n  rows: 1\n  rows: 2\n  dim: 4\n", r"t\.yaml:3: key 'rows' is written twice"),
+        ("t.yaml", "? [a]\n: 1\ntables: []\n", r"t\.yaml:1: key \['a'\] is a list"),
+        ("t.yaml", "- {name: a.b, rows: 1, dim: 4}\n", r"t\.yaml:1: .*no 'a\.b'; rename it"),
+        ("t.csv", "name,rows,dim\nitems,1,4\n", r"t\.csv:2: .*no 'items'; rename it"),
+        (
+            "t.csv",
+            "name,rows,dim\na,99999999999999999999,4\n",
+            r"t\.csv:2: 'rows': .*less than or equal to 1000000000000",
+        ),
+        ("t.csv", "\nname,rows,dim,dim\na,1,4,8\n", r"t\.csv:2: columns written twice: dim"),
+        ("t.csv", "name,rows,dim,features\na,1,4,f;f\n", r"t\.csv:2: .*names a feature twice"),
+        ("t.csv", "name,rows,dim,features\na,1,4,f;\n", r"t\.csv:2: 'features\.1'"),
+        (
+            "t.yaml",
+            "- {name: a, rows: 1, dim: 4, features: [f], pooling: 2}\n- {name: b, rows: 1, dim: 4, features: [f]}\n",
+            r"t\.yaml:2: feature 'f' has pooling 1 here and 2 on line 1",
+        ),
+        ("t.yaml", "tabels:\n- {name: a, rows: 1, dim: 4}\n", r"t\.yaml:1: unknown key 'tabels'"),
         ("t.yaml", "tables: [\n", "not valid YAML.*line 2"),
         ("t.txt", "", "a .csv or a .yaml file"),
         (
             "t.yaml",
             "tables:\n- {name: a, rows: 1, dim: 4}\nconstraints:\n- {tables: [a], forbid: [rowwise]}\n",
-            "unknown sharding type or kernel 'rowwise'; valid: data_parallel",
+            r"t\.yaml:4: .*unknown sharding type or kernel 'rowwise'; valid: data_parallel",
+        ),
+        (
+            "t.yaml",
+            "tables:\n- {name: a, rows: 1, dim: 4}\nconstraints: 5\n",
+            r"t\.yaml:3: .*a list of constraints, got 5",
+        ),
+        (
+            "t.yaml",
+            "tables:\n- {name: a, rows: 1, dim: 4}\nconstraints:\n- {tabels: [a], together: true}\n",
+            r"t\.yaml:4: unknown key 'tabels'; did you mean 'tables'\?",
         ),
     ],
 )
 def test_faults_name_file_line_and_rule(tmp_path, name, text, fault):
     with pytest.raises(UserError, match=f"(?s){fault}"):
         load_tables(written(tmp_path, name, text))
+
+
+def test_a_spreadsheets_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"\xef\xbb\xbfname,rows,dim\na,10,4\n")
+    assert load_tables(path).tables == (TableSpec(name="a", rows=10, dim=4),)
+
+
+def test_constraints_of_their_own_file_name_its_lines(tmp_path):
+    good = written(tmp_path, "c.yaml", "constraints:\n- {tables: [a], ranks: [1]}\n- {tables: [b], together: true}\n")
+    assert [c.tables for c in load_constraints(good)] == [("a",), ("b",)]
+    for text, fault in {
+        "constraints:\n- {tables: [a], together: true}\n- {tables: [a]}\n": r"c\.yaml:3: .*needs one of",
+        "tables: []\n": r"c\.yaml:1: unknown key 'tables'; valid keys: constraints",
+        "constraints: null\n": r"c\.yaml:1: expected a list of constraints, got None",
+    }.items():
+        with pytest.raises(UserError, match=fault):
+            load_constraints(written(tmp_path, "c.yaml", text))
 
 
 def test_missing_file(tmp_path):

@@ -104,6 +104,19 @@ class Loader:
             )
         return _prefetched(self._read(start, epochs), self._settings.prefetch)
 
+    def sources(self, position: Position, most: int = 10) -> list[str]:
+        """Where the rows of a batch lie, as `FILE: rows FIRST to LAST`; shuffled rows lie anywhere among these."""
+        batch = position.epoch * self.steps + position.step - 1
+        found = [
+            f"{piece.row_group.file}: rows {piece.row_group.first_row + piece.start} to "
+            f"{piece.row_group.first_row + piece.stop - 1}"
+            for i, domain in enumerate(self._domains)
+            for window in domain.shard.windows(self._row_at(batch, i), self._row_at(batch + 1, i))
+            for piece in domain.shard.pieces(window)
+        ]
+        more = [f"and {len(found) - most} more row groups"] if len(found) > most else []
+        return found[:most] + more
+
     def _read(self, start: Position, epochs: int) -> Generator[Batch, None, None]:
         first, last = start.epoch * self.steps + start.step, epochs * self.steps
         pool = ThreadPoolExecutor(len(self._domains), thread_name_prefix="loader")

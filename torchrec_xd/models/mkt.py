@@ -21,15 +21,16 @@ from torchrec_xd.losses import polarized_distribution_loss
 from torchrec_xd.models.task import (
     Output,
     RowVectors,
+    SpecificAlignment,
     Teacher,
     TrainTask,
     Transfer,
+    check_domain_weight,
     check_same_features,
     logit_output,
     with_specific,
 )
 from torchrec_xd.modules.gates import GatedLinearUnit
-from torchrec_xd.modules.hfa import HeterogeneousFeatureAlignment
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
 from torchrec_xd.modules.ple import Experts, ProgressiveLayeredExtraction
@@ -92,14 +93,7 @@ class CommonKnowledgeExtractor(nn.Module):
         self.outputs = outputs
         dims = layout(schema)
         self.vectors = RowVectors(dims, settings.sequence_pooling)
-        self.hfa = ModuleMap(
-            {
-                domain: HeterogeneousFeatureAlignment(*dims.specific[domain], settings.aligned_dim, scores=settings.hfa)
-                for domain in outputs
-                if dims.specific[domain][0]
-            }
-        )
-        self.aligned_dim = settings.aligned_dim
+        self.hfa = SpecificAlignment(dims, settings.aligned_dim, outputs, scores=settings.hfa)
         counts = settings.num_experts, settings.num_shared_experts
         self.ple = ProgressiveLayeredExtraction(
             self.vectors.out_dim + settings.aligned_dim,
@@ -112,14 +106,8 @@ class CommonKnowledgeExtractor(nn.Module):
     def forward(self, lookups: Lookups) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Vectors of every row (`user`, `sequence`, `shared`), and the common knowledge `[B_d, W]` by domain."""
         vectors = self.vectors(lookups)
-        aligned_BA = torch.cat([self._align(specific, domain) for domain, specific in lookups.specific.items()])
-        x = torch.cat([*vectors.values(), aligned_BA], dim=1)
+        x = torch.cat([*vectors.values(), self.hfa(lookups)], dim=1)
         return vectors, self.ple(x, lookups.rows)
-
-    def _align(self, specific_BND: Tensor, domain: str) -> Tensor:
-        if not specific_BND.shape[1]:
-            return specific_BND.new_zeros(len(specific_BND), self.aligned_dim)
-        return self.hfa[domain](specific_BND)  # type: ignore[no-any-return]
 
 
 class MultiEntityModel(nn.Module):
@@ -211,9 +199,7 @@ class TargetEntityModel(nn.Module):
 
 def build_pretrain(schema: Schema, settings: PretrainSettings, embeddings: EmbeddingSettings, seed: int) -> TrainTask:
     """Stage 1: MEM over all domains of the schema."""
-    unknown = sorted(set(settings.domain_weight) - set(schema.domains))
-    if unknown:
-        raise UserError(f"model.domain_weight: unknown domain '{unknown[0]}'; domains are: {', '.join(schema.domains)}")
+    check_domain_weight(schema, settings.domain_weight)
     return TrainTask(Embeddings(schema, embeddings, seed), MultiEntityModel(schema, settings))
 
 
@@ -246,5 +232,5 @@ def build_finetune(
     (target,) = schema.domains
     check_same_features(mem_schema.only((target,)), schema)
     knowledge = TransferredKnowledge(mem_schema, mem_settings, target)
-    teacher = Teacher(Embeddings(mem_schema, mem_embeddings, seed, only=(target,)), knowledge)
+    teacher = Teacher(Embeddings(mem_schema, mem_embeddings, seed, batches=schema), knowledge)
     return TrainTask(Embeddings(schema, embeddings, seed), TargetEntityModel(schema, settings, knowledge.dims), teacher)

@@ -5,7 +5,7 @@ Shape legend: B rows of the batch, B_d rows of domain d, T tasks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +16,8 @@ from torchrec_xd.batch import Batch
 from torchrec_xd.embeddings import Embeddings, Layout, Lookups
 from torchrec_xd.losses import bce_sum
 from torchrec_xd.modules.attention import SequencePooling
+from torchrec_xd.modules.hfa import HeterogeneousFeatureAlignment
+from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.schema import Group, Schema
 from torchrec_xd.settings import UserError
 
@@ -58,6 +60,32 @@ class RowVectors(nn.Module):
 def with_specific(rows: Tensor, lookups: Lookups, domain: str) -> Tensor:
     """Vectors of one domain's rows, with its specific features behind them: `[B_d, W] -> [B_d, W + N * D]`."""
     return torch.cat([rows, lookups.specific[domain].flatten(1)], dim=1)
+
+
+class SpecificAlignment(ModuleMap):
+    """Every domain's specific features at one width: HFA, or with `scores=False` its last linear layer alone.
+
+    A domain without specific features, or one that is not among `domains`, reads as zero.
+    """
+
+    def __init__(self, dims: Layout, aligned_dim: int, domains: Iterable[str], *, scores: bool = False) -> None:
+        super().__init__(
+            {
+                domain: HeterogeneousFeatureAlignment(*dims.specific[domain], aligned_dim, scores=scores)
+                for domain in domains
+                if dims.specific[domain][0]
+            }
+        )
+        self.out_dim = aligned_dim
+
+    def forward(self, lookups: Lookups) -> Tensor:
+        """All rows, `[B, aligned_dim]`."""
+        return torch.cat([self._align(specific, domain) for domain, specific in lookups.specific.items()])
+
+    def _align(self, specific_BND: Tensor, domain: str) -> Tensor:
+        if domain not in self.names or not specific_BND.shape[1]:
+            return specific_BND.new_zeros(len(specific_BND), self.out_dim)
+        return self[domain](specific_BND)  # type: ignore[no-any-return]
 
 
 class Teacher(nn.Module):
@@ -112,6 +140,12 @@ class Transfer:
     """Prefix of names here to the prefix of the same weights there; all other weights here start fresh."""
     prunable: tuple[str, ...]
     """Prefixes of names there that may be left behind."""
+    further: Callable[[Schema, Schema], dict[str, str]] = lambda here, there: {}
+    """More of `prefixes`, those that depend on the schemas of the two runs; one without a dot at its end is a name."""
+    required: bool = True
+    """Whether the model cannot do without another run to begin with."""
+    slices: bool = False
+    """Whether it may also begin with a run of its own kind, of which every weight goes on: the next slice of time."""
 
 
 def check_same_features(taught: Schema, schema: Schema) -> None:
@@ -125,6 +159,39 @@ def check_same_features(taught: Schema, schema: Schema) -> None:
         found = here.get(feature.column, "no such feature")
         if found != feature:
             raise UserError(f"stage 1 was trained with feature {feature}, this schema has {found}: use the same schema")
+
+
+def check_common_features(taught: Schema, schema: Schema) -> None:
+    """Features that two runs on different domains have in common have to mean the same in both.
+
+    Raises:
+        UserError: one has other settings, or its table is read by a sequence in one of the two only.
+    """
+    there = {feature.column: feature for feature in taught.features}
+    sequential = [{t.name for t in s.tables() if t.sequential} for s in (taught, schema)]
+    for feature in schema.features:
+        found = there.get(feature.column)
+        if found is None:
+            continue
+        if found.model_copy(update={"domains": feature.domains}) != feature:
+            raise UserError(
+                f"init_from was trained with feature {found}, this schema has {feature}: use the same schema"
+            )
+        if (feature.table_name in sequential[0]) != (feature.table_name in sequential[1]):
+            raise UserError(
+                f"a sequence reads the table of feature '{feature.column}' in one of the two runs only: give it "
+                "a table of its own"
+            )
+
+
+def check_domain_weight(schema: Schema, domain_weight: Mapping[str, float]) -> None:
+    """Refuse a factor on the loss of a domain that is not there.
+
+    Raises:
+        UserError: `domain_weight` names an unknown domain.
+    """
+    for name in sorted(set(domain_weight) - set(schema.domains)):
+        raise UserError(f"model.domain_weight: unknown domain '{name}'; domains are: {', '.join(schema.domains)}")
 
 
 def task_rows(schema: Schema, batch: Batch) -> dict[str, slice]:

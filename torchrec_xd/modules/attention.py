@@ -15,6 +15,14 @@ from torch.nn import functional
 from torchrec_xd.modules.mapping import ModuleMap
 
 
+def attend(logit_BL: Tensor, keys_BLD: Tensor, length_B: Tensor) -> Tensor:
+    """`sum_l softmax(logit)_l k_l` over each row's valid positions, `[B, D]`; zero for an empty sequence."""
+    beyond_BL = torch.arange(keys_BLD.shape[1], device=length_B.device) >= length_B.unsqueeze(1)
+    # A large negative number and not -inf: a row that is masked everywhere stays free of NaN, backward too.
+    attention_BL = torch.softmax(logit_BL.float().masked_fill(beyond_BL, -1e9), dim=1).masked_fill(beyond_BL, 0.0)
+    return (attention_BL.to(keys_BLD.dtype).unsqueeze(1) @ keys_BLD).squeeze(1)
+
+
 class TargetAttention(nn.Module):
     """`sum_l a_l k_l` with `a = softmax over the sequence of MLP(q ‖ k ‖ q - k ‖ q ⊙ k)`.
 
@@ -36,11 +44,7 @@ class TargetAttention(nn.Module):
         position_BLH = functional.linear(keys_BLD, of_k - of_difference)
         product_BLH = functional.linear(query_BD.unsqueeze(1) * keys_BLD, of_product)
         hidden_BLH = torch.relu(row_BH.unsqueeze(1) + position_BLH + product_BLH)
-        logit_BL = self.score(hidden_BLH).squeeze(2).float()
-        beyond_BL = torch.arange(keys_BLD.shape[1], device=length_B.device) >= length_B.unsqueeze(1)
-        # A large negative number and not -inf: a row that is masked everywhere stays free of NaN, backward too.
-        attention_BL = torch.softmax(logit_BL.masked_fill(beyond_BL, -1e9), dim=1).masked_fill(beyond_BL, 0.0)
-        return (attention_BL.to(keys_BLD.dtype).unsqueeze(1) @ keys_BLD).squeeze(1)
+        return attend(self.score(hidden_BLH).squeeze(2), keys_BLD, length_B)
 
 
 class MeanPooling(nn.Module):

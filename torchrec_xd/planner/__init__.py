@@ -1,7 +1,9 @@
 """The sharding planner: any cluster, real tables, torchrec's prices, a plan with a certificate."""
 
 from torchrec_xd.planner.advice import explain, remedies
+from torchrec_xd.planner.check import METRICS_FILE, PLAN_FILE, RankMeasured, check_run
 from torchrec_xd.planner.constraints import Constraint
+from torchrec_xd.planner.lists import load_constraints, load_tables
 from torchrec_xd.planner.plan import Plan, diff_plans, load_plan, read_plan
 from torchrec_xd.planner.planning import (
     InfeasibleError,
@@ -16,26 +18,30 @@ from torchrec_xd.planner.tables import (
     TableList,
     TableModule,
     default_sharders,
-    load_tables,
     schema_tables,
     set_optimizer,
 )
 from torchrec_xd.planner.topology import Cluster, load_cluster, this_machine
 
 __all__ = [
+    "METRICS_FILE",
+    "PLAN_FILE",
     "Cluster",
     "Constraint",
     "InfeasibleError",
     "Plan",
     "PlannerSettings",
     "Planning",
+    "RankMeasured",
     "ShardingSettings",
     "TableList",
     "TableModule",
+    "check_run",
     "default_sharders",
     "diff_plans",
     "explain",
     "load_cluster",
+    "load_constraints",
     "load_plan",
     "load_tables",
     "make_plan",

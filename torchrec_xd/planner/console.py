@@ -9,13 +9,20 @@ from rich.table import Table
 from rich.text import Text
 
 from torchrec_xd.planner.advice import Verdict
+from torchrec_xd.planner.check import RankCheck
 from torchrec_xd.planner.comparison import StockPlan
-from torchrec_xd.planner.measurement import RankCheck
+from torchrec_xd.planner.measurement import RankLookups
 from torchrec_xd.planner.plan import Plan, PlannedTable
 from torchrec_xd.planner.topology import GIB
 
 BAR_WIDTH = 24
 ROWS_SHOWN = 40
+CHECK_NOTE = (
+    "Bytes: the estimate has the buffers of ids and vectors besides weights and optimizer state; the measured tables "
+    "have not. Peak memory is all that the process held: dense model, batches and libraries too.\n"
+    "Time: the estimate is of embeddings alone (lookup, update, exchange); the measured step also contains reading, "
+    "the dense model and its optimizer, and waiting for the slowest rank, which makes all ranks alike."
+)
 
 
 def plan_view(plan: Plan) -> Group:
@@ -112,18 +119,45 @@ def verdicts_view(name: str, verdicts: Sequence[Verdict]) -> Table:
     return view
 
 
-def check_view(checks: Sequence[RankCheck]) -> Table:
-    """Estimated beside measured, per rank."""
-    view = Table("rank", "lookups estimated", "measured", "memory estimated", "measured", title="Ranks run here")
+def lookups_view(measured: Sequence[RankLookups]) -> Table:
+    """Lookups of each rank as estimated and as measured here."""
+    view = Table("rank", "lookups estimated", "measured", "memory estimated", "measured", title="Lookups run here")
+    for rank in measured:
+        view.add_row(
+            str(rank.rank),
+            f"{rank.estimated_ms:.3f} ms",
+            f"{rank.measured_ms:.3f} ms",
+            f"{rank.estimated_bytes / GIB:.3f} GiB",
+            f"{rank.measured_bytes / GIB:.3f} GiB",
+        )
+    return view
+
+
+def check_view(checks: Sequence[RankCheck]) -> Group:
+    """A finished run: estimated beside measured, per rank, and what the two do and do not contain."""
+    view = Table("rank", title="Estimated by the plan, measured by the run")
+    for heading in ("bytes est.", "tables", "est./meas.", "peak memory"):
+        view.add_column(heading, justify="right")
+    for heading in ("lookups est. ms", "exchange est. ms", "sum ms", "step ms", "est./meas."):
+        view.add_column(heading, justify="right")
     for check in checks:
         view.add_row(
             str(check.rank),
-            f"{check.estimated_ms:.3f} ms",
-            f"{check.measured_ms:.3f} ms",
-            f"{check.estimated_bytes / GIB:.3f} GiB",
-            f"{check.measured_bytes / GIB:.3f} GiB",
+            f"{check.estimated_bytes:,}",
+            f"{check.table_bytes:,}",
+            _ratio(check.bytes_ratio),
+            f"{check.peak_memory_bytes:,}",
+            f"{check.estimated_lookup_ms:.4f}",
+            f"{check.estimated_exchange_ms:.4f}",
+            f"{check.estimated_ms:.4f}",
+            "–" if check.step_ms is None else f"{check.step_ms:.3f}",
+            _ratio(check.ms_ratio),
         )
-    return view
+    return Group(view, Text(CHECK_NOTE))
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
 
 
 def comparison_view(plan: Plan, seconds: float, stock: StockPlan) -> Table:

@@ -75,8 +75,14 @@ def measure(shape: Shape, dtype: str, device: str, optimizer: OptimizerName) -> 
 def run_lookup(
     works: Sequence[LookupWork], dtype: str, device: str, optimizer: OptimizerName
 ) -> tuple[float, float, int]:
-    """Forward ms, backward ms and bytes (weights and optimizer state) of one fused lookup of several tables."""
+    """Forward ms, backward ms and bytes (weights and optimizer state) of one fused lookup of several tables.
+
+    Raises:
+        UserError: FBGEMM has no such optimizer on this device.
+    """
     cuda = device == "cuda"
+    if optimizer == "adam" and not cuda:
+        raise UserError("FBGEMM has no fused adam on CPU; choose sgd, rowwise_adagrad or adagrad")
     place = (
         EmbeddingLocation.DEVICE if cuda else EmbeddingLocation.HOST,
         ComputeDevice.CUDA if cuda else ComputeDevice.CPU,
@@ -153,7 +159,7 @@ def median_error(measured: Iterable[Measured], forward: LookupCost, backward: Lo
 
 
 @dataclass(frozen=True)
-class RankCheck:
+class RankLookups:
     """One rank's lookups as estimated and as measured."""
 
     rank: int
@@ -163,29 +169,29 @@ class RankCheck:
     measured_bytes: int
 
 
-def check_ranks(planning: Planning, optimizer: OptimizerName) -> list[RankCheck]:
+def measure_ranks(planning: Planning, optimizer: OptimizerName) -> list[RankLookups]:
     """Run every rank's lookups on this machine, one rank after the other, without exchange.
 
     Raises:
-        UserError: the plan is for another device, or holds weights that are not measured.
+        UserError: the plan is for another device, or holds weights or an optimizer that are not measured.
     """
     plan = planning.plan
     device = plan.cluster.device
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--check runs the plan's lookups here, and there is no CUDA device; plan for a cpu cluster")
-    checks = []
+        raise UserError("--measure-lookups runs them here, and there is no CUDA device; plan for a cpu cluster")
+    measured = []
     for rank in range(plan.cluster.world_size):
         shards = _shards_of(planning, rank)
         measured_ms, held = 0.0, 0
         for dtype in sorted({dtype for dtype, _ in shards}):
             if dtype not in SPARSE_TYPES:
-                raise UserError(f"--check measures {', '.join(SPARSE_TYPES)} weights, and the plan holds {dtype}")
+                raise UserError(f"{', '.join(SPARSE_TYPES)} weights can be measured, and the plan holds {dtype}")
             works = [work for kind, work in shards if kind == dtype]
             forward, backward, size = run_lookup(works, dtype, device, optimizer)
             measured_ms, held = measured_ms + forward + backward, held + size
         estimated = plan.rank_hbm if device == "cuda" else plan.rank_ddr
-        checks.append(RankCheck(rank, plan.rank_compute_ms[rank], measured_ms, estimated[rank], held))
-    return checks
+        measured.append(RankLookups(rank, plan.rank_compute_ms[rank], measured_ms, estimated[rank], held))
+    return measured
 
 
 def _shards_of(planning: Planning, rank: int) -> list[tuple[str, LookupWork]]:

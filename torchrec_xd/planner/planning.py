@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
 from torchrec_xd.planner.constraints import Constraint, check_constraints
 from torchrec_xd.planner.placement import Floats, Group, Ints, build_groups
-from torchrec_xd.planner.plan import Plan, PlannedTable, load_plan
+from torchrec_xd.planner.plan import Plan, PlannedTable, load_plan, read_plan
 from torchrec_xd.planner.prices import Option, TableRef, module_tables, price_tables
 from torchrec_xd.planner.search import Found, NotFound, search
 from torchrec_xd.planner.topology import Cluster
@@ -38,8 +38,10 @@ class PlannerSettings(Settings):
 class ShardingSettings(Settings):
     """Where the tables of a run may lie."""
 
-    types: tuple[Literal["table_wise", "column_wise"], ...] = Field(default=("table_wise",), min_length=1)
-    """Sharding types to choose from, for all tables."""
+    types: tuple[Literal["table_wise", "column_wise", "table_column_wise", "row_wise", "data_parallel"], ...] = Field(
+        default=("table_wise",), min_length=1
+    )
+    """Sharding types to choose from, for all tables. (Grid and table-row-wise are for a plan file, on GPUs.)"""
     constraints: tuple[Constraint, ...] = ()
     """Further pins, bans and co-locations, by table."""
     plan: Path | None = None
@@ -47,8 +49,9 @@ class ShardingSettings(Settings):
 
     @property
     def wishes(self) -> tuple[Constraint, ...]:
-        """All of these as constraints; a run's tables always update inside the backward pass."""
-        return (Constraint(tables=("*",), sharding_types=self.types, kernels=("fused",)), *self.constraints)
+        """All of these as constraints; what is sharded updates inside the backward pass, what is replicated cannot."""
+        kernels = ("fused", "dense") if "data_parallel" in self.types else ("fused",)
+        return (Constraint(tables=("*",), sharding_types=self.types, kernels=kernels), *self.constraints)
 
 
 @dataclass(frozen=True)
@@ -149,16 +152,20 @@ def plan_run(
     cluster: Cluster,
     settings: ShardingSettings,
     batch_size: int,
-) -> ShardingPlan:
-    """The plan of a run: from its file, or made now with fused kernels.
+    pooling: Mapping[str, float],
+) -> tuple[Plan, ShardingPlan]:
+    """The plan of a run, and the same in torchrec's words: from its file, or made now with fused kernels.
 
     Raises:
         InfeasibleError: no plan keeps the limits.
         UserError: the file's plan is not for this model and cluster, or constraints match nothing or leave nothing.
     """
     if settings.plan is not None:
-        return load_plan(settings.plan, module, cluster.world_size, sharders, cluster.device)
-    return plan_module(module, sharders, cluster, PlannerSettings(batch_size=batch_size, constraints=settings.wishes))
+        loaded = load_plan(settings.plan, module, cluster.world_size, sharders, cluster.device)
+        return read_plan(settings.plan), loaded
+    wishes = PlannerSettings(batch_size=batch_size, pooling=dict(pooling), constraints=settings.wishes)
+    planning = make_plan(module, sharders, cluster, wishes)
+    return planning.plan, planning.plan.sharding_plan(planning.priced.tables)
 
 
 def rank_usage(options: Sequence[Option], ranks: Sequence[Ints], world_size: int) -> dict[str, Floats]:

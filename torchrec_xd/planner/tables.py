@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
-import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -20,13 +17,16 @@ from torchrec.optim import SGD, Adagrad, Adam, RowWiseAdagrad
 
 from torchrec_xd.planner.constraints import Constraint
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import Settings, UserError, validate
+from torchrec_xd.settings import Settings, UserError
 
 WeightType = Literal["fp32", "fp16", "bf16"]
 OptimizerName = Literal["sgd", "rowwise_adagrad", "adagrad", "adam"]
+Sharders = Sequence[ModuleSharder[nn.Module]]
 
 DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
 OPTIMIZERS = {"sgd": SGD, "rowwise_adagrad": RowWiseAdagrad, "adagrad": Adagrad, "adam": Adam}
+EMPTY_DICT = nn.ModuleDict()
+"""What collections keep their tables in: its own attributes cannot be names of tables."""
 
 
 class TableSpec(Settings):
@@ -34,11 +34,11 @@ class TableSpec(Settings):
 
     name: str = Field(min_length=1)
     """Unique name."""
-    rows: PositiveInt
+    rows: int = Field(gt=0, le=10**12)
     """Number of embeddings."""
-    dim: PositiveInt
+    dim: int = Field(gt=0, le=10**5)
     """Width; a multiple of 4, as FBGEMM needs it."""
-    features: tuple[str, ...] = ()
+    features: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Features that look the table up, or how many; one with the table's name unless told."""
     pooling: tuple[PositiveFloat, ...] = (1.0,)
     """Mean ids per sample of each feature; one number holds for all."""
@@ -67,6 +67,10 @@ class TableSpec(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> TableSpec:
+        if "." in self.name or hasattr(EMPTY_DICT, self.name):
+            raise ValueError(f"torch takes no dot and no word of its own as a name, so no '{self.name}'; rename it")
+        if len(set(self.features)) < len(self.features):
+            raise ValueError(f"table '{self.name}' names a feature twice: {', '.join(self.features)}")
         if self.dim % 4:
             raise ValueError(f"dim {self.dim} of table '{self.name}' is no multiple of 4, as FBGEMM needs it")
         if len(self.pooling) not in (1, len(self.feature_names)):
@@ -98,71 +102,6 @@ class TableList(Settings):
     def pooling(self) -> dict[str, float]:
         """Feature to mean ids per sample, over all tables."""
         return {feature: factor for table in self.tables for feature, factor in table.pooling_of().items()}
-
-
-def load_tables(path: Path) -> TableList:
-    """A table list: CSV with a header, or YAML with `tables:` (and `constraints:`), or a bare YAML list of tables.
-
-    Raises:
-        UserError: file and line of each fault; a table written twice.
-    """
-    if path.suffix not in (".csv", ".yaml", ".yml"):
-        raise UserError(f"{path}: a table list is a .csv or a .yaml file, not '{path.suffix}'")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    constraints: list[Any] = []
-    lines = _csv_lines(path, text) if path.suffix == ".csv" else _yaml_lines(path, text, constraints)
-    seen: dict[str, int] = {}
-    tables = []
-    for line, content in lines:
-        table = validate(TableSpec, content, f"{path}:{line}")
-        if table.name in seen:
-            raise UserError(f"{path}:{line}: table '{table.name}' is already on line {seen[table.name]}; rename one")
-        seen[table.name] = line
-        tables.append(table)
-    if not tables:
-        raise UserError(f"{path}: holds no table; write at least one with name, rows and dim")
-    return validate(TableList, {"tables": tables, "constraints": constraints}, str(path))
-
-
-def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(text.splitlines())
-    header = [cell.strip() for cell in next(reader, [])]
-    for row in reader:
-        if not any(cell.strip() for cell in row):
-            continue
-        if len(row) != len(header):
-            raise UserError(
-                f"{path}:{reader.line_num}: {len(row)} cells under a header of {len(header)} ({', '.join(header)})"
-            )
-        yield reader.line_num, {key: cell.strip() for key, cell in zip(header, row, strict=True) if cell.strip()}
-
-
-def _yaml_lines(path: Path, text: str, constraints: list[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    loader = yaml.SafeLoader(text)
-    try:
-        root = loader.get_single_node()
-        tables = root
-        if isinstance(root, yaml.MappingNode):
-            parts = {loader.construct_object(key): node for key, node in root.value}
-            for key in parts.keys() - {"tables", "constraints"}:
-                line = parts[key].start_mark.line + 1
-                raise UserError(f"{path}:{line}: unknown key '{key}'; valid keys: constraints, tables")
-            if "constraints" in parts:
-                constraints.extend(loader.construct_object(parts["constraints"], deep=True) or [])
-            tables = parts.get("tables")
-        if not isinstance(tables, yaml.SequenceNode):
-            raise UserError(f"{path}: expected a list of tables, or a mapping with the key 'tables'")
-        for node in tables.value:
-            content = loader.construct_object(node, deep=True)
-            line = node.start_mark.line + 1
-            if not isinstance(content, dict):
-                raise UserError(f"{path}:{line}: expected name, rows and dim of a table, got {content!r}")
-            yield line, content
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
 
 
 class TableModule(nn.Module):

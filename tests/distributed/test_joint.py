@@ -1,0 +1,62 @@
+"""STAR, the joint baseline with more than weights to keep alike, on real gloo ranks against plain modules."""
+
+import torch
+
+from tests.distributed.ranks import run_ranks
+from tests.distributed.sharded import sharded, world_of
+from tests.distributed.test_sharding import assert_same, batches, gathered
+from tests.feeds import schema_at, write_feed
+from tests.models.small import joint_model, settings_of
+from torchrec_xd.embeddings import EmbeddingSettings
+from torchrec_xd.models import MODELS
+from torchrec_xd.schema import Schema
+from torchrec_xd.sharding import DenseOptimizerSettings, OptimizerSettings, TableOptimizerSettings
+
+STAR = {"aligned_dim": 8, "tower_widths": [4], "widths": [16, 8]}
+RATES = OptimizerSettings(
+    tables=TableOptimizerSettings(name="sgd", lr=0.1), dense=DenseOptimizerSettings(lr=0.01, weight_decay=0.1)
+)
+
+
+def train_sharded(rank, content):
+    schema, world = Schema.model_validate(content), world_of(rank)
+    torch.manual_seed(0)
+    task = MODELS["star"].build(schema, settings_of("star", **STAR), EmbeddingSettings(init_std=0.5), 0)
+    model, optimizers = sharded(task, RATES, world)
+    for step, batch in enumerate(batches(schema, rank, world.size)):
+        optimizers.begin(step, 10)
+        model(batch)[0].backward()
+        optimizers.step()
+    return {key: gathered(value, world) for key, value in model.state_dict().items()}
+
+
+def train_plain(schema, ranks):
+    """Each rank's rows are normalised by themselves; running statistics are the mean of what the ranks counted."""
+    task = joint_model(schema, "star")
+    tables = torch.optim.SGD([p for key, p in task.named_parameters() if "t_" in key], lr=0.1)
+    rest = [p for key, p in task.named_parameters() if "t_" not in key]
+    dense = torch.optim.AdamW(rest, lr=0.01, weight_decay=0.1)
+    for parts in zip(*(batches(schema, rank, ranks) for rank in range(ranks)), strict=True):
+        before = {key: value.clone() for key, value in task.net.named_buffers()}
+        counted, losses = [], []
+        for part in parts:
+            losses.append(task(part)[0])
+            counted.append({key: value.clone() for key, value in task.net.named_buffers()})
+            for key, value in task.net.named_buffers():
+                value.data = before[key].clone()
+        for key, value in task.net.named_buffers():
+            value.data = sum(rank[key] for rank in counted) / ranks
+        for optimizer in (tables, dense):
+            optimizer.zero_grad()
+        (sum(losses) / ranks).backward()
+        for optimizer in (tables, dense):
+            optimizer.step()
+    return {key: value.detach() for key, value in task.state_dict().items()}
+
+
+def test_star_trains_sharded_as_it_does_plain_and_all_ranks_evaluate_alike(tmp_path):
+    content = schema_at(write_feed(tmp_path))
+    expected = train_plain(Schema.model_validate(content), 2)
+    assert not torch.equal(expected["net.norm.own.m_post.mean"], torch.zeros(28))
+    for weights in run_ranks(2, train_sharded, content):
+        assert_same(weights, expected)

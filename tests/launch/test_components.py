@@ -1,0 +1,164 @@
+"""What the components hand to TorchX, what `torchx run` shows of them, and what they refuse."""
+
+import configparser
+import shlex
+
+import pytest
+from torchx.cli.main import main
+from torchx.schedulers import get_scheduler_factories
+
+from launch import components
+from tests.launch.conftest import ROOT
+
+COMPONENTS = {
+    "train": ["--config", "configs/single_cj.yaml", "--run_dir", "runs/x"],
+    "pretrain": ["--config", "configs/mkt_cj_pretrain.yaml", "--run_dir", "runs/x"],
+    "finetune": ["--config", "configs/mkt_cj_finetune.yaml", "--init_from", "runs/one", "--run_dir", "runs/x"],
+    "exit": ["--config", "configs/exit_cj.yaml", "--run_dir", "runs/x"],
+    "evaluate": ["--run_dir", "runs/x"],
+    "mkt": [
+        *("--pretrain", "configs/mkt_cj_pretrain.yaml", "--finetune", "configs/mkt_cj_finetune.yaml"),
+        *("--run_dir", "runs/x"),
+    ],
+}
+"""Of every component, what it cannot do without."""
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def torchx(component, *arguments):
+    """The scheduler is .torchxconfig's: local_cwd."""
+    main(["run", "--dryrun", f"launch/components.py:{component}", *arguments])
+
+
+def commands(app):
+    """What torchrun is asked to run on each node, stage by stage."""
+    (role,) = app.roles
+    stages = shlex.split(role.args[1].removeprefix("exec python -m launch.stages "))
+    joined = " ".join(shlex.quote(word) for word in stages).split(" --then ")
+    assert all(stage.startswith("torchrun ") for stage in joined)
+    return [shlex.split(stage.partition(" -m torchrec_xd.cli ")[2]) for stage in joined]
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_help_says_what_every_argument_is(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        torchx(name, "--help")
+    assert ended.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    wanted = [word for word in COMPONENTS[name] if word.startswith("--")]
+    assert wanted
+    for required in wanted:
+        assert told.partition(f"{required} str ")[2].partition("(required)")[0].count(" ") > 2
+    for option, said in {
+        "-j str": "nodes x processes",
+        "--threads int": "CPU threads",
+        "--cpu int": "CPUs per node",
+        "--gpu int": "GPUs per node",
+        "--memMB int": "memory per node",
+        "--image str": "container image",
+        "--mounts str": "type=bind",
+        "--interface str": "NCCL",
+        "--env str": "A=1,B=2",
+        "--max_restarts int": "torchelastic",
+        "--max_retries int": "scheduler",
+    }.items():
+        assert said in told.partition(f" {option}")[2].partition("(default")[0], option
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_every_component_runs_its_command_on_the_job_it_was_given(name, capsys):
+    job = ["-j", "2x4", "--gpu", "4", "--cpu", "16", "--memMB", "9000", "--threads", "3", "--env", "A=1,B=2"]
+    torchx(name, *COMPONENTS[name], *job, "--max_restarts", "5")
+    told = capsys.readouterr().out
+    shown = "".join(told.partition("=== SCHEDULER REQUEST")[0].replace("'", "").replace('"', "").split())
+    for part in ("num_replicas:2", "gpu:4", "cpu:16", "memMB:9000", "OMP_NUM_THREADS:3", "PET_MAX_RESTARTS:5", "A:1"):
+        assert part in shown, part
+
+
+def test_the_commands_word_for_word():
+    set_up = {"config": "configs/single_cj.yaml", "run_dir": "runs/a b"}
+    (train,) = commands(components.train("seed=3", "domains=[coupon]", **set_up))
+    assert train[:5] == ["train", "configs/single_cj.yaml", "--run-dir", "runs/a b", "--restartable"]
+    assert train[5:] == ["--set", "seed=3", "--set", "domains=[coupon]"]
+    (finetune,) = commands(
+        components.finetune(config="configs/mkt_cj_finetune.yaml", init_from="runs/one", run_dir="runs/x")
+    )
+    assert finetune[-2:] == ["--set", "init_from=runs/one"]
+    (evaluate,) = commands(components.evaluate(run_dir="runs/x", split="valid", checkpoint="last", out="report.json"))
+    assert evaluate == ["evaluate", "runs/x", "--split", "valid", "--checkpoint", "last", "--json", "report.json"]
+
+
+def test_the_stages_of_mkt_are_given_their_settings_and_ports():
+    app = components.mkt(
+        *("seed=3", "pretrain.trainer.epochs=2", "finetune.trainer.epochs=4", "finetune.init_from=elsewhere"),
+        pretrain="configs/mkt_cj_pretrain.yaml",
+        finetune="configs/mkt_cj_finetune.yaml",
+        run_dir="runs/x",
+        j="2x2",
+    )
+    first, second = commands(app)
+    assert first[1:5] == ["configs/mkt_cj_pretrain.yaml", "--run-dir", "runs/x/pretrain", "--restartable"]
+    assert first[5:] == ["--set", "seed=3", "--set", "trainer.epochs=2"]
+    assert second[1:5] == ["configs/mkt_cj_finetune.yaml", "--run-dir", "runs/x/finetune", "--restartable"]
+    assert second[5:9] == ["--set", "seed=3", "--set", "trainer.epochs=4"]
+    assert second[-2:] == ["--set", "init_from=runs/x/pretrain"]  # the last word, whatever else was said
+    (role,) = app.roles
+    assert [f":{port} " in role.args[1] for port in (29500, 29501)] == [True, True]
+    assert sorted(role.port_map.values()) == [29500, 29501]
+
+
+def test_cpus_are_counted_where_nobody_says_otherwise():
+    resource = components.evaluate(run_dir="runs/x", j="1x4", threads=3).roles[0].resource
+    assert (resource.cpu, resource.gpu, resource.memMB) == (12, 0, 8192)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("train", ["-j", "0x2"], ["-j 0x2", "NODESxPROCESSES", "2x8"]),
+        ("train", ["-j", "4"], ["-j 4", "NODESxPROCESSES"]),
+        ("train", ["-j", "1:2x4"], ["-j 1:2x4", "NODESxPROCESSES"]),
+        ("train", ["-j", "1x2", "--gpu", "4"], ["--gpu 4", "-j 1x2"]),
+        ("train", ["-j", "1x4", "--threads", "2", "--cpu", "4"], ["--cpu 4", "need 8"]),
+        ("train", ["--memMB", "0"], ["--memMB 0", "at least 1"]),
+        ("mkt", ["--max_retries", "-1"], ["--max_retries -1", "at least 0"]),
+        ("train", ["--mounts", "src=/data,dst=/data"], ["--mounts src=/data", "type"]),
+        ("train", ["--config", "configs/singel_cj.yaml"], ["configs/singel_cj.yaml", "no such file", "single_cj.yaml"]),
+        ("train", ["trainer.epoch=3"], ["trainer.epoch", "did you mean 'epochs'"]),
+        ("train", ["epochs"], ["--set epochs", "KEY.KEY=VALUE"]),
+        ("mkt", ["finetune.trainer.epoch=3"], ["configs/mkt_cj_finetune.yaml", "trainer.epoch"]),
+        ("mkt", ["--pretrain", "configs/single_cj.yaml"], ["configs/single_cj.yaml", "'single'", "'mkt_pretrain'"]),
+        ("exit", ["--config", "configs/single_cj.yaml"], ["'single'", "'exit'", "`train`"]),
+        ("evaluate", ["--split", "tset"], ["--split tset", "train, valid, test"]),
+        ("evaluate", ["--checkpoint", "first"], ["--checkpoint first", "best, last"]),
+    ],
+)
+def test_bad_arguments_are_told_before_anything_is_submitted(name, arguments, said, capsys):
+    given = COMPONENTS[name]
+    if arguments[0] in given:
+        place = given.index(arguments[0])
+        given = [*given[:place], *given[place + 2 :]]
+    with pytest.raises(SystemExit) as ended:
+        torchx(name, *given, *arguments)
+    told = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "APPLICATION" not in told.out
+    for part in ("error: ", *said):
+        assert part in told.err
+
+
+def test_the_profiles_hold_only_what_their_schedulers_know():
+    # TorchX skips a key it does not know, without a word.
+    profiles = configparser.ConfigParser()
+    profiles.read(".torchxconfig")
+    assert set(profiles.sections()) == {"cli:run", "local_cwd", "slurm", "kubernetes", "aws_batch"}
+    assert set(profiles["cli:run"]) == {"scheduler", "workspace"}
+    for name, create in get_scheduler_factories().items():
+        if name in profiles:
+            options = dict(create(session_name="test").run_opts())
+            assert set(profiles[name]) <= set(options)
+            assert {key for key, option in options.items() if option.is_required} <= set(profiles[name])

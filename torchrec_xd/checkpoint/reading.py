@@ -1,0 +1,95 @@
+"""Reading checkpoints: tensors alone, and an index that can name nothing but its own classes.
+
+No pickle of unknown content is ever loaded: tensors are read with `weights_only`, the index through an unpickler that
+knows only torch's own index classes.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+
+from torchrec_xd.settings import UserError
+
+INDEX_CLASSES = {
+    "pathlib": {"PosixPath"},
+    "pathlib._local": {"PosixPath"},
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+}
+"""All that the index of a checkpoint of tensors is made of, beside torch's dtypes."""
+DTYPES = {name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)}
+
+
+def load(state: dict[str, Any], folder: Path, *, alone: bool = False) -> None:
+    """Fill `state` from a checkpoint: all ranks together, or this one alone."""
+    reader = Reader(folder)
+    reader.read_metadata()  # here, where what is wrong with it is still a plain error
+    try:
+        load_distributed(state, storage_reader=reader, planner=_TensorsOnly(), no_dist=alone)
+    except CheckpointException as error:
+        causes = "; ".join(sorted({str(cause[0]) for cause in error.failures.values()}))
+        raise UserError(f"{folder} cannot be loaded: {causes}") from error
+
+
+def shape(entry: Any) -> tuple[int, ...] | None:
+    """Of a tensor, a sharded tensor or a checkpoint's entry; None where there is none."""
+    if hasattr(entry, "local_shards"):
+        entry = entry.metadata()
+    elif isinstance(entry, torch.Tensor):
+        return tuple(entry.shape)
+    return tuple(entry.size) if hasattr(entry, "size") else None
+
+
+class _TensorsOnly(DefaultLoadPlanner):
+    """Refuses anything but tensors: the rest would be unpickled."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        raise UserError(f"checkpoint entry '{read_item.dest_index.fqn}' is a pickle; only tensors are loaded")
+
+
+class Reader(FileSystemReader):
+    """Reads torch's index with an unpickler that knows the index's own classes and nothing else."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The index; raises UserError where it is none, or names files elsewhere."""
+        path = Path(self.path) / ".metadata"
+        try:
+            with path.open("rb") as stream:
+                metadata = _IndexUnpickler(stream).load()
+        except (OSError, pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError) as error:
+            raise UserError(f"{path}: not the index of a checkpoint: {error}") from None
+        assert isinstance(metadata, Metadata)
+        for info in cast(dict[Any, Any], metadata.storage_data).values():
+            if Path(info.relative_path).name != info.relative_path:
+                raise UserError(f"{path}: points outside the checkpoint: {info.relative_path}")
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name in INDEX_CLASSES.get(module, ()) or (module == "torch" and name in DTYPES):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"refused to load {module}.{name}")

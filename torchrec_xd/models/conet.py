@@ -1,0 +1,58 @@
+"""CoNet: collaborative cross networks (Hu et al. 2018), a tower per domain with connections between the towers.
+
+Shape legend: B rows of the batch, B_d rows of domain d, I input width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from torchrec_xd.batch import Batch
+from torchrec_xd.embeddings import Lookups
+from torchrec_xd.models.joint import JointRows, JointSettings, Towers, Widths
+from torchrec_xd.models.task import Output
+from torchrec_xd.modules.cross_connection import CrossConnection
+from torchrec_xd.schema import Schema
+
+
+class CoNetSettings(JointSettings):
+    """CoNet; `tower_widths` are the layers above the cross connections, which no other domain hears."""
+
+    name: Literal["conet"] = "conet"
+    widths: Widths = Field(default=(1024, 512), min_length=1)
+    """Cross-connected layers."""
+
+
+class CollaborativeCrossNetworks(nn.Module):
+    """Every row goes through every domain's tower, each layer of which hears the others; its own domain's is read.
+
+    The paper's joint loss is the sum of the domains' (its multi-task objective), as here.
+    """
+
+    def __init__(self, schema: Schema, settings: CoNetSettings) -> None:
+        super().__init__()
+        self.domains = tuple(schema.domains)
+        self.rows = JointRows(schema, settings)
+        dims = (self.rows.out_dim, *settings.widths)
+        self.layers = nn.ModuleList(CrossConnection(i, o, self.domains) for i, o in pairwise(dims))
+        self.dropout = nn.Dropout(settings.dropout)
+        self.towers = Towers(dims[-1], schema, settings)
+
+    def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
+        """Binary cross entropy of every task."""
+        states = dict.fromkeys(self.domains, self.rows(lookups))
+        *below, last = self.layers
+        for layer in below:
+            states = {domain: self.dropout(layer(states, domain)) for domain in self.domains}
+        # The last layer's other towers would be read by nobody: a row passes through its own domain's alone.
+        hidden = {
+            domain: self.dropout(last({name: state[own] for name, state in states.items()}, domain))
+            for domain, own in lookups.rows.items()
+        }
+        output: Output = self.towers(hidden, batch)
+        return output

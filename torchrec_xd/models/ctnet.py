@@ -1,0 +1,141 @@
+"""CTNet: continual transfer network (Liu et al. 2023), a target tower that a trained source tower keeps feeding.
+
+The source tower is a `single` run of the source domain, frozen: only what feeds the adapters is kept of it. Rows of the
+target go through both towers; where they lack a feature of the source, it reads as zero there.
+
+Time goes on in slices: the first run begins with the source's run, each further one with the run before it, of which
+every weight goes on.
+
+Shape legend: B rows of the target, W width of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from torchrec_xd.batch import Batch
+from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
+from torchrec_xd.models.single import SingleSettings, specific_dim
+from torchrec_xd.models.task import (
+    Output,
+    RowVectors,
+    Teacher,
+    TrainTask,
+    Transfer,
+    check_common_features,
+    logit_output,
+    with_specific,
+)
+from torchrec_xd.modules.gates import GatedLinearUnit
+from torchrec_xd.modules.mapping import ModuleMap
+from torchrec_xd.modules.mlp import MLP
+from torchrec_xd.schema import Schema
+from torchrec_xd.settings import Settings, UserError
+
+
+class CTNetSettings(Settings):
+    """CTNet's target tower; the source's is what the run of `init_from` says."""
+
+    name: Literal["ctnet"] = "ctnet"
+    widths: tuple[PositiveInt, ...] = Field(default=(1024, 512, 64), min_length=1)
+    """Layers of the target tower: as many as the source's, of any width."""
+    sequence_pooling: Literal["attention", "mean"] = "attention"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class SourceTower(nn.Module):
+    """The layers of a single-domain model, for rows of another domain. Weights come from its run."""
+
+    def __init__(self, schema: Schema, settings: SingleSettings) -> None:
+        super().__init__()
+        self.vectors = RowVectors(layout(schema), settings.sequence_pooling)
+        self.specific_dim = specific_dim(schema, settings)
+        self.trunk = MLP(self.vectors.out_dim + self.specific_dim, settings.widths, dropout=settings.dropout)
+        self.widths = settings.widths
+
+    def forward(self, lookups: Lookups) -> dict[str, Tensor]:
+        """`layer_0`, `layer_1`, ... to what each layer says of all rows, `[B, W]`."""
+        rows = torch.cat(list(self.vectors(lookups).values()), dim=1)
+        hidden = torch.cat([rows, rows.new_zeros(len(rows), self.specific_dim)], dim=1)
+        said: dict[str, Tensor] = {}
+        for module in self.trunk:
+            hidden = module(hidden)
+            if isinstance(module, nn.ReLU):
+                said[f"layer_{len(said)}"] = hidden
+        return said
+
+
+class ContinualTransferNetwork(nn.Module):
+    """`z_l = ReLU(W_l z_{l-1} + b_l) + GLU_l(z_l^source)`: the adapter of every layer adds what the source's says."""
+
+    def __init__(self, schema: Schema, settings: CTNetSettings, source_widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.schema = schema
+        (self.domain,) = schema.domains
+        dims = layout(schema)
+        count, dim = dims.specific[self.domain]
+        self.vectors = RowVectors(dims, settings.sequence_pooling)
+        widths = (self.vectors.out_dim + count * dim, *settings.widths)
+        self.layers = nn.ModuleList(MLP(i, (o,), dropout=settings.dropout) for i, o in pairwise(widths))
+        self.adapters = nn.ModuleList(
+            GatedLinearUnit(source, own) for source, own in zip(source_widths, settings.widths, strict=True)
+        )
+        self.heads = ModuleMap({task.name: nn.Linear(widths[-1], 1) for task in schema.tasks})
+
+    def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
+        """Binary cross entropy on the target's labels."""
+        rows = torch.cat(list(self.vectors(lookups).values()), dim=1)
+        hidden = with_specific(rows, lookups, self.domain)
+        for i, (layer, adapter) in enumerate(zip(self.layers, self.adapters, strict=True)):
+            own = layer(hidden)
+            hidden = own + adapter(taught[f"layer_{i}"], own)
+        return logit_output({name: self.heads[name](hidden) for name in self.heads.names}, self.schema, batch)
+
+
+FROM_SOURCE = Transfer(
+    source="single",
+    prefixes={
+        "teacher.embeddings.": "embeddings.",
+        "teacher.net.vectors.": "net.vectors.",
+        "teacher.net.trunk.": "net.trunk.",
+    },
+    prunable=("embeddings.", "net.align.", "net.heads."),
+    slices=True,
+)
+"""The source tower and the tables that it reads on rows of the target, frozen; its head and what reads the source's
+specific features stay behind."""
+
+
+def build_ctnet(
+    schema: Schema,
+    settings: CTNetSettings,
+    embeddings: EmbeddingSettings,
+    seed: int,
+    pretrained: tuple[Schema, SingleSettings, EmbeddingSettings],
+) -> TrainTask:
+    """The target tower of the schema's one domain, beside the source tower.
+
+    Raises:
+        UserError: more than one domain, towers of different height, or features that mean something else in the source.
+    """
+    source_schema, source, source_embeddings = pretrained
+    if len(schema.domains) != 1:
+        raise UserError(f"model 'ctnet' trains one target: set domains: [NAME], one of {', '.join(schema.domains)}")
+    if len(source.widths) != len(settings.widths):
+        raise UserError(
+            f"model.widths: {len(settings.widths)} layers, the source tower has {len(source.widths)} "
+            f"({', '.join(map(str, source.widths))}); the towers are joined layer by layer: name as many"
+        )
+    check_common_features(source_schema, schema)
+    teacher = Teacher(
+        Embeddings(source_schema, source_embeddings, seed, batches=schema), SourceTower(source_schema, source)
+    )
+    return TrainTask(
+        Embeddings(schema, embeddings, seed), ContinualTransferNetwork(schema, settings, source.widths), teacher
+    )

@@ -1,0 +1,90 @@
+"""What the joint baselines have in common: all domains' rows at one width, and a tower per task.
+
+Each of them is one class that says how `[B, I]` rows become hidden vectors of every domain.
+
+Shape legend: B rows of the batch, B_d rows of domain d, I input width, W hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from torchrec_xd.batch import Batch
+from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
+from torchrec_xd.models.task import (
+    Output,
+    RowVectors,
+    SpecificAlignment,
+    TrainTask,
+    check_domain_weight,
+    logit_output,
+)
+from torchrec_xd.modules.mapping import ModuleMap
+from torchrec_xd.modules.mlp import MLP
+from torchrec_xd.schema import Schema
+from torchrec_xd.settings import Settings
+
+Widths = tuple[PositiveInt, ...]
+
+
+class TowerSettings(Settings):
+    """What every joint baseline lets one set."""
+
+    aligned_dim: PositiveInt = 64
+    """Width to which one linear layer brings every domain's specific features."""
+    tower_widths: Widths = (64,)
+    """Hidden layers of the tower that each task has."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    domain_weight: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Factor on a domain's loss; 1 unless told."""
+
+
+class JointSettings(TowerSettings):
+    """Settings of a joint baseline that reads rows as they are, histories pooled."""
+
+    sequence_pooling: Literal["attention", "mean"] = "attention"
+
+
+class JointRows(nn.Module):
+    """`v_u ‖ v_seq ‖ v_shared ‖ aligned v_spec`: rows of all domains, alike."""
+
+    def __init__(self, schema: Schema, settings: JointSettings) -> None:
+        super().__init__()
+        dims = layout(schema)
+        self.vectors = RowVectors(dims, settings.sequence_pooling)
+        self.align = SpecificAlignment(dims, settings.aligned_dim, schema.domains)
+        self.out_dim = self.vectors.out_dim + settings.aligned_dim
+
+    def forward(self, lookups: Lookups) -> Tensor:
+        """`[B, out_dim]`."""
+        return torch.cat([*self.vectors(lookups).values(), self.align(lookups)], dim=1)
+
+
+class Towers(nn.Module):
+    """The domains' hidden vectors to a logit per task, and to the loss."""
+
+    def __init__(self, in_dim: int, schema: Schema, settings: TowerSettings) -> None:
+        super().__init__()
+        self.schema, self.settings = schema, settings
+        widths = (*settings.tower_widths, 1)
+        self.towers = ModuleMap({task.name: MLP(in_dim, widths, head=True) for task in schema.tasks})
+
+    def forward(self, hidden: Mapping[str, Tensor], batch: Batch) -> Output:
+        """Domain to its rows' `[B_d, W]`."""
+        logits = {task.name: self.towers[task.name](hidden[task.domain]) for task in self.schema.tasks}
+        return logit_output(logits, self.schema, batch, self.settings.domain_weight)
+
+
+def joint(net: Callable[[Schema, Any], nn.Module]) -> Callable[..., TrainTask]:
+    """How a joint baseline is built: `net(schema, settings)` on the tables of all domains."""
+
+    def build(schema: Schema, settings: TowerSettings, embeddings: EmbeddingSettings, seed: int) -> TrainTask:
+        check_domain_weight(schema, settings.domain_weight)
+        return TrainTask(Embeddings(schema, embeddings, seed), net(schema, settings))
+
+    return build

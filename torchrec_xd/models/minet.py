@@ -1,0 +1,145 @@
+"""MiNet: mixed interest network (Ouyang et al. 2020), one target domain and any number of sources.
+
+Shape legend: B_d rows of domain d, Q candidate width, U user width, W width of a trunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from torchrec_xd.batch import Batch
+from torchrec_xd.embeddings import EmbeddingSettings, Layout, Lookups, layout
+from torchrec_xd.models.joint import Towers, TowerSettings, Widths, joint
+from torchrec_xd.models.task import Output, SpecificAlignment, TrainTask
+from torchrec_xd.modules.mapping import ModuleMap
+from torchrec_xd.modules.minet import InterestAttention, ItemAttention
+from torchrec_xd.modules.mlp import MLP
+from torchrec_xd.schema import Group, Schema
+from torchrec_xd.settings import UserError
+
+USER: tuple[Group, ...] = ("user", "context", "scene")
+LONG_TERM = "*long-term"
+"""Name of the interest that the user's own features stand for; no domain can have it."""
+
+
+class MiNetSettings(TowerSettings):
+    """MiNet; its weight of the source loss, gamma, is `domain_weight` of the sources."""
+
+    name: Literal["minet"] = "minet"
+    sequences: dict[str, tuple[str, ...]]
+    """Domain to the sequence columns that hold what the user did there: every domain, every sequence once."""
+    widths: Widths = Field(default=(1024, 512), min_length=1)
+    """Layers of every domain's trunk."""
+    attention_dim: PositiveInt = 16
+    """Hidden width of both levels of attention."""
+
+
+class MixedInterestNetwork(nn.Module):
+    """Target: `MLP(q_t ‖ v_u p_u ‖ v_s a_s ... ‖ v_t a_t)`; source: `MLP(q_s ‖ p_u)` (sections 3.3 to 3.7).
+
+    `q` is the candidate (shared and aligned specific features), `p_u` the long-term interest (the user's features,
+    whatever the domain), `a_s` the short-term interest from a source and `a_t` the target's own. Where a domain has
+    several sequences, its interest is their pooled vectors side by side.
+    """
+
+    def __init__(self, schema: Schema, settings: MiNetSettings) -> None:
+        super().__init__()
+        dims = layout(schema)
+        (self.target,) = schema.targets()
+        self.sequences = settings.sequences
+        self.align = SpecificAlignment(dims, settings.aligned_dim, schema.domains)
+        user_dim = sum(dims.groups[group] for group in USER)
+        candidate_dim = dims.groups["shared"] + settings.aligned_dim
+        self.items = ModuleMap(
+            {
+                column: ItemAttention(
+                    dims.sequences[column],
+                    candidate_dim,
+                    user_dim,
+                    settings.attention_dim,
+                    transfer=domain != self.target,
+                )
+                for domain, columns in self.sequences.items()
+                for column in columns
+            }
+        )
+        interests = {LONG_TERM: user_dim, **interest_dims(dims, settings)}
+        self.interests = InterestAttention(interests, candidate_dim, settings.attention_dim)
+        in_dims = dict.fromkeys(schema.domains, candidate_dim + user_dim)
+        in_dims[self.target] = candidate_dim + sum(interests.values())
+        self.trunks = ModuleMap(
+            {domain: MLP(in_dim, settings.widths, dropout=settings.dropout) for domain, in_dim in in_dims.items()}
+        )
+        self.towers = Towers(settings.widths[-1], schema, settings)
+
+    def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
+        """Binary cross entropy of every task, the target's and, as in the paper's joint loss, the sources'."""
+        user = torch.cat([lookups.groups[group] for group in USER], dim=1)
+        candidate = torch.cat([lookups.groups["shared"], self.align(lookups)], dim=1)
+        hidden = {}
+        for domain, own in lookups.rows.items():
+            if domain == self.target:
+                mixed = self.interests(self.mixed_interests(lookups, candidate[own], user[own]), candidate[own])
+            else:
+                mixed = torch.cat([candidate[own], user[own]], dim=1)
+            hidden[domain] = self.trunks[domain](mixed)
+        output: Output = self.towers(hidden, batch)
+        return output
+
+    def mixed_interests(self, lookups: Lookups, candidate_BQ: Tensor, user_BU: Tensor) -> dict[str, Tensor]:
+        """Interests of the target's rows: the long-term one, and a short-term one per domain."""
+        own, interests = lookups.rows[self.target], {LONG_TERM: user_BU}
+        for domain, columns in self.sequences.items():
+            histories = {column: tuple(part[own] for part in lookups.sequences[column]) for column in columns}
+            pooled = [self.items[column](history, candidate_BQ, user_BU) for column, history in histories.items()]
+            interests[domain] = torch.cat(pooled, dim=1)
+        return interests
+
+
+def interest_dims(dims: Layout, settings: MiNetSettings) -> dict[str, int]:
+    """Domain to the width of its short-term interest."""
+    return {domain: sum(dims.sequences[column] for column in columns) for domain, columns in settings.sequences.items()}
+
+
+def build_minet(schema: Schema, settings: MiNetSettings, embeddings: EmbeddingSettings, seed: int) -> TrainTask:
+    """MiNet of the schema's one target and its sources.
+
+    Raises:
+        UserError: no source, no target or several; or `sequences` and the schema do not fit together.
+    """
+    targets = schema.targets()
+    if len(targets) != 1 or len(schema.domains) < 2:
+        roles = ", ".join(f"{name} ({domain.role})" for name, domain in schema.domains.items())
+        raise UserError(f"model 'minet' needs one target domain and at least one source; the domains are: {roles}")
+    _check_sequences(schema, settings, targets[0])
+    return joint(MixedInterestNetwork)(schema, settings, embeddings, seed)
+
+
+def _check_sequences(schema: Schema, settings: MiNetSettings, target: str) -> None:
+    there = [f.column for f in schema.features if f.kind == "sequence"]
+    named = [column for columns in settings.sequences.values() for column in columns]
+    for domain in sorted(set(settings.sequences) ^ set(schema.domains)):
+        known = f"domains are: {', '.join(schema.domains)}"
+        raise UserError(f"model.sequences names every domain and no other; '{domain}' is amiss; {known}")
+    for column in sorted({*named, *there}):
+        if named.count(column) != 1 or column not in there:
+            raise UserError(
+                f"model.sequences gives every sequence to one domain; '{column}' is amiss; sequences are: "
+                f"{', '.join(there) or 'none'}"
+            )
+    for domain, columns in settings.sequences.items():
+        if not columns:
+            raise UserError(f"model.sequences: '{domain}' has none, and so no short-term interest: name at least one")
+    readers = {f.table_name for f in schema.features_of(target) if f.kind == "id"}
+    for column in settings.sequences[target]:
+        (feature,) = (f for f in schema.features if f.column == column)
+        if feature.table_name not in readers or feature not in schema.features_of(target):
+            raise UserError(
+                f"model.sequences: '{column}' is a history of '{target}', but rows of '{target}' have no id in its "
+                f"table '{feature.table_name.removeprefix('t_')}' that it could be held against"
+            )

@@ -1,0 +1,53 @@
+"""PLE: progressive layered extraction as a model of its own (Tang et al. 2020), with domains in the place of tasks.
+
+The extraction itself, equations 1 to 5, is modules/ple.py: MKT's common knowledge extractor is made of it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from torchrec_xd.batch import Batch
+from torchrec_xd.embeddings import Lookups
+from torchrec_xd.models.joint import JointRows, JointSettings, Towers, Widths
+from torchrec_xd.models.task import Output
+from torchrec_xd.modules.ple import Experts, ProgressiveLayeredExtraction
+from torchrec_xd.schema import Schema
+
+
+class PLESettings(JointSettings):
+    """PLE; with one level it is CGC (section 4.1)."""
+
+    name: Literal["ple"] = "ple"
+    num_experts: PositiveInt = 1
+    """Experts of each domain, per level."""
+    num_shared_experts: PositiveInt = 1
+    levels: PositiveInt = 1
+    expert_widths: Widths = Field(default=(1024, 512), min_length=1)
+
+
+class PLEModel(nn.Module):
+    """`y_k = t^k(g^{k,N}(x))`: the last level's mixture of domain k, into a tower per task (section 4.2)."""
+
+    def __init__(self, schema: Schema, settings: PLESettings) -> None:
+        super().__init__()
+        self.rows = JointRows(schema, settings)
+        counts = settings.num_experts, settings.num_shared_experts
+        domains = tuple(schema.domains)
+        self.ple = ProgressiveLayeredExtraction(
+            self.rows.out_dim,
+            Experts(settings.expert_widths, *counts, settings.dropout),
+            domains=domains,
+            outputs=domains,
+            levels=settings.levels,
+        )
+        self.towers = Towers(settings.expert_widths[-1], schema, settings)
+
+    def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
+        """Binary cross entropy of every task."""
+        output: Output = self.towers(self.ple(self.rows(lookups), lookups.rows), batch)
+        return output
