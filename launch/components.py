@@ -197,7 +197,12 @@ def evaluate(*, run_dir: str, split: str = "test", checkpoint: str = "best", out
 
 def launch(name: str, job: Job, *stages: list[str]) -> specs.AppDef:
     """One role of `job`'s nodes; on each, torchrun runs the stages' torchrec-xd commands one after the other."""
-    env = {"OMP_NUM_THREADS": str(job.threads), "PET_MAX_RESTARTS": str(job.max_restarts)}  # PET_*: torchrun's options
+    env = {
+        "OMP_NUM_THREADS": str(job.threads),
+        "PET_MAX_RESTARTS": str(job.max_restarts),  # PET_*: torchrun's options
+        # A store for every start: with torch's shared one, restarted ranks may look for addresses of dead ones.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
     if job.interface:
         env |= {"GLOO_SOCKET_IFNAME": job.interface, "NCCL_SOCKET_IFNAME": job.interface}
     apps = [

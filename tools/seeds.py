@@ -42,7 +42,7 @@ class Study:
     """Label of the model that is compared."""
     against: tuple[str, ...]
     """Labels of others."""
-    compared: tuple[Metric, ...] = ("auc", "gauc")
+    compared: tuple[Metric, ...] = ("auc",)
     """Metrics that are compared."""
     scores: Callable[[Path, int], dict[str, Any]] = lambda data, seed: {}
     """Of data and seed: test scores of models that are no runs, by label."""

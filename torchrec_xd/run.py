@@ -251,7 +251,7 @@ def _position(saved: Saved, loader: Loader, config: RunConfig, log: RunLog) -> P
 def _begin_folder(config: RunConfig, directory: Path, world: World) -> None:
     if world.first:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "config.yaml").write_text(config.dump())
+        _write_text(directory / "config.yaml", config.dump())
     world.barrier()
 
 
@@ -351,6 +351,11 @@ def _threads(config: RunConfig) -> Iterator[None]:
 
 
 def _write(path: Path, content: Any) -> None:
+    _write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)

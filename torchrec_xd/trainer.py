@@ -34,7 +34,7 @@ class TrainerSettings(Settings):
 
     epochs: PositiveInt = 1
     log_every: PositiveInt = 20
-    """Steps between two lines of metrics.jsonl; the loss is read, and a stop request heard, only then."""
+    """Steps between two lines of metrics.jsonl; the loss is read, and a stop request heard, then and at checkpoints."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: the dense part runs under autocast; weights, tables and losses stay fp32."""
     weighted: bool = False
@@ -93,34 +93,35 @@ def fit(
     began = time.perf_counter()
     training.model.train()
     with log.progress(total, step) as progress, _stop_requests() as stop:
+        stopping = False
         for batch in loader.batches(start, settings.epochs):
             training.optimizers.begin(step, total)
             loss, output = _step(training, batch)
             step += 1
             rows += len(batch) * world.size
             epoch_ends = batch.position.step == loader.steps
-            if step % settings.log_every == 0 or epoch_ends or (world.size == 1 and stop):
+            saves = epoch_ends or step % (checkpoints.settings.every_steps or total + 1) == 0
+            if step % settings.log_every == 0 or saves or (world.size == 1 and stop):  # nothing infinite is ever saved
                 values = _losses(loss, output)
                 if world.any(not math.isfinite(values["loss"])):
                     raise UserError(_divergence(values["loss"], step, batch, loader))
                 speed = since.lap(rows, step)
                 log.metrics(step, {**values, "epoch": batch.position.epoch, "rows_per_second": speed})
                 progress.update(step, f"loss {values['loss']:.4f}  {speed:,.0f} rows/s")
-                if world.any(bool(stop)):
-                    checkpoints.save(training.model, training.optimizers, batch.position, step, None)
-                    raise InterruptedRunError(f"stopped after step {step} of {total}; a checkpoint was written")
+                stopping = world.any(bool(stop))
             if epoch_ends:
                 with since.stopped():
                     score = validate()
                 training.model.train()
                 if score is not None:
                     log.metrics(step, {"valid": score})
-            every = checkpoints.settings.every_steps
-            if epoch_ends or (every and step % every == 0):
+            if saves or stopping:
                 with since.stopped():
                     checkpoints.save(
                         training.model, training.optimizers, batch.position, step, score if epoch_ends else None
                     )
+            if stopping:
+                raise InterruptedRunError(f"stopped after step {step} of {total}; a checkpoint was written")
     return Summary(step - first, rows, time.perf_counter() - began, since.median())
 
 
