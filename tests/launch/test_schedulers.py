@@ -47,6 +47,7 @@ def mkt(monkeypatch):
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "4",
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     "PET_MAX_RESTARTS": "3",
     "GLOO_SOCKET_IFNAME": "eth0",
     "NCCL_SOCKET_IFNAME": "eth0",

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.planner.cases import cpus, gpus, module_of, planned, random_tables
@@ -106,6 +106,8 @@ def test_plans_keep_limits_and_stay_above_the_bound(seed, count, world_size, hbm
 
 
 @given(st.integers(0, 10**6), st.integers(1, 8), st.sampled_from([1, 2, 8]), st.floats(0.05, 80))
+@example(249925, 6, 2, 19.0)  # the cheapest options do not fit together
+@example(878384, 7, 8, 30.95009613361076)
 @settings(max_examples=12, deadline=None)
 def test_never_worse_than_torchrec(seed, count, world_size, hbm_gib):
     tables = random_tables(count, seed, 7.5)
@@ -113,7 +115,7 @@ def test_never_worse_than_torchrec(seed, count, world_size, hbm_gib):
     wishes = PlannerSettings(pooling=tables.pooling())
     stock = stock_plan(module_of(tables), default_sharders(), cluster, wishes)
     if stock.slowest_rank_ms is not None:
-        # A heuristic proves nothing; 117 of 117 such cases were no worse at all.
+        # A heuristic proves nothing; see docs/results/planner.md.
         assert planned(tables, cluster).plan.slowest_rank_ms <= stock.slowest_rank_ms * (1 + 1e-4)
 
 

@@ -15,6 +15,8 @@ GROUPS_TRIED = 24
 """Groups of the slowest rank that one step tries to move."""
 CLOSE_ENOUGH = 1e-5
 """A gap to the lower bound that is worth no more search."""
+DEARER = 3.0
+"""Every second refill may take what costs so many times the cheapest: the cheapest ones may not fit together."""
 LESS = 1 - 1e-9
 
 
@@ -59,9 +61,7 @@ class Improvement:
         self.on_rank = np.zeros((len(groups), cluster.world_size), dtype=bool)
         for group, ranks in enumerate(assignment.ranks):
             self.on_rank[group, ranks] = True
-        self.by_total = [
-            sorted(range(len(group.candidates)), key=lambda i: group.candidates[i].total_ms) for group in groups
-        ]
+        self.total_ms = [np.array([candidate.total_ms for candidate in group.candidates]) for group in groups]
 
     def run(self, effort: int) -> Assignment:
         """Descend, then shake up to `effort` times in a row without success."""
@@ -179,19 +179,21 @@ class Improvement:
         return False
 
     def _refill(self, members: Ints, limit: float) -> bool:
-        """Long groups first, roughly; each takes its cheapest candidate that ends below `limit`."""
+        """Long groups first, roughly; each takes about its cheapest candidate that ends below `limit`."""
         noise = self.random.uniform(0.5, 1.5, len(members))
         size = np.array([self._candidate(group).largest_ms for group in members]) * noise
+        dearer = self.random.choice((1.0, DEARER))
         for group in members[np.argsort(-size)].tolist():
-            found = self._first_below(group, limit)
+            found = self._first_below(group, limit, dearer)
             if found is None:
                 return False
             self._put(group, *found)
         return True
 
-    def _first_below(self, group: int, limit: float) -> tuple[int, Ints] | None:
+    def _first_below(self, group: int, limit: float, dearer: float) -> tuple[int, Ints] | None:
         lowest = float(self.state.load_W.min())
-        for index in self.by_total[group]:
+        totals = self.total_ms[group]
+        for index in np.argsort(totals * self.random.uniform(1.0, dearer, len(totals)), kind="stable").tolist():
             candidate = self.groups[group].candidates[index]
             if lowest + candidate.largest_ms < limit:
                 spot = self.state.best(candidate)

@@ -25,6 +25,7 @@ LIMITS = (1.0, 1.01, 1.03, 1.06, 1.12, 1.25, 1.5, 2.0, 4.0)
 SHARES = (1.0, 0.5, 0.25, 0.125)
 """Largest shard allowed, in limits: small parts pack well, large ones may cost less in all."""
 STARTS_KEPT = 3
+FEW_GROUPS = 32
 RETRIES = 6
 """Attempts at a start while none has succeeded yet."""
 
@@ -69,7 +70,11 @@ class NotFound:
 
 
 def search(groups: Sequence[Group], cluster: Cluster, effort: int = 400) -> Found | NotFound:
-    """The best plan found; a start is given up after `effort` vain attempts in a row to improve it."""
+    """The best plan found; a start is given up after `effort` vain attempts in a row to improve it.
+
+    Few groups get more attempts each: they cost little, and every choice weighs much.
+    """
+    effort *= max(1, FEW_GROUPS // max(len(groups), 1))
     ranks = Ranks(cluster)
     flat = Candidates(groups, ranks)
     bound = lower_bound(flat)
