@@ -144,6 +144,10 @@ def plan(context: typer.Context) -> None:
     """Plan the sharding of a run or of a table list for any cluster; --help lists its options."""
     import runpy
 
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "tools" / "plan.py").is_file():
+        raise UserError(f"plan is a tool of the project's folder, and {root} has no tools/plan.py: install with -e")
+    sys.path.insert(0, str(root))  # the installed command does not look there by itself
     sys.argv = ["torchrec-xd plan", *context.args]
     runpy.run_module("tools.plan", run_name="__main__")
 

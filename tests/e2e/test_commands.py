@@ -254,3 +254,10 @@ def test_an_unknown_data_set_lists_the_known_ones(tmp_path):
     assert done.returncode == 2
     assert "cj_feed" in done.stderr
     assert not (tmp_path / "data").exists()
+
+
+def test_the_planner_is_found_from_any_folder(tmp_path):
+    """The installed command knows where the package lies, and nothing else of the project."""
+    (tmp_path / "torchrec_xd").symlink_to(ROOT / "torchrec_xd")
+    done = command("plan", "--help", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "120"})
+    assert "--cluster" in done.stdout
