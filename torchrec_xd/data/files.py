@@ -97,18 +97,19 @@ def _filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
     try:
         filesystem, base = fs.FileSystem.from_uri(f"{scheme}://{host}/{question}{query}")
         return filesystem, f"{base.rstrip('/')}/{path}"
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return _fsspec(scheme, location)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        return _fsspec(scheme, location, error)
     except OSError as error:
         raise UserError(f"{location}: the file system cannot be reached: {error}") from error
 
 
-def _fsspec(scheme: str, location: str) -> tuple[fs.FileSystem, str]:
+def _fsspec(scheme: str, location: str, refusal: Exception) -> tuple[fs.FileSystem, str]:
+    """What fsspec makes of a location that PyArrow has refused; if nothing, the error tells both reasons."""
     try:
         filesystem, path = url_to_fs(location)
     except (ValueError, ImportError) as error:
         raise UserError(
-            f"{location}: neither PyArrow nor fsspec can open a file system '{scheme}': {error}; "
+            f"{location}: neither PyArrow ({refusal}) nor fsspec ({error}) can open a file system '{scheme}'; "
             "install its package, or use a local path"
         ) from error
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
