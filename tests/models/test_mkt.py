@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from tests.feeds import SCHEMA, schema_at, write_feed
+from tests.feeds import SCHEMA
 from tests.unsharded import materialise
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.embeddings import EmbeddingSettings
@@ -15,16 +15,6 @@ from torchrec_xd.settings import UserError
 
 SMALL = {"expert_widths": (6, 5), "aligned_dim": 3, "tower_widths": (4,)}
 EMBEDDINGS = EmbeddingSettings(init_std=0.5)
-
-
-@pytest.fixture(scope="module")
-def schema(tmp_path_factory):
-    return Schema.model_validate(schema_at(write_feed(tmp_path_factory.mktemp("feed"))))
-
-
-@pytest.fixture(scope="module")
-def batch(schema):
-    return next(iter(Loader(schema, LoaderSettings(batch_size=64), "train").batches()))
 
 
 def only(schema, batch_rows, domain):
