@@ -3,17 +3,18 @@
 TorchX reads the annotations as types: no `from __future__ import annotations` here. It also runs this file by its path,
 so nothing is imported from beside it.
 """
-# ruff: noqa: D417 - the decorator documents `job`
+# ruff: noqa: D417 - the decorator documents `assign`, `run` and `job`
 
 import functools
 import inspect
 import logging
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from torchx import specs
 from torchx.components.dist import ddp
@@ -83,66 +84,94 @@ class Job:
             raise UserError(f"--mounts {','.join(self.mounts)}: {error}") from None
 
 
+@dataclass(frozen=True)
+class Run:
+    """What is trained, and where.
+
+    Args:
+        assign: a.b=VALUE on top of the config, any number of them, after all options.
+        config: YAML file of the run; of the component's own model.
+        run_dir: folder for everything the run writes, seen by all nodes.
+    """
+
+    config: str
+    run_dir: str
+
+    def command(self, assign: Sequence[str], model: str | None = None) -> list[str]:
+        """The train command of a config that has been read to its end, so that no job waits in a queue to fail."""
+        logging.disable(logging.INFO)  # FBGEMM would list its libraries in TorchX's output
+        try:
+            from torchrec_xd.config import load_config  # noqa: PLC0415 - takes seconds, and --help needs none of it
+        finally:
+            logging.disable(logging.NOTSET)
+        found = load_config(Path(self.config), list(assign)).model.name
+        if model not in (None, found):
+            raise UserError(f"{self.config} trains '{found}', not '{model}'; the component `train` takes any model")
+        settings = [word for assignment in assign for word in ("--set", assignment)]
+        return ["train", self.config, "--run-dir", self.run_dir, "--restartable", *settings]
+
+
 def component(function: Callable[..., specs.AppDef]) -> Callable[..., specs.AppDef]:
-    """A TorchX component: its argument `job` is given field by field, and a UserError is a message and exit code 2."""
+    """A TorchX component: `run` and `job` are given field by field, and a UserError is a message and exit code 2."""
     own = inspect.signature(function)
-    defaults = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(Job)}
+    parts: dict[str, type[Any]] = {
+        name: given.annotation for name, given in own.parameters.items() if given.annotation in (Run, Job)
+    }
 
     @functools.wraps(function)
     def launched(*words: str, **options: object) -> specs.AppDef:
-        given = {name: options.pop(name) for name in defaults if name in options}
-        given = {name: value for name, value in given.items() if value is not None}  # TorchX: an empty list or mapping
         try:
-            return function(*words, **options, job=Job(**given))  # type: ignore[arg-type]
+            for name, part in parts.items():
+                given = {f.name: options.pop(f.name) for f in fields(part) if f.name in options}
+                # TorchX gives None for an empty list or mapping.
+                options[name] = part(**{key: value for key, value in given.items() if value is not None})
+            return function(*words, **options)
         except UserError as error:
             sys.stderr.write(f"error: {error}\n")
             raise SystemExit(EXIT_USER_ERROR) from None
 
-    kept = [parameter for name, parameter in own.parameters.items() if name != "job"]
-    added = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=defaults[f.name], annotation=f.type)
-        for f in fields(Job)
-    ]
+    kept = [parameter for name, parameter in own.parameters.items() if name not in parts]
+    added = [_option(f) for part in parts.values() for f in fields(part)]
     launched.__signature__ = own.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
-    launched.__doc__ = f"{inspect.getdoc(function)}\n{(inspect.getdoc(Job) or '').partition('Args:')[2]}"
+    said = inspect.getdoc(function) or ""
+    told = [(inspect.getdoc(part) or "").partition("Args:")[2] for part in parts.values()]
+    launched.__doc__ = said + ("" if "Args:" in said else "\n\nArgs:") + "".join(told)
     return launched
 
 
-@component
-def train(*assign: str, config: str, run_dir: str, job: Job) -> specs.AppDef:
-    """Train any model; started again with the same arguments, it resumes, or ends at once if it was finished.
-
-    Args:
-        assign: a.b=VALUE on top of the config, any number of them, after all options.
-        config: YAML file of the run.
-        run_dir: folder for everything the run writes, seen by all nodes.
-    """
-    return launch("train", job, _train(config, run_dir, assign))
+def _option(described: Field[object]) -> inspect.Parameter:
+    made = described.default_factory
+    default = described.default if made is MISSING else made()
+    empty = inspect.Parameter.empty if default is MISSING else default
+    return inspect.Parameter(described.name, inspect.Parameter.KEYWORD_ONLY, default=empty, annotation=described.type)
 
 
 @component
-def pretrain(*assign: str, config: str, run_dir: str, job: Job) -> specs.AppDef:
-    """Train MKT's first stage: all domains together.
-
-    Args:
-        assign: a.b=VALUE on top of the config, any number of them, after all options.
-        config: YAML file of a run of mkt_pretrain.
-        run_dir: folder for everything the run writes, seen by all nodes.
-    """
-    return launch("pretrain", job, _train(config, run_dir, assign, "mkt_pretrain"))
+def train(*assign: str, run: Run, job: Job) -> specs.AppDef:
+    """Train any model; started again with the same arguments, it resumes, or ends at once if it was finished."""
+    return launch("train", job, run.command(assign))
 
 
 @component
-def finetune(*assign: str, config: str, init_from: str, run_dir: str, job: Job) -> specs.AppDef:
-    """Train MKT's second stage: the target domain, taught by a finished first stage.
+def pretrain(*assign: str, run: Run, job: Job) -> specs.AppDef:
+    """Train MKT's first stage (mkt_pretrain): all domains together."""
+    return launch("pretrain", job, run.command(assign, "mkt_pretrain"))
+
+
+@component
+def finetune(*assign: str, init_from: str, run: Run, job: Job) -> specs.AppDef:
+    """Train MKT's second stage (mkt_finetune): the target domain, taught by a finished first stage.
 
     Args:
-        assign: a.b=VALUE on top of the config, any number of them, after all options.
-        config: YAML file of a run of mkt_finetune.
         init_from: run folder of the first stage.
-        run_dir: folder for everything the run writes, seen by all nodes.
     """
-    return launch("finetune", job, _train(config, run_dir, (*assign, f"init_from={init_from}"), "mkt_finetune"))
+    return launch("finetune", job, run.command((*assign, f"init_from={init_from}"), "mkt_finetune"))
+
+
+@component
+def exit(*assign: str, run: Run, job: Job) -> specs.AppDef:
+    """Train EXIT."""
+    return launch("exit", job, run.command(assign, "exit"))
 
 
 @component
@@ -161,21 +190,9 @@ def mkt(*assign: str, pretrain: str, finetune: str, run_dir: str, job: Job) -> s
     return launch(
         "mkt",
         job,
-        _train(pretrain, first, _of_stage("pretrain", assign), "mkt_pretrain"),
-        _train(finetune, second, (*_of_stage("finetune", assign), f"init_from={first}"), "mkt_finetune"),
+        Run(pretrain, first).command(_of_stage("pretrain", assign), "mkt_pretrain"),
+        Run(finetune, second).command((*_of_stage("finetune", assign), f"init_from={first}"), "mkt_finetune"),
     )
-
-
-@component
-def exit(*assign: str, config: str, run_dir: str, job: Job) -> specs.AppDef:
-    """Train EXIT.
-
-    Args:
-        assign: a.b=VALUE on top of the config, any number of them, after all options.
-        config: YAML file of a run of exit.
-        run_dir: folder for everything the run writes, seen by all nodes.
-    """
-    return launch("exit", job, _train(config, run_dir, assign, "exit"))
 
 
 @component
@@ -195,8 +212,23 @@ def evaluate(*, run_dir: str, split: str = "test", checkpoint: str = "best", out
     return launch("evaluate", job, ["evaluate", run_dir, "--split", split, "--checkpoint", checkpoint, *written])
 
 
-def launch(name: str, job: Job, *stages: list[str]) -> specs.AppDef:
-    """One role of `job`'s nodes; on each, torchrun runs the stages' torchrec-xd commands one after the other."""
+@component
+def benchmark(*, command: str, args: str = "", job: Job) -> specs.AppDef:
+    """Measure throughput, on the job's processes: python -m tools.benchmark COMMAND ARGS.
+
+    Args:
+        command: what is measured; `python -m tools.benchmark --help` lists the commands.
+        args: the command's own arguments, as one string.
+    """
+    try:
+        words = shlex.split(args)
+    except ValueError as error:
+        raise UserError(f"--args {args}: {error}; write them as for a shell") from None
+    return launch("benchmark", job, [command, *words], module="tools.benchmark")
+
+
+def launch(name: str, job: Job, *stages: list[str], module: str = "torchrec_xd.cli") -> specs.AppDef:
+    """One role of `job`'s nodes; on each, torchrun runs the stages' commands of `module` one after the other."""
     env = {
         "OMP_NUM_THREADS": str(job.threads),
         "PET_MAX_RESTARTS": str(job.max_restarts),  # PET_*: torchrun's options
@@ -208,7 +240,7 @@ def launch(name: str, job: Job, *stages: list[str]) -> specs.AppDef:
     apps = [
         ddp(
             *stage,
-            m="torchrec_xd.cli",
+            m=module,
             name=f"torchrec-xd/{name}",
             image=job.image,
             j=job.j,
@@ -230,20 +262,6 @@ def launch(name: str, job: Job, *stages: list[str]) -> specs.AppDef:
         role.args = ["-c", f"exec python -m launch.stages {' --then '.join(commands)}"]
         role.port_map = {f"c10d-{place}": PORT + place for place in range(len(apps))}
     return apps[0]
-
-
-def _train(config: str, run_dir: str, assign: Sequence[str], model: str | None = None) -> list[str]:
-    """The train command of a config that has been read to its end, so that no job waits in a queue to fail."""
-    logging.disable(logging.INFO)  # FBGEMM would list its libraries in TorchX's output
-    try:
-        from torchrec_xd.config import load_config  # noqa: PLC0415 - takes seconds, and --help needs none of it
-    finally:
-        logging.disable(logging.NOTSET)
-    found = load_config(Path(config), list(assign)).model.name
-    if model not in (None, found):
-        raise UserError(f"{config} trains '{found}', not '{model}'; the component `train` takes any model")
-    settings = [word for assignment in assign for word in ("--set", assignment)]
-    return ["train", config, "--run-dir", run_dir, "--restartable", *settings]
 
 
 def _of_stage(stage: str, assign: Sequence[str]) -> list[str]:

@@ -18,12 +18,14 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     ("settings",),
-    ("schema", "batch", "log", "page", "world", "doctor", "modules", "losses"),
-    ("embeddings", "data", "prepare", "statistics"),
+    ("schema", "batch", "log", "page", "world", "doctor", "modules", "losses", "statistics"),
+    ("embeddings", "data", "prepare"),
     ("models",),
     ("trainer", "checkpoint", "metrics", "sharding", "planner", "report"),
     ("config",),
     ("run",),
+    ("study",),
+    ("diagnostics",),
     ("cli",),
     ("launch", "tools"),
 )

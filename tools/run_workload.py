@@ -58,7 +58,7 @@ def config_workload(
         pooling=schema_tables(schema, means).pooling(),
         constraints=config.sharding.wishes,
     )
-    return Workload(task, chosen, sharders(), settings)
+    return Workload(task, chosen, sharders(config.sharding.communication), settings)
 
 
 def measured_pooling(schema: Schema) -> dict[str, float]:

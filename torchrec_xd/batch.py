@@ -53,6 +53,24 @@ class Batch(Pipelineable):
         """The rows of one domain."""
         return slice(self.offsets[domain_index], self.offsets[domain_index + 1])
 
+    def padding(self) -> Batch:
+        """One row that is nobody's, on the same device: of the first domain, without ids, of weight 0.
+
+        For a rank that has no row where others have: TorchRec's sharded collections take no batch of 0 rows, and the
+        others would wait for it forever.
+        """
+        return replace(
+            self,
+            bags=_one_row_without_ids(self.bags),
+            sequences=_one_row_without_ids(self.sequences),
+            dense_BN=self.dense_BN.new_zeros(1, self.dense_BN.shape[1]),
+            label_BT=self.label_BT.new_zeros(1, self.label_BT.shape[1]),
+            weight_B=self.weight_B.new_zeros(1),
+            user_B=self.user_B.new_zeros(1),
+            extra_BK=self.extra_BK.new_zeros(1, self.extra_BK.shape[1]),
+            offsets=(0, *[1] * (len(self.offsets) - 1)),
+        )
+
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
         return self._each(lambda part: part.to(device=device, non_blocking=non_blocking))
@@ -72,3 +90,8 @@ class Batch(Pipelineable):
 
     def _each(self, call: Callable[[Any], Any]) -> Batch:
         return replace(self, **{name: call(part) for name, part in self._parts().items()})
+
+
+def _one_row_without_ids(ids: KeyedJaggedTensor) -> KeyedJaggedTensor:
+    keys = ids.keys()
+    return KeyedJaggedTensor(keys, ids.values()[:0], lengths=ids.lengths().new_zeros(len(keys)), stride=1)

@@ -25,7 +25,7 @@ from torchrec_xd.metrics import Evaluation, Report
 from torchrec_xd.models import MODELS
 from torchrec_xd.models.exit import ExitSettings
 from torchrec_xd.models.task import TrainTask, task_rows
-from torchrec_xd.planner import METRICS_FILE, PLAN_FILE, RankMeasured, plan_run, this_machine
+from torchrec_xd.planner import METRICS_FILE, PLAN_FILE, RankMeasured, RunPlan, plan_run, this_machine
 from torchrec_xd.report import TransferTally, save_report
 from torchrec_xd.schema import Schema, Split
 from torchrec_xd.settings import UserError
@@ -58,13 +58,15 @@ def train(config: RunConfig, directory: Path, *, resume: bool = False, restartab
             return done
         share = Share(world.rank, world.size, config.seed)
         loader = Loader(schema, config.loader, "train", share)
-        _refuse_empty_batches(loader, "train", world)
+        _refuse_empty_batches(loader, world)
         valid = _Measured(config, "valid", world) if _has(schema, "valid") else None
         final = _Measured(config, config.evaluate_on, world)
         task = build(config)
-        _begin_folder(config, directory, world)
-        with RunLog(directory, world.rank) as log, _threads(config):
-            model, optimizers = sharded(task, config, world, directory / PLAN_FILE)
+        parameters = task.parameter_counts()
+        plan = planned(task, config, world)
+        _begin_folder(config, plan, directory, world)
+        with RunLog(directory, world.rank) as log, threads(config):
+            model, optimizers = shard(task, plan.placement, config.optimizer, world, config.sharding.communication)
             if config.init_from is not None:
                 _begin_from(config, config.init_from, model, directory, world)
             checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint, world, schema.fingerprint())
@@ -87,6 +89,7 @@ def train(config: RunConfig, directory: Path, *, resume: bool = False, restartab
                     "steps": summary.steps,
                     "rows": summary.rows,
                     "rows_per_second": summary.rows_per_second,
+                    "parameters": parameters,
                     "ranks": [rank.model_dump() for rank in ranks],
                 },
             }
@@ -111,8 +114,8 @@ def evaluate_run(directory: Path, split: Split, which: Choice, page: Path | None
     config = load_run(directory)
     with process_group() as world:
         measured = _Measured(config, split, world)
-        with RunLog(None, world.rank), _threads(config):
-            model = _load(config, directory, which, world)
+        with RunLog(None, world.rank), threads(config):
+            model = load_model(config, directory, which, world)
             report = measured.report(model)
             if page is not None:
                 tally = _transfers(config, model, split, world) if isinstance(config.model, ExitSettings) else None
@@ -142,8 +145,10 @@ def _transfers(config: RunConfig, model: nn.Module, split: Split, world: World) 
     return tally
 
 
-def score(directory: Path, rows: str, output: Path, domain: str, which: Choice, *, parts: bool = False) -> int:
+def score(directory: Path, rows: str | None, output: Path, domain: str, which: Choice, *, parts: bool = False) -> int:
     """Write a run's predictions for the rows of one domain's Parquet as Parquet; returns their number.
+
+    The rows of its test split unless others are named.
 
     Columns: the schema's user column, and `prob_<task>` for each task of the domain, truncated to [0, 1]; with `parts`
     also `score_<name>`, untruncated, for each task and each further view of it. Rows in the order of the input.
@@ -155,8 +160,9 @@ def score(directory: Path, rows: str, output: Path, domain: str, which: Choice, 
     schema = config.schema_in_use
     if domain not in schema.domains:
         raise UserError(f"--domain {domain}: the run's domains are: {', '.join(schema.domains)}")
+    own = schema.domains[domain].test if rows is None else str(Path(rows).absolute())
     domains = {
-        name: entry.model_copy(update={"test": str(Path(rows).absolute()) if name == domain else None})
+        name: entry.model_copy(update={"test": own if name == domain else None})
         for name, entry in schema.domains.items()
     }
     tasks = [task.name for task in schema.tasks if task.domain == domain]
@@ -167,8 +173,8 @@ def score(directory: Path, rows: str, output: Path, domain: str, which: Choice, 
             raise UserError("score runs in one process; split the input to use several")
         given = schema.model_copy(update={"domains": domains})
         loader = Loader(given, config.loader, "test", Share(shuffle=False), labels=False)
-        with RunLog(None), _threads(config):
-            model = _load(config, directory, which, world)
+        with RunLog(None), threads(config):
+            model = load_model(config, directory, which, world)
             with PredictionWriter(output, schema.user, tasks, scores) as writer:
                 for batch, said in predict(model, loader, world):
                     writer.write(batch.user_B, [said.score[name] for name in (*tasks, *scores)])
@@ -184,7 +190,6 @@ class _Measured:
         self.evaluation = partial(Evaluation, self.schema, config.metrics, views)
         share = Share(world.rank, world.size, config.seed, shuffle=False)
         self.loader = Loader(self.schema, config.loader, split, share, extra=self.evaluation().extra)
-        _refuse_empty_batches(self.loader, split, world)
 
     def report(self, model: nn.Module) -> Report:
         return evaluate(model, self.loader, self.evaluation(), self.schema, self.world)
@@ -202,11 +207,11 @@ def _score(valid: _Measured | None, model: nn.Module, config: RunConfig) -> floa
     return sum(known) / len(known) if known else None
 
 
-def _refuse_empty_batches(loader: Loader, split: Split, world: World) -> None:
-    """TorchRec's sharded collections take no batch of 0 rows, and the other ranks would wait for it forever."""
+def _refuse_empty_batches(loader: Loader, world: World) -> None:
+    """A rank without rows would have no gradient to give, and sharded collections take no batch of 0 rows."""
     if loader.steps and not loader.smallest_batch:
         raise UserError(
-            f"the {split} split has {loader.rows} rows, too few for {world.size} processes and {loader.steps} steps an "
+            f"the train split has {loader.rows} rows, too few for {world.size} processes and {loader.steps} steps an "
             "epoch: some batch would be empty; use fewer processes or a larger loader.batch_size"
         )
 
@@ -248,10 +253,11 @@ def _position(saved: Saved, loader: Loader, config: RunConfig, log: RunLog) -> P
     return Position(saved.position.epoch, round(saved.position.step * loader.steps / steps))
 
 
-def _begin_folder(config: RunConfig, directory: Path, world: World) -> None:
+def _begin_folder(config: RunConfig, plan: RunPlan, directory: Path, world: World) -> None:
     if world.first:
         directory.mkdir(parents=True, exist_ok=True)
         _write_text(directory / "config.yaml", config.dump())
+        plan.plan.save(directory / PLAN_FILE)
     world.barrier()
 
 
@@ -279,25 +285,37 @@ def build(config: RunConfig) -> TrainTask:
     return model.build(*arguments, (source.schema_in_use, source.model, source.embeddings))
 
 
-def sharded(
-    task: TrainTask, config: RunConfig, world: World, plan_file: Path | None = None
-) -> tuple[nn.Module, Optimizers]:
-    """The model on its ranks, and what moves it (a collective): planned by rank 0, the same plan for all.
-
-    The plan is written to `plan_file`, where one is given.
+def planned(task: TrainTask, config: RunConfig, world: World) -> RunPlan:
+    """Where the run's tables will lie: planned by rank 0 for all (a collective).
 
     Raises:
-        UserError: no plan fits, or the plan that the config names is another model's.
+        UserError: on all ranks: no plan fits, or the plan that the config names is not for this model and cluster.
     """
     fuse_optimizers(task, config.optimizer.tables)
-    plan = None
+    found: RunPlan | None = None
+    problem = ""
     if world.first:
         cluster = this_machine("cuda" if world.device.type == "cuda" else "cpu", world.size, world.local_size)
         pooling = {f.column: float(f.length) for f in config.schema_in_use.features if f.length is not None}
-        kept, plan = plan_run(task, sharders(), cluster, config.sharding, config.loader.batch_size, pooling)
-        if plan_file is not None:
-            kept.save(plan_file)
-    return shard(task, world.from_first(plan), config.optimizer, world)
+        kinds = sharders(config.sharding.communication)
+        try:
+            found = plan_run(task, kinds, cluster, config.sharding, config.loader.batch_size, pooling)
+        except UserError as error:
+            problem = str(error)
+    found, problem = world.from_first((found, problem))
+    if found is None:
+        raise UserError(problem)
+    return found
+
+
+def sharded(task: TrainTask, config: RunConfig, world: World) -> tuple[nn.Module, Optimizers]:
+    """The model on its ranks, and what moves it (a collective).
+
+    Raises:
+        UserError: on all ranks: no plan fits, or the plan that the config names is not for this model and cluster.
+    """
+    plan = planned(task, config, world)
+    return shard(task, plan.placement, config.optimizer, world, config.sharding.communication)
 
 
 def _begin_from(config: RunConfig, source: Path, model: nn.Module, directory: Path, world: World) -> None:
@@ -331,7 +349,7 @@ def _checkpoint(config: RunConfig, directory: Path, which: Choice, world: World)
     return folder
 
 
-def _load(config: RunConfig, directory: Path, which: Choice, world: World) -> nn.Module:
+def load_model(config: RunConfig, directory: Path, which: Choice, world: World) -> nn.Module:
     """The model of a run, its weights from a checkpoint."""
     folder = _checkpoint(config, directory, which, world)
     model: nn.Module = sharded(build(config), config, world)[0]
@@ -340,7 +358,8 @@ def _load(config: RunConfig, directory: Path, which: Choice, world: World) -> nn
 
 
 @contextmanager
-def _threads(config: RunConfig) -> Iterator[None]:
+def threads(config: RunConfig) -> Iterator[None]:
+    """As many CPU threads as the config wants, inside the block."""
     before = torch.get_num_threads()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
@@ -13,8 +13,16 @@ from torch.distributed.optim import (  # type: ignore[attr-defined]
 )
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
-from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan, ShardingType
+from torchrec.distributed.types import (
+    CommOp,
+    ModuleSharder,
+    QuantizedCommCodecs,
+    ShardingEnv,
+    ShardingPlan,
+    ShardingType,
+)
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
@@ -23,6 +31,9 @@ from torchrec_xd.embeddings import Initialiser, table_initialisers, table_parame
 from torchrec_xd.models.task import TrainTask
 from torchrec_xd.settings import Settings, UserError
 from torchrec_xd.world import World
+
+if TYPE_CHECKING:
+    from torchrec_xd.planner import CommunicationSettings
 
 
 class TableOptimizerSettings(Settings):
@@ -94,9 +105,26 @@ class SequenceSharder(EmbeddingCollectionSharder):
         ]
 
 
-def sharders() -> list[ModuleSharder[nn.Module]]:
-    """What may be sharded: a collection without a sharder would stay whole on every rank, without a word."""
-    return [BagSharder(), SequenceSharder()]
+def sharders(communication: CommunicationSettings | None = None) -> list[ModuleSharder[nn.Module]]:
+    """What may be sharded: a collection without a sharder would stay whole on every rank, without a word.
+
+    Ranks exchange embeddings and gradients in fp32 unless `communication` tells otherwise.
+    """
+    codecs = None if communication is None else _codecs(communication)
+    return [BagSharder(qcomm_codecs_registry=codecs), SequenceSharder(qcomm_codecs_registry=codecs)]
+
+
+def _codecs(communication: CommunicationSettings) -> dict[str, QuantizedCommCodecs] | None:
+    """Not by torchrec's own function, which on CPU takes fp16 where bf16 was asked for: gloo carries both."""
+    if communication.forward == communication.backward == "fp32":
+        return None
+    precisions = CommType(communication.forward), CommType(communication.backward)
+    exchanges = (
+        CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL,
+        CommOp.POOLED_EMBEDDINGS_REDUCE_SCATTER,
+        CommOp.SEQUENCE_EMBEDDINGS_ALL_TO_ALL,
+    )
+    return {exchange.name: get_qcomm_codecs(QCommsConfig(*precisions)) for exchange in exchanges}
 
 
 def fuse_optimizers(task: TrainTask, settings: TableOptimizerSettings) -> None:
@@ -111,7 +139,11 @@ def fuse_optimizers(task: TrainTask, settings: TableOptimizerSettings) -> None:
 
 
 def shard(
-    task: TrainTask, plan: ShardingPlan, optimizers: OptimizerSettings, world: World
+    task: TrainTask,
+    plan: ShardingPlan,
+    optimizers: OptimizerSettings,
+    world: World,
+    communication: CommunicationSettings | None = None,
 ) -> tuple[DistributedModelParallel, Optimizers]:
     """Shard and initialise the tables, whose optimizers are fused already, and give the dense rest its own.
 
@@ -126,7 +158,7 @@ def shard(
         env=ShardingEnv.from_process_group(world.group),
         device=world.device,
         plan=plan,
-        sharders=sharders(),
+        sharders=sharders(communication),
         data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False),
         init_data_parallel=False,
     )
@@ -134,7 +166,8 @@ def shard(
         if name.startswith("teacher.") and parameter.is_leaf:
             parameter.requires_grad_(False)  # a replicated table would otherwise wait for a gradient
     _fill_shards(model, tables)
-    model.init_data_parallel()
+    if world.size > 1:
+        model.init_data_parallel()  # a single process has nobody to average with, and would copy all gradients
     unfused = {n: p for n, p in in_backward_optimizer_filter(model.named_parameters()) if p.requires_grad}
     dense = {name: parameter for name, parameter in unfused.items() if name not in tables}
     replicated = {name: parameter for name, parameter in unfused.items() if name in tables}

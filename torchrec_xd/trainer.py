@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -21,7 +22,7 @@ from torchrec_xd.log import RunLog
 from torchrec_xd.models.task import Output, score_matrix
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import InterruptedRunError, Settings, UserError
-from torchrec_xd.world import World
+from torchrec_xd.world import World, fast_bf16
 
 if TYPE_CHECKING:
     from torchrec_xd.checkpoint import Checkpoints
@@ -35,8 +36,9 @@ class TrainerSettings(Settings):
     epochs: PositiveInt = 1
     log_every: PositiveInt = 20
     """Steps between two lines of metrics.jsonl; the loss is read, and a stop request heard, then and at checkpoints."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: the dense part runs under autocast; weights, tables and losses stay fp32."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """bf16: the dense part runs under autocast; weights, tables and losses stay fp32. auto: bf16 where the device has
+    hardware for it, else fp32."""
     weighted: bool = False
     """Whether the loss honours the schema's row weights; metrics always do."""
     threads: NonNegativeInt = 0
@@ -68,6 +70,12 @@ class Training:
     settings: TrainerSettings
     world: World
 
+    @cached_property
+    def bf16(self) -> bool:
+        """Whether the dense part runs in bf16."""
+        precision = self.settings.precision
+        return precision == "bf16" or (precision == "auto" and fast_bf16(self.world.device))
+
 
 def fit(
     training: Training,
@@ -96,7 +104,7 @@ def fit(
         stopping = False
         for batch in loader.batches(start, settings.epochs):
             training.optimizers.begin(step, total)
-            loss, output = _step(training, batch)
+            loss, output = train_step(training, batch)
             step += 1
             rows += len(batch) * world.size
             epoch_ends = batch.position.step == loader.steps
@@ -125,12 +133,13 @@ def fit(
     return Summary(step - first, rows, time.perf_counter() - began, since.median())
 
 
-def _step(training: Training, batch: Batch) -> tuple[Tensor, Output]:
+def train_step(training: Training, batch: Batch) -> tuple[Tensor, Output]:
+    """Forward, backward (tables move there) and the dense step; the learning rates must have been set before."""
     settings = training.settings
     batch = batch.to(training.world.device, non_blocking=True)
     if not settings.weighted:
         batch = replace(batch, weight_B=torch.ones_like(batch.weight_B))
-    with torch.autocast(training.world.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+    with torch.autocast(training.world.device.type, torch.bfloat16, enabled=training.bf16):
         loss, output = training.model(batch)
     loss.backward()
     training.optimizers.step()
@@ -165,11 +174,14 @@ def evaluate(model: nn.Module, loader: Loader, evaluation: Evaluation, schema: S
 
 @torch.no_grad()
 def predict(model: nn.Module, loader: Loader, world: World) -> Iterator[tuple[Batch, Output]]:
-    """Every batch of a split with what the model says of it, in evaluation mode and full precision."""
+    """Every batch of a split that holds rows, with what the model says of it, in evaluation mode and full precision."""
     model.eval()
     for read in loader.batches():
         batch = read.to(world.device, non_blocking=True)
-        yield batch, model(batch)[1]
+        if len(batch):
+            yield batch, model(batch)[1]
+        else:
+            model(batch.padding())  # a rank without rows still answers what the others look up
 
 
 class _Stopwatch:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import re
 import resource
 import socket
@@ -17,6 +19,8 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""glibc's names, from malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,30 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def fast_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies matrices in bf16 faster than in fp32: a GPU that knows it, AMX or AVX-512-BF16."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed: a step allocates the same tensors as the one before it.
+
+    By default it returns large tensors to the system, which hands them back page by page, zeroed (docs/decisions.md).
+    Other C libraries are left as they are.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 @contextmanager
 def process_group() -> Iterator[World]:
     """The process group that torchrun described in the environment, or one of this process alone."""
+    keep_freed_memory()
     size = int(os.environ.get("WORLD_SIZE", "1"))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")

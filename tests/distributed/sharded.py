@@ -17,6 +17,8 @@ def world_of(rank: int) -> World:
 
 def sharded(task, optimizers, world, settings=ShardingSettings(), batch_size=64):  # noqa: B008 - frozen
     fuse_optimizers(task, optimizers.tables)
-    cluster = this_machine("cpu", world.size, world.size)
-    _, plan = plan_run(task, sharders(), cluster, settings, batch_size, {})
-    return shard(task, plan, optimizers, world)
+    plan = None
+    if world.first:
+        cluster = this_machine("cpu", world.size, world.size)
+        plan = plan_run(task, sharders(settings.communication), cluster, settings, batch_size, {}).placement
+    return shard(task, world.from_first(plan), optimizers, world, settings.communication)

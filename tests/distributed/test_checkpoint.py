@@ -1,9 +1,12 @@
 """Checkpoints of real sharded models on real gloo ranks."""
 
+import itertools
 import json
 import os
 import pickle
+import resource
 import shutil
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -213,3 +216,57 @@ def sharded_weights(checkpoints, schema, world):
 def test_what_a_checkpoint_may_not_be(tmp_path):
     run_ranks(1, attacks, schema_at(write_feed(tmp_path / "feed")), str(tmp_path), timeout=120)
     assert json.loads((tmp_path / "checkpoints" / "step_000000005" / "position.json").read_text())["world_size"] == 1
+
+
+@contextmanager
+def full_disk(bytes_left=20_000):
+    """No file of this process can grow further than so many bytes: the kernel says so in the middle of a write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def read_only(folder):
+    """Root may write everywhere, so it becomes nobody meanwhile."""
+    folder.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+
+
+def cannot_write(rank: int, content: dict, folder: str) -> None:
+    schema, world = Schema.model_validate(content), world_of(rank)
+    model, optimizers = model_of(schema, 0, world)
+    loader = Loader(schema, LoaderSettings(batch_size=64), "train", Share(rank, world.size))
+    checkpoints = Checkpoints(Path(folder), CheckpointSettings(keep=1), world, schema.fingerprint())
+    advance(model, optimizers, itertools.islice(loader.batches(), 1))
+    checkpoints.save(model, optimizers, Position(0, 1), 1, None)
+    saved = local(model.state_dict())
+    advance(model, optimizers, itertools.islice(loader.batches(), 1))
+    for hindrance, said in (
+        (full_disk() if rank == 1 else nullcontext(), "File too large"),  # of one rank alone
+        (read_only(checkpoints.directory) if rank == 0 else nullcontext(), "Permission denied"),
+    ):
+        with hindrance, pytest.raises(UserError, match=rf"step 2 could not be written to .*{said}.*\n.*untouched"):
+            checkpoints.save(model, optimizers, Position(0, 2), 2, None)
+        world.barrier()  # both have left the hindrance behind
+        assert checkpoints.last().name == "step_000000001"
+    other, its = model_of(schema, 1, world)
+    assert checkpoints.resume(other, its).step == 1
+    assert all(torch.equal(value, saved[name]) for name, value in local(other.state_dict()).items())
+    checkpoints.save(model, optimizers, Position(0, 2), 2, None)
+    assert [path.name for path in checkpoints.directory.iterdir()] == ["step_000000002"]
+
+
+def test_where_one_rank_cannot_write_all_say_so_and_the_last_checkpoint_stays(tmp_path):
+    run_ranks(2, cannot_write, schema_at(write_feed(tmp_path / "feed")), str(tmp_path / "run"))

@@ -16,6 +16,7 @@ COMPONENTS = {
     "finetune": ["--config", "configs/mkt_cj_finetune.yaml", "--init_from", "runs/one", "--run_dir", "runs/x"],
     "exit": ["--config", "configs/exit_cj.yaml", "--run_dir", "runs/x"],
     "evaluate": ["--run_dir", "runs/x"],
+    "benchmark": ["--command", "step"],
     "mkt": [
         *("--pretrain", "configs/mkt_cj_pretrain.yaml", "--finetune", "configs/mkt_cj_finetune.yaml"),
         *("--run_dir", "runs/x"),
@@ -34,13 +35,13 @@ def torchx(component, *arguments):
     main(["run", "--dryrun", f"launch/components.py:{component}", *arguments])
 
 
-def commands(app):
+def commands(app, module="torchrec_xd.cli"):
     """What torchrun is asked to run on each node, stage by stage."""
     (role,) = app.roles
     stages = shlex.split(role.args[1].removeprefix("exec python -m launch.stages "))
     joined = " ".join(shlex.quote(word) for word in stages).split(" --then ")
     assert all(stage.startswith("torchrun ") for stage in joined)
-    return [shlex.split(stage.partition(" -m torchrec_xd.cli ")[2]) for stage in joined]
+    return [shlex.split(stage.partition(f" -m {module} ")[2]) for stage in joined]
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
@@ -90,6 +91,9 @@ def test_the_commands_word_for_word():
     assert finetune[-2:] == ["--set", "init_from=runs/one"]
     (evaluate,) = commands(components.evaluate(run_dir="runs/x", split="valid", checkpoint="last", out="report.json"))
     assert evaluate == ["evaluate", "runs/x", "--split", "valid", "--checkpoint", "last", "--json", "report.json"]
+    (step,) = commands(components.benchmark(command="step", args="'a b.yaml' --steps 5", j="1x1"), "tools.benchmark")
+    assert step == ["step", "a b.yaml", "--steps", "5"]
+    assert commands(components.benchmark(command="history", j="1x1"), "tools.benchmark") == [["history"]]
 
 
 def test_the_stages_of_mkt_are_given_their_settings_and_ports():
@@ -135,6 +139,7 @@ def test_cpus_are_counted_where_nobody_says_otherwise():
         ("exit", ["--config", "configs/single_cj.yaml"], ["'single'", "'exit'", "`train`"]),
         ("evaluate", ["--split", "tset"], ["--split tset", "train, valid, test"]),
         ("evaluate", ["--checkpoint", "first"], ["--checkpoint first", "best, last"]),
+        ("benchmark", ["--args", "'a.yaml"], ["--args 'a.yaml", "No closing quotation"]),
     ],
 )
 def test_bad_arguments_are_told_before_anything_is_submitted(name, arguments, said, capsys):

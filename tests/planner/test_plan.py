@@ -14,9 +14,16 @@ from torchrec_xd.planner.advice import explain, remedies
 from torchrec_xd.planner.constraints import Constraint
 from torchrec_xd.planner.page import save_page
 from torchrec_xd.planner.plan import diff_plans, load_plan, read_plan
-from torchrec_xd.planner.planning import InfeasibleError, PlannerSettings, make_plan, plan_module
+from torchrec_xd.planner.planning import (
+    InfeasibleError,
+    PlannerSettings,
+    ShardingSettings,
+    make_plan,
+    plan_module,
+)
 from torchrec_xd.planner.tables import TableList, TableSpec, default_sharders
-from torchrec_xd.settings import UserError
+from torchrec_xd.settings import UserError, validate
+from torchrec_xd.sharding import sharders
 
 TABLES = random_tables(12, 7)
 
@@ -80,6 +87,38 @@ def test_other_world_sizes_and_devices_are_refused(tmp_path):
         UserError, match=r"(?s)'bags\.t1' is in the plan.*'inside\.bags\.t1' is in the model, not in the plan"
     ):
         load_plan(tmp_path / "plan.json", moved, 2)
+
+
+@pytest.mark.parametrize("kind", ["grid_shard", "table_row_wise"])
+@pytest.mark.parametrize("claimed", ["cuda", "cpu"])
+def test_what_only_gpus_train_is_refused_on_cpu_by_name(tmp_path, kind, claimed):
+    listed = TableList(tables=(TableSpec(name="wide", rows=1000, dim=256), TableSpec(name="other", rows=9, dim=8)))
+    wish = Constraint(tables=("wide",), sharding_types=(kind,))
+    planned(listed, gpus(16), constraints=(wish,)).plan.save(tmp_path / "plan.json")
+    content = json.loads((tmp_path / "plan.json").read_text())
+    content["cluster"]["device"] = claimed
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    with pytest.raises(UserError) as error:
+        load_plan(tmp_path / "plan.json", module_of(listed), 16, sharders(), device="cpu")
+    assert f"table 'bags.wide' is {kind}, which does not train on 'cpu'" in str(error.value)
+    assert "table_wise, column_wise, table_column_wise, row_wise" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("grid_shard", "grid_shard is not among types (table_wise, row_wise); it is for GPUs and comes from a plan"),
+        ("table_row_wise", "(sharding.plan); types may be: table_wise, column_wise, table_column_wise, row_wise, data"),
+        ("column_wise", "column_wise is not among types (table_wise, row_wise); add it there"),
+    ],
+)
+def test_a_run_refuses_wishes_that_its_types_leave_out(kind, said):
+    wish = {"tables": ["hist"], "sharding_types": ["table_wise", kind]}
+    with pytest.raises(UserError) as error:
+        validate(ShardingSettings, {"types": ["table_wise", "row_wise"], "constraints": [wish]}, "run.yaml")
+    assert "run.yaml: " in str(error.value)
+    assert "constraint on hist: " in str(error.value)
+    assert said in str(error.value)
 
 
 def test_damaged_files_name_the_line_or_the_key(tmp_path):

@@ -5,10 +5,12 @@ from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.types import ParameterConstraints
 
 from tests.planner.cases import cpus, gpus, module_of, random_tables
+from torchrec_xd.planner.communication import CommunicationSettings
 from torchrec_xd.planner.constraints import Constraint
 from torchrec_xd.planner.prices import module_tables, price_tables
 from torchrec_xd.planner.tables import TableList, TableSpec, default_sharders
 from torchrec_xd.settings import UserError
+from torchrec_xd.sharding import sharders
 
 
 @pytest.mark.parametrize(("cluster", "seed"), [(gpus(1), 0), (gpus(4), 1), (gpus(24), 2), (cpus(2), 3), (cpus(3), 4)])
@@ -88,3 +90,17 @@ def test_constraints_that_leave_nothing_name_the_table_and_the_choices():
     wish = Constraint(tables=("t1",), sharding_types=("row_wise",))
     with pytest.raises(UserError, match=r"no way to shard table 't1'; 'cpu' has: column_wise/fused"):
         price_tables(tables, cpus(2), 512, {}, (wish,))
+
+
+def test_what_is_exchanged_in_fewer_bits_costs_by_its_bytes():
+    module = module_of(random_tables(4, 5))
+
+    def exchange(**communication):
+        tables = module_tables(module, sharders(CommunicationSettings(**communication)))
+        runs = [run for options in price_tables(tables, gpus(4), 512, {}) for o in options for run in o.runs]
+        return sum(run.perf.fwd_comms for run in runs), sum(run.perf.bwd_comms for run in runs)
+
+    forward, backward = exchange()
+    assert exchange(forward="fp16") == pytest.approx((forward / 2, backward))
+    assert exchange(forward="int8") == pytest.approx((forward / 4, backward))
+    assert exchange(backward="bf16")[1] < backward

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from torchrec_xd.batch import Position
-from torchrec_xd.checkpoint.reading import load
+from torchrec_xd.checkpoint.reading import causes, load
 from torchrec_xd.checkpoint.resharding import convert, moved_states
 from torchrec_xd.settings import Settings, UserError
 from torchrec_xd.world import World
@@ -103,7 +103,9 @@ class Checkpoints:
         problem = ""
         try:
             action()
-        except (OSError, CheckpointException) as error:
+        except CheckpointException as error:
+            problem = causes(error)
+        except OSError as error:
             problem = str(error).strip() or repr(error)
         problems = [found for found in self.world.gather(problem) if found]
         if problems:

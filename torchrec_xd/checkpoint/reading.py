@@ -48,8 +48,12 @@ def load(state: dict[str, Any], folder: Path, *, alone: bool = False) -> None:
     try:
         load_distributed(state, storage_reader=reader, planner=_TensorsOnly(), no_dist=alone)
     except CheckpointException as error:
-        causes = "; ".join(sorted({str(cause[0]) for cause in error.failures.values()}))
-        raise UserError(f"{folder} cannot be loaded: {causes}") from error
+        raise UserError(f"{folder} cannot be loaded: {causes(error)}") from error
+
+
+def causes(error: CheckpointException) -> str:
+    """What went wrong on the ranks, without torch's tracebacks."""
+    return "; ".join(sorted({str(cause) for cause, _ in error.failures.values()}))
 
 
 def shape(entry: Any) -> tuple[int, ...] | None:

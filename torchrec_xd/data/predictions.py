@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -47,3 +49,9 @@ class PredictionWriter:
         values[: self._num_tasks] = [score_B.clamp(0, 1) for score_B in values[: self._num_tasks]]
         columns = [user_B.numpy(), *(score_B.numpy() for score_B in values)]
         self._writer.write_table(pa.table(columns, schema=self._schema))
+
+
+def read_predictions(path: Path, column: str) -> NDArray[Any]:
+    """One column of a file that `PredictionWriter` wrote, [R]."""
+    values: NDArray[Any] = pq.read_table(path, columns=[column])[0].to_numpy()
+    return values

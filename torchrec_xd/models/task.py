@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec_xd.batch import Batch
-from torchrec_xd.embeddings import Embeddings, Layout, Lookups
+from torchrec_xd.embeddings import Embeddings, Layout, Lookups, table_parameters
 from torchrec_xd.losses import bce_sum
 from torchrec_xd.modules.attention import SequencePooling
 from torchrec_xd.modules.hfa import HeterogeneousFeatureAlignment
@@ -128,6 +128,13 @@ class TrainTask(nn.Module):
         taught = self.teacher(batch) if self.teacher is not None else {}
         output: Output = self.net(self.embeddings(batch), batch, taught)
         return torch.stack(list(output.loss.values())).sum(), output
+
+    def parameter_counts(self) -> dict[str, int]:
+        """How many weights are trained, in `tables` and `dense`, and how many a teacher keeps `frozen`."""
+        frozen = sum(weight.numel() for weight in self.teacher.parameters()) if self.teacher is not None else 0
+        tables = sum(weight.numel() for weight in table_parameters(self.embeddings))
+        every = sum(weight.numel() for weight in self.parameters())
+        return {"dense": every - tables - frozen, "tables": tables, "frozen": frozen}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from torchrec_xd.planner.advice import explain, remedies
 from torchrec_xd.planner.check import METRICS_FILE, PLAN_FILE, RankMeasured, check_run
+from torchrec_xd.planner.communication import CommunicationSettings
 from torchrec_xd.planner.constraints import Constraint
 from torchrec_xd.planner.lists import load_constraints, load_tables
 from torchrec_xd.planner.plan import Plan, diff_plans, load_plan, read_plan
@@ -9,6 +10,7 @@ from torchrec_xd.planner.planning import (
     InfeasibleError,
     PlannerSettings,
     Planning,
+    RunPlan,
     ShardingSettings,
     make_plan,
     plan_module,
@@ -27,12 +29,14 @@ __all__ = [
     "METRICS_FILE",
     "PLAN_FILE",
     "Cluster",
+    "CommunicationSettings",
     "Constraint",
     "InfeasibleError",
     "Plan",
     "PlannerSettings",
     "Planning",
     "RankMeasured",
+    "RunPlan",
     "ShardingSettings",
     "TableList",
     "TableModule",

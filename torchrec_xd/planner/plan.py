@@ -165,19 +165,37 @@ def load_plan(
         device: `cpu` or `cuda` of this run; not checked unless told.
 
     Raises:
-        UserError: a table, the world size or the device is not what was planned: each difference on a line.
+        UserError: a table, the world size or the device is not what was planned, or the device has no such sharding:
+            each difference on a line.
     """
     plan = read_plan(path)
     if plan.cluster.world_size != world_size:
         raise UserError(
             f"{path}: planned for {plan.cluster.world_size} ranks, but this run has {world_size}; plan again"
         )
+    listed = module_tables(module, sharders or default_sharders())
+    if device is not None:
+        _check_offered(path, plan.tables, listed, device)
     if device is not None and plan.cluster.device != device:
         raise UserError(f"{path}: planned for '{plan.cluster.device}', but this run uses '{device}'; plan again")
     try:
-        return plan.sharding_plan(module_tables(module, sharders or default_sharders()))
+        return plan.sharding_plan(listed)
     except UserError as error:
         raise UserError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+
+
+def _check_offered(path: Path, planned: Iterable[PlannedTable], tables: Sequence[TableRef], device: str) -> None:
+    """A plan for GPUs may cut tables in ways (grid_shard, table_row_wise) that no CPU has; told by name."""
+    sharder_of = {table.fqn: table.sharder for table in tables}
+    offered = {fqn: sharder.sharding_types(device) for fqn, sharder in sharder_of.items()}
+    faults = [
+        f"{path}: table '{table.fqn}' is {table.sharding_type}, which does not train on '{device}' "
+        f"(there: {', '.join(offered[table.fqn])}); plan again"
+        for table in planned
+        if table.fqn in offered and table.sharding_type not in offered[table.fqn]
+    ]
+    if faults:
+        raise UserError("\n".join(faults))
 
 
 def _check_same(planned: Iterable[PlannedTable], tables: Sequence[TableRef]) -> None:

@@ -6,13 +6,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import nn
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
+from torchrec_xd.planner.communication import CommunicationSettings
 from torchrec_xd.planner.constraints import Constraint, check_constraints
 from torchrec_xd.planner.placement import Floats, Group, Ints, build_groups
 from torchrec_xd.planner.plan import Plan, PlannedTable, load_plan, read_plan
@@ -46,12 +47,40 @@ class ShardingSettings(Settings):
     """Further pins, bans and co-locations, by table."""
     plan: Path | None = None
     """A plan that `torchrec-xd plan --out` wrote; made when the run starts unless told."""
+    communication: CommunicationSettings = CommunicationSettings()
+    """In which precision ranks exchange embeddings and gradients."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ShardingSettings:
+        for constraint in self.constraints:
+            for kind in constraint.sharding_types or ():
+                if kind not in self.types:
+                    raise ValueError(
+                        f"constraint on {', '.join(constraint.tables)}: {kind} is not among types "
+                        f"({', '.join(self.types)}); {self._remedy(kind)}"
+                    )
+        return self
+
+    def _remedy(self, kind: str) -> str:
+        valid = get_args(get_args(type(self).model_fields["types"].annotation)[0])
+        if kind in valid:
+            return "add it there, or ask for one of these"
+        return f"it is for GPUs and comes from a plan file (sharding.plan); types may be: {', '.join(valid)}"
 
     @property
     def wishes(self) -> tuple[Constraint, ...]:
         """All of these as constraints; what is sharded updates inside the backward pass, what is replicated cannot."""
         kernels = ("fused", "dense") if "data_parallel" in self.types else ("fused",)
         return (Constraint(tables=("*",), sharding_types=self.types, kernels=kernels), *self.constraints)
+
+
+class RunPlan(NamedTuple):
+    """Where a run's tables lie."""
+
+    plan: Plan
+    """As it is kept, with its estimates."""
+    placement: ShardingPlan
+    """In torchrec's words."""
 
 
 @dataclass(frozen=True)
@@ -153,19 +182,23 @@ def plan_run(
     settings: ShardingSettings,
     batch_size: int,
     pooling: Mapping[str, float],
-) -> tuple[Plan, ShardingPlan]:
-    """The plan of a run, and the same in torchrec's words: from its file, or made now with fused kernels.
+) -> RunPlan:
+    """The plan of a run: from its file, or made now with fused kernels.
 
     Raises:
         InfeasibleError: no plan keeps the limits.
-        UserError: the file's plan is not for this model and cluster, or constraints match nothing or leave nothing.
+        UserError: the file's plan is not for this model and cluster, constraints match nothing or leave nothing, or
+            some table cannot be exchanged as `communication` asks.
     """
     if settings.plan is not None:
+        plan = read_plan(settings.plan)
         loaded = load_plan(settings.plan, module, cluster.world_size, sharders, cluster.device)
-        return read_plan(settings.plan), loaded
-    wishes = PlannerSettings(batch_size=batch_size, pooling=dict(pooling), constraints=settings.wishes)
-    planning = make_plan(module, sharders, cluster, wishes)
-    return planning.plan, planning.plan.sharding_plan(planning.priced.tables)
+    else:
+        wishes = PlannerSettings(batch_size=batch_size, pooling=dict(pooling), constraints=settings.wishes)
+        planning = make_plan(module, sharders, cluster, wishes)
+        plan, loaded = planning.plan, planning.plan.sharding_plan(planning.priced.tables)
+    settings.communication.check(module, loaded)
+    return RunPlan(plan, loaded)
 
 
 def rank_usage(options: Sequence[Option], ranks: Sequence[Ints], world_size: int) -> dict[str, Floats]:
