@@ -1,7 +1,15 @@
-"""The trainer's clock."""
+"""The trainer's clock and its precision."""
 
-from torchrec_xd import trainer
-from torchrec_xd.trainer import _Stopwatch
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from torchrec_xd import trainer, world
+from torchrec_xd.trainer import TrainerSettings, Training, _Stopwatch, train_step
+from torchrec_xd.world import World
 
 
 def test_the_clock_of_steps_leaves_out_validation_and_checkpoints(monkeypatch):
@@ -19,3 +27,62 @@ def test_the_clock_of_steps_leaves_out_validation_and_checkpoints(monkeypatch):
     assert clock.lap(rows=60, step=116) == 1
     assert clock.laps == [0.5, 2.5, 1.0]
     assert clock.median() == 1.0
+
+
+CPU = World(rank=0, size=1, local_size=1, device=torch.device("cpu"), group=None)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "fast"),
+    [({}, False), ({"avx512_f": True}, False), ({"amx_bf16": True}, True), ({"avx512_bf16": True}, True)],
+)
+def test_auto_takes_bf16_where_the_cpu_has_hardware_for_it(monkeypatch, capabilities, fast):
+    monkeypatch.setattr(world.torch.cpu, "get_capabilities", lambda: capabilities)
+    bf16 = {name: Training(None, None, TrainerSettings(precision=name), CPU).bf16 for name in ("fp32", "bf16", "auto")}
+    assert bf16 == {"fp32": False, "bf16": True, "auto": fast}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_dense_part_runs_in_the_chosen_precision(precision):
+    """Seen by the model itself, forward alone: weights, gradients and the loss stay fp32."""
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(4, 1)
+            self.seen = []
+
+        def forward(self, batch):
+            out = self.linear(batch.weight_B.expand(2, 4))
+            self.seen.append(out.dtype)
+            return out.float().sum(), None
+
+    class Rows:
+        weight_B = torch.ones(1)
+
+        def to(self, device, non_blocking):
+            return self
+
+    class NoOptimizers:
+        def step(self):
+            pass
+
+    model = Model()
+    loss, _ = train_step(
+        Training(model, NoOptimizers(), TrainerSettings(precision=precision, weighted=True), CPU), Rows()
+    )
+    assert model.seen == [torch.bfloat16 if precision == "bf16" else torch.float32]
+    assert loss.dtype == model.linear.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("given", "kept"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+@pytest.mark.parametrize("package", ["torchrec_xd", "tools.benchmark.measure"])
+def test_threads_are_told_how_long_to_spin_before_torch_is_there(package, given, kept):
+    code = (
+        "import os, sys; seen = []; hook = type('Hook', (), {'find_spec': lambda self, name, path, target=None: "
+        "seen.append(os.environ.get('GOMP_SPINCOUNT')) if name == 'torch' else None}); "
+        f"sys.meta_path.insert(0, hook()); import {package}; import torch; print(seen[0])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | given
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split()[-1] == kept

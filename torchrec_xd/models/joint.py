@@ -57,12 +57,14 @@ class JointRows(nn.Module):
         super().__init__()
         dims = layout(schema)
         self.vectors = RowVectors(dims, settings.sequence_pooling)
-        self.align = SpecificAlignment(dims, settings.aligned_dim, schema.domains)
-        self.out_dim = self.vectors.out_dim + settings.aligned_dim
+        specific = any(count for count, _ in dims.specific.values())
+        self.align = SpecificAlignment(dims, settings.aligned_dim, schema.domains) if specific else None
+        self.out_dim = self.vectors.out_dim + (settings.aligned_dim if specific else 0)
 
     def forward(self, lookups: Lookups) -> Tensor:
         """`[B, out_dim]`."""
-        return torch.cat([*self.vectors(lookups).values(), self.align(lookups)], dim=1)
+        aligned = [] if self.align is None else [self.align(lookups)]
+        return torch.cat([*self.vectors(lookups).values(), *aligned], dim=1)
 
 
 class Towers(nn.Module):
@@ -75,8 +77,11 @@ class Towers(nn.Module):
         self.towers = ModuleMap({task.name: MLP(in_dim, widths, head=True) for task in schema.tasks})
 
     def forward(self, hidden: Mapping[str, Tensor], batch: Batch) -> Output:
-        """Domain to its rows' `[B_d, W]`."""
-        logits = {task.name: self.towers[task.name](hidden[task.domain]) for task in self.schema.tasks}
+        """Domain to its rows' `[B_d, W]`, the same for all its tasks; or task to them, each its own."""
+        logits = {
+            task.name: self.towers[task.name](hidden[task.name if task.name in hidden else task.domain])
+            for task in self.schema.tasks
+        }
         return logit_output(logits, self.schema, batch, self.settings.domain_weight)
 
 

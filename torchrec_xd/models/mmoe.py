@@ -1,4 +1,4 @@
-"""MMoE: multi-gate mixture of experts (Ma et al. 2018, section 4.2), with domains in the place of tasks."""
+"""MMoE: multi-gate mixture of experts (Ma et al. 2018, section 4.2); each task reads the rows of its domain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchrec_xd.batch import Batch
 from torchrec_xd.embeddings import Lookups
 from torchrec_xd.models.joint import JointRows, JointSettings, Towers, Widths
-from torchrec_xd.models.task import Output
+from torchrec_xd.models.task import Output, task_rows
 from torchrec_xd.modules.gates import ExpertGate
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
@@ -27,23 +27,24 @@ class MMoESettings(JointSettings):
 
 
 class MultiGateMixtureOfExperts(nn.Module):
-    """`y_k = h^k(f^k(x))`, `f^k(x) = sum_i g^k(x)_i f_i(x)`, `g^k(x) = softmax(W_gk x)` (eq. 6-8); k is a domain."""
+    """`y_k = h^k(f^k(x))`, `f^k(x) = sum_i g^k(x)_i f_i(x)`, `g^k(x) = softmax(W_gk x)` (eq. 6-8); k is a task."""
 
     def __init__(self, schema: Schema, settings: MMoESettings) -> None:
         super().__init__()
         self.rows = JointRows(schema, settings)
         in_dim, widths, count = self.rows.out_dim, settings.expert_widths, settings.num_experts
         self.experts = nn.ModuleList(MLP(in_dim, widths, dropout=settings.dropout) for _ in range(count))
-        self.gates = ModuleMap({domain: ExpertGate(in_dim, count) for domain in schema.domains})
+        self.schema = schema
+        self.gates = ModuleMap({task.name: ExpertGate(in_dim, count) for task in schema.tasks})
         self.towers = Towers(widths[-1], schema, settings)
 
     def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
-        """Binary cross entropy of every task; every expert sees all rows, a gate those of its domain."""
+        """Binary cross entropy of every task; every expert sees all rows, a gate those of its task's domain."""
         x_BI = self.rows(lookups)
         said = [expert(x_BI) for expert in self.experts]
         hidden = {
-            domain: self.gates[domain](x_BI[own], [expert_BW[own] for expert_BW in said])
-            for domain, own in lookups.rows.items()
+            task: self.gates[task](x_BI[own], [expert_BW[own] for expert_BW in said])
+            for task, own in task_rows(self.schema, batch).items()
         }
         output: Output = self.towers(hidden, batch)
         return output

@@ -20,8 +20,12 @@ class ExpertGate(nn.Module):
 
     def forward(self, x: Tensor, experts: Sequence[Tensor]) -> Tensor:
         """Gate input `[B, in_dim]` and E expert outputs `[B, W]` to their mixture `[B, W]`."""
-        gate_BE = torch.softmax(self.linear(x), dim=1)
-        return torch.einsum("be,bew->bw", gate_BE, torch.stack(list(experts), dim=1))
+        # One expert after the other: no copy of all of them side by side, no product of tiny matrices per row.
+        gate_BE = torch.softmax(self.linear(x), dim=1).to(experts[0].dtype)
+        mixed_BW = gate_BE[:, :1] * experts[0]
+        for e in range(1, len(experts)):
+            mixed_BW = torch.addcmul(mixed_BW, gate_BE[:, e : e + 1], experts[e])
+        return mixed_BW
 
 
 class GatedLinearUnit(nn.Module):

@@ -1,0 +1,96 @@
+"""A model ready to be stepped: built, sharded and given batches as a run would, without a run's folder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tools.benchmark import synthetic
+from torchrec_xd.batch import Batch
+from torchrec_xd.config import RunConfig
+from torchrec_xd.data.loader import Loader
+from torchrec_xd.data.shards import Share
+from torchrec_xd.run import build, sharded
+from torchrec_xd.trainer import Training, train_step
+from torchrec_xd.world import World, process_group
+
+WARM_UP = 5
+"""Steps before anything is timed."""
+TOTAL_STEPS = 1_000_000
+"""What the schedule is told: the rate stays where it begins."""
+
+
+@dataclass
+class Workbench:
+    """A model on its ranks."""
+
+    config: RunConfig
+    training: Training
+    loader: Loader
+    batches: list[Batch]
+    """In memory, on the device."""
+    steps: int = 0
+
+    @property
+    def world(self) -> World:
+        """The ranks."""
+        return self.training.world
+
+    def step(self, batch: Batch | None = None) -> Tensor:
+        """One step of training on the next batch in memory, or on the one given; the loss."""
+        batch = self.batches[self.steps % len(self.batches)] if batch is None else batch
+        self.training.optimizers.begin(self.steps, TOTAL_STEPS)
+        loss, _ = train_step(self.training, batch)
+        self.steps += 1
+        return loss
+
+    def run(self, steps: int) -> None:
+        """Several steps on batches in memory."""
+        for _ in range(steps):
+            self.step()
+
+
+@contextmanager
+def workbench(config: RunConfig, threads: int = 0, batches: int = 8) -> Iterator[Workbench]:
+    """A warm model of `config` and its first batches; torchrun's process group, or one of this process alone."""
+    if threads:
+        torch.set_num_threads(threads)
+    with process_group() as world:
+        loader = Loader(config.schema_in_use, config.loader, "train", Share(world.rank, world.size, config.seed))
+        read = [batch.to(world.device) for batch in islice(loader.batches(epochs=1000), batches)]
+        model, optimizers = sharded(build(config), config, world)
+        model.train()
+        bench = Workbench(config, Training(model, optimizers, config.trainer, world), loader, read)
+        bench.run(WARM_UP)
+        yield bench
+
+
+@contextmanager
+def synthetic_run(
+    model: str, rows_per_table: int, batch_size: int, precision: str, dtype: str, optimizer: str = "rowwise_adagrad"
+) -> Iterator[RunConfig]:
+    """The config of one of `synthetic.MODELS`, its rows written to a folder that vanishes afterwards."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        root = Path(folder)
+        synthetic.write_domains(root, 64 * batch_size, rows_per_table)
+        schema = synthetic.domains_schema(root, rows_per_table)
+        settings = {
+            "loader": {"batch_size": batch_size},
+            "trainer": {"precision": precision},
+            "embeddings": {"dtype": dtype},
+            "optimizer": {"tables": {"name": optimizer}},
+        }
+        if model == "mkt_finetune":
+            # Its teacher's weights do not matter for its speed: a config is enough of a stage-1 run.
+            stage1 = root / "stage1"
+            stage1.mkdir()
+            (stage1 / "config.yaml").write_text(synthetic.config("mkt_pretrain", schema, **settings).dump())
+            settings["init_from"] = str(stage1)
+        yield synthetic.config(model, schema, **settings)
