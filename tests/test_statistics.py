@@ -10,10 +10,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
 from sklearn.metrics import log_loss, roc_auc_score
 
 from torchrec_xd.settings import UserError
-from torchrec_xd.statistics import Comparison, Metric, holm, mean_spread, paired_bootstrap, verdict
+from torchrec_xd.statistics import (
+    Comparison,
+    Metric,
+    Resampled,
+    compare,
+    holm,
+    mean_spread,
+    paired_bootstrap,
+    resample,
+    verdict,
+)
 
 
 def click_log(seed=0, rows=600, users=60):
@@ -151,6 +162,59 @@ def test_bootstrap_refuses(change, text):
     good = {"score_a": np.array([0.1, 0.2]), "score_b": np.array([0.1, 0.3]), "label": np.array([0, 1])}
     with pytest.raises(UserError, match=text):
         paired_bootstrap(**{**good, "user": np.array([1, 2]), **change})
+
+
+def seeds_of_constants(*values, samples=999):
+    """Seeds whose metric is the same on every resample of users."""
+    value_S = np.array(values, dtype=float)
+    return Resampled(value_S, np.repeat(value_S[:, None], samples, axis=1))
+
+
+def test_seeds_alone_are_a_t_test():
+    found = compare(seeds_of_constants(11, 12, 16, samples=20_000), seeds_of_constants(10, 10, 10, samples=20_000))
+    wanted = ttest_1samp([1, 2, 6], 0)
+    assert found.delta == 3
+    assert found.p == pytest.approx(wanted.pvalue, abs=0.01)
+    assert (found.low, found.high) == pytest.approx(tuple(wanted.confidence_interval()), abs=0.4)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_few_seeds_that_differ_by_chance_alone_say_nothing(seeds):
+    draw, none = np.random.default_rng(0), seeds_of_constants(*[0] * seeds)
+    found = [compare(seeds_of_constants(*draw.normal(size=seeds)), none, seed) for seed in range(300)]
+    assert 0.91 < np.mean([line.low <= 0 <= line.high for line in found]) < 0.98
+
+
+@pytest.mark.parametrize("metric", ["auc", "gauc", "logloss"])
+def test_users_and_seeds_together_against_a_slow_reference(metric):
+    good, worse, label, user, weight = click_log(rows=120, users=15)
+    draw = np.random.default_rng(3)
+    a, b = (np.clip(score + draw.normal(scale=0.05, size=(3, 120)), 0.01, 0.99) for score in (good, worse))
+    users, rows_of_users = np.random.default_rng(7), np.unique(user)
+    seeds = np.random.default_rng([7, 3]).standard_t(2, 40)
+    deltas = []
+    for sample in range(40):
+        drawn = rows_of_users[users.integers(len(rows_of_users), size=len(rows_of_users))]
+        rows = np.concatenate([np.flatnonzero(user == one) for one in drawn])
+        of = [slow_metric(metric, s[rows], label[rows], user[rows], weight[rows]) for s in (*a, *b)]
+        by_seed = [of[seed] - of[3 + seed] for seed in range(3)]
+        deltas.append(np.mean(by_seed) + seeds[sample] * np.std(by_seed, ddof=1) / math.sqrt(3))
+    found = paired_bootstrap(a, b, label, user, weight, metric=metric, samples=40, seed=7)
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(deltas, [2.5, 97.5])))
+    whole = [slow_metric(metric, s, label, user, weight) for s in (*a, *b)]
+    assert found.delta == pytest.approx(np.mean(whole[:3]) - np.mean(whole[3:]))
+
+
+def test_many_models_on_the_same_resamples():
+    a, b, label, user, weight = click_log()
+    models = {"a": a, "b": b, "c": np.stack([b, a])}
+    found = resample(models, label, user, weight, metrics=("auc", "logloss"), samples=30, seed=4)
+    for metric in ("auc", "logloss"):
+        pair = paired_bootstrap(a, b, label, user, weight, metric=metric, samples=30, seed=4)
+        assert compare(found["a", metric], found["b", metric], seed=4) == pair
+        np.testing.assert_array_equal(found["c", metric].drawn_SN[1], found["a", metric].drawn_SN[0])
+    with pytest.raises(UserError, match="2 seeds against 1: give both models the same seeds"):
+        compare(found["c", "auc"], found["a", "auc"])
 
 
 def test_mean_and_spread():

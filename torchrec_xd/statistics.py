@@ -2,24 +2,31 @@
 
 The per-row and per-user quantities that the bootstrap resamples live here too; `metrics.py` builds on them.
 
-Shape legend: R rows, U users.
+Shape legend: R rows, U users, S seeds, N resamples, G distinct scores of positive rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from torchrec_xd.settings import UserError
 
 Metric = Literal["auc", "gauc", "logloss"]
 Verdict = Literal["better", "worse", "can't tell"]
 Array = NDArray[Any]
+Name = TypeVar("Name")
+Statistic = Callable[[Array], Array]
+"""A metric of fixed predictions as a function of how often each user was drawn, [U, N] -> [N]; NaN where undefined."""
+
+CHUNK = 4
+"""Resamples that are looked at together: few, so that what they sum stays in the cache."""
 
 PROBABILITY_FLOOR = 2.0**-23
 """Log loss keeps probabilities this far from 0 and 1: the spacing of float32 at 1, in which models predict."""
@@ -99,7 +106,7 @@ class Comparison:
     """Model a against model b on the same rows."""
 
     delta: float
-    """Metric of a minus metric of b."""
+    """Metric of a minus metric of b; of several seeds, the mean."""
     low: float
     """Lower end of the 95 % percentile interval of `delta`."""
     high: float
@@ -119,16 +126,15 @@ def paired_bootstrap(
     samples: int = 1000,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two models on the same rows by resampling users: rows of one user are not independent of each other.
+    """Compare two models on the same rows by resampling users.
 
-    Each resample draws as many users as there are, with replacement, and both models are scored on their rows, which
-    weigh what they weigh times how often the user was drawn. Resamples that leave the metric undefined (no positive
-    drawn) are passed over. The p-value is twice the smaller share of resamples on either side of 0, each side counting
-    one resample more than was seen, so that it is never 0.
+    Rows of one user are not independent of each other. Each resample draws as many users as there are, with
+    replacement, and both models are scored on their rows, which weigh what they weigh times how often the user was
+    drawn. See `compare` for the interval, the p-value, and what several seeds do to both.
 
     Args:
-        score_a: scores of model a, [R].
-        score_b: scores of model b for the same rows, [R].
+        score_a: scores of model a, [R], or of its seeds, [S, R].
+        score_b: scores of model b for the same rows, and as many seeds.
         label: 0 or 1, [R].
         user: integers, [R].
         weight: row weights, not negative, [R]; ones unless given.
@@ -137,50 +143,116 @@ def paired_bootstrap(
         seed: of `numpy.random.default_rng`; resample i is its i-th draw of `integers(U, size=U)`.
 
     Raises:
-        UserError: a score is not finite, a label not binary, a weight negative, `samples` below 1, or the metric is
-            undefined on the whole data (one class only).
+        UserError: a score is not finite, a label not binary, a weight negative, `samples` below 1, the metric is
+            undefined on the whole data (one class only), or the models have unequal numbers of seeds.
+    """
+    scores = {"paired bootstrap, score_a": score_a, "paired bootstrap, score_b": score_b}
+    found = resample(scores, label, user, weight, metrics=(metric,), samples=samples, seed=seed)
+    of_a, of_b = found.values()
+    return compare(of_a, of_b, seed)
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A metric of one model: of each of its seeds, on all rows and on every resample of users."""
+
+    value_S: Array
+    drawn_SN: Array
+    """NaN where a resample leaves the metric undefined (no positive drawn)."""
+
+
+def resample(
+    scores: Mapping[Name, Array],
+    label: Array,
+    user: Array,
+    weight: Array | None = None,
+    *,
+    metrics: Sequence[Metric] = ("auc",),
+    samples: int = 1000,
+    seed: int = 0,
+) -> dict[tuple[Name, Metric], Resampled]:
+    """Metrics of any number of models on the same resamples of users: `scores` holds [R] or [S, R] of each.
+
+    The other arguments and errors are those of `paired_bootstrap`; numbers of seeds may differ.
     """
     if samples < 1:
         raise UserError(f"samples is {samples}; a bootstrap needs at least 1, 1000 is usual")
     weight = np.ones(len(label)) if weight is None else weight.astype(np.float64)
-    for name, score in (("score_a", score_a), ("score_b", score_b)):
-        refuse_faults(f"paired bootstrap, {name}", count_faults(score, label, weight))
-    users, user_index = np.unique(user, return_inverse=True)
-    of_a, of_b = (_STATISTICS[metric](score, label, user_index, weight) for score in (score_a, score_b))
-    everyone = np.ones(len(users))
-    delta = of_a(everyone) - of_b(everyone)
-    if math.isnan(delta):
-        raise UserError(f"{metric} is undefined on {len(label)} rows: it needs positives and negatives; give more rows")
+    users, user_R = np.unique(user, return_inverse=True)
+    statistics: dict[tuple[Name, Metric], list[Statistic]] = {}
+    for name, given in scores.items():
+        for score_R in np.atleast_2d(given):
+            refuse_faults(str(name), count_faults(score_R, label, weight))
+            for metric in metrics:
+                statistic = _STATISTICS[metric](score_R, label, user_R, weight)
+                statistics.setdefault((name, metric), []).append(statistic)
+    everyone_U1, found = np.ones((len(users), 1)), {}
+    for (name, metric), of_seeds in statistics.items():
+        value_S = np.concatenate([statistic(everyone_U1) for statistic in of_seeds])
+        if np.isnan(value_S).any():
+            raise UserError(
+                f"{metric} is undefined on {len(label)} rows: it needs positives and negatives; give more rows"
+            )
+        found[name, metric] = Resampled(value_S, np.empty((len(of_seeds), samples)))
     generator = np.random.default_rng(seed)
-    deltas = np.empty(samples)
-    for sample in range(samples):
-        times_drawn = np.bincount(generator.integers(len(users), size=len(users)), minlength=len(users))
-        deltas[sample] = of_a(times_drawn) - of_b(times_drawn)
-    deltas = deltas[~np.isnan(deltas)]
-    low, high = np.quantile(deltas, (0.025, 0.975)) if len(deltas) else (math.nan, math.nan)
-    rarer_side = int(min(np.count_nonzero(deltas <= 0), np.count_nonzero(deltas >= 0)))
-    return Comparison(delta, float(low), float(high), min(1.0, 2 * (1 + rarer_side) / (1 + len(deltas))))
+    for first in range(0, samples, CHUNK):
+        chosen = slice(first, min(first + CHUNK, samples))
+        times_drawn_UN = _draw_users(generator, len(users), chosen.stop - chosen.start)
+        for key, of_seeds in statistics.items():
+            for place, statistic in enumerate(of_seeds):
+                found[key].drawn_SN[place, chosen] = statistic(times_drawn_UN)
+    return found
 
 
-Statistic = Callable[[Array], float]
-"""A metric of fixed predictions as a function of how often each user was drawn, [U]; NaN where it is undefined."""
+def compare(a: Resampled, b: Resampled, seed: int = 0) -> Comparison:
+    """Model a against model b by the resamples that both have: the difference of their means over seeds.
+
+    With S > 1 seeds, every resample of users also draws what other seeds could have given: the mean over seeds plus
+    Student's t with S - 1 degrees of freedom times the standard error of that mean. (Seeds are too few to be resampled:
+    of 3 seeds that differ by chance alone, all are on the same side of 0 one time in four, and so would be every
+    resample.) Resamples that leave the metric undefined are passed over. The p-value is twice the smaller share of
+    resamples on either side of 0, each side counting one resample more than was seen, so that it is never 0.
+
+    Raises:
+        UserError: the models have unequal numbers of seeds.
+    """
+    if len(a.value_S) != len(b.value_S):
+        raise UserError(f"{len(a.value_S)} seeds against {len(b.value_S)}: give both models the same seeds")
+    delta_SN = a.drawn_SN - b.drawn_SN
+    seeds, samples = delta_SN.shape
+    delta_N = delta_SN.mean(axis=0)
+    if seeds > 1:
+        t_N = np.random.default_rng([seed, seeds]).standard_t(seeds - 1, samples)
+        delta_N = delta_N + t_N * delta_SN.std(axis=0, ddof=1) / math.sqrt(seeds)
+    delta_N = delta_N[~np.isnan(delta_N)]
+    low, high = np.quantile(delta_N, (0.025, 0.975)) if len(delta_N) else (math.nan, math.nan)
+    rarer_side = int(min(np.count_nonzero(delta_N <= 0), np.count_nonzero(delta_N >= 0)))
+    p = min(1.0, 2 * (1 + rarer_side) / (1 + len(delta_N)))
+    return Comparison(float(np.mean(a.value_S - b.value_S)), float(low), float(high), p)
+
+
+def _draw_users(generator: np.random.Generator, num_users: int, samples: int) -> Array:
+    """How often each user is drawn in each resample, [U, N]."""
+    drawn_NU = generator.integers(num_users, size=(samples, num_users)) + num_users * np.arange(samples)[:, None]
+    times_drawn_NU: Array = np.bincount(drawn_NU.ravel(), minlength=samples * num_users).reshape(samples, num_users)
+    times_drawn_UN: Array = times_drawn_NU.T.astype(np.float64, order="C")
+    return times_drawn_UN
 
 
 def _auc(score: Array, label: Array, user: Array, weight: Array) -> Statistic:
-    order = np.argsort(score)
-    positive, negative = order[label[order] == 1], order[label[order] == 0]
-    below = np.searchsorted(score[negative], score[positive], side="left")
-    not_above = np.searchsorted(score[negative], score[positive], side="right")
-    user_positive, user_negative = user[positive], user[negative]
-    weight_positive, weight_negative = weight[positive], weight[negative]
+    """Rows are summed by user and by place among the G distinct scores of positives: 2 g + 1 is at one, 2 g below."""
+    positive, negative = label == 1, label == 0
+    value_G, group = np.unique(score[positive], return_inverse=True)
+    place = sum(np.searchsorted(value_G, score[negative], side=side) for side in ("left", "right"))
+    num_users = int(user.max()) + 1
+    positive_GU = csr_array((weight[positive], (group, user[positive])), shape=(len(value_G), num_users))
+    negative_HU = csr_array((weight[negative], (place, user[negative])), shape=(2 * len(value_G) + 1, num_users))
 
-    def statistic(times_drawn: Array) -> float:
-        drawn_positive = times_drawn[user_positive] * weight_positive
-        negatives_before = np.zeros(len(negative) + 1)
-        np.cumsum(times_drawn[user_negative] * weight_negative, out=negatives_before[1:])
-        twice_ordered = np.dot(drawn_positive, negatives_before[below] + negatives_before[not_above])
-        pairs = drawn_positive.sum() * negatives_before[-1]
-        return float(twice_ordered / (2 * pairs)) if pairs > 0 else math.nan
+    def statistic(times_drawn_UN: Array) -> Array:
+        positive_GN = positive_GU @ times_drawn_UN
+        up_to_HN = np.cumsum(negative_HU @ times_drawn_UN, axis=0)
+        twice_ordered_N = np.einsum("gn,gn->n", positive_GN, up_to_HN[:-1:2] + up_to_HN[1::2])
+        return _ratio(twice_ordered_N, 2 * positive_GN.sum(axis=0) * up_to_HN[-1])
 
     return statistic
 
@@ -197,11 +269,12 @@ def _logloss(score: Array, label: Array, user: Array, weight: Array) -> Statisti
 
 
 def _mean_over_users(sum_U: Array, weight_U: Array) -> Statistic:
-    def statistic(times_drawn: Array) -> float:
-        total = np.dot(times_drawn, weight_U)
-        return float(np.dot(times_drawn, sum_U) / total) if total > 0 else math.nan
+    return lambda times_drawn_UN: _ratio(sum_U @ times_drawn_UN, weight_U @ times_drawn_UN)
 
-    return statistic
+
+def _ratio(above_N: Array, below_N: Array) -> Array:
+    ratio_N: Array = np.divide(above_N, below_N, out=np.full(len(below_N), np.nan), where=below_N > 0)
+    return ratio_N
 
 
 _STATISTICS: dict[Metric, Callable[[Array, Array, Array, Array], Statistic]] = {

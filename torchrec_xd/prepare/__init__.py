@@ -14,9 +14,19 @@ from torchrec_xd.prepare.label_report import FILES, labelled_rows, write_label_r
 from torchrec_xd.prepare.label_step import LabelStepSettings, label
 from torchrec_xd.prepare.manifest import Manifest
 from torchrec_xd.prepare.parquet import write_domain
+from torchrec_xd.prepare.world import PRESETS, prepare_world
 from torchrec_xd.settings import UserError
 
-__all__ = ["DATA_SETS", "LabelStepSettings", "Manifest", "PrepareSettings", "label", "prepare"]
+__all__ = [
+    "DATA_SETS",
+    "PRESETS",
+    "LabelStepSettings",
+    "Manifest",
+    "PrepareSettings",
+    "label",
+    "prepare",
+    "prepare_world",
+]
 
 DATA_SETS: dict[str, Callable[[Journey, PrepareSettings], DataSet]] = {
     "cj_feed": cj_feed.build,
@@ -45,7 +55,8 @@ def prepare(
         UserError: unknown name, raw data missing, engine missing, or `out` holds anything else.
     """
     if name not in DATA_SETS:
-        raise UserError(f"unknown data set '{name}'; there are: {', '.join(DATA_SETS)}")
+        known = f"{', '.join(DATA_SETS)}, and planted worlds: prepare world --preset NAME"
+        raise UserError(f"unknown data set '{name}'; there are: {known}")
     files = raw_files(raw or raw_folder())
     identity = manifest.identity(name, settings.meaning(), files)
     old = manifest.reusable(out, identity)

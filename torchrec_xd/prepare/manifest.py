@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from torchrec_xd.settings import Settings, UserError
 
@@ -52,6 +52,10 @@ class Manifest(Settings):
     """Vocabulary -> values that training saw; their rows are 1, 2 …"""
     domains: dict[str, dict[str, SplitRows]]
     """Domain -> split."""
+    oracle: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Of a planted world: task -> metric -> what the true probabilities reach on the test rows."""
+    noise_features: tuple[str, ...] = ()
+    """Of a planted world: features that mean nothing."""
     reports: tuple[str, ...] = ()
     """Files for people to read, below the data set's folder."""
     versions: dict[str, str]
