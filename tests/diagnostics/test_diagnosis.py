@@ -1,0 +1,90 @@
+"""From a run folder to the report, and what is refused."""
+
+import json
+from contextlib import nullcontext
+
+import pytest
+from typer.testing import CliRunner
+
+from torchrec_xd.cli import app
+from torchrec_xd.config import load_run
+from torchrec_xd.diagnostics import diagnose, diagnosis
+from torchrec_xd.schema import Schema
+from torchrec_xd.settings import UserError
+from torchrec_xd.world import World, process_group
+
+
+def test_the_first_stage_from_folder_to_files(runs, tmp_path):
+    content = diagnose(runs / "mem", tmp_path / "new" / "out", batches=2)
+    assert content == json.loads((tmp_path / "new" / "out" / "diagnostics.json").read_text())
+    assert list(content["diagnostics"]) == ["gradients", "knowledge", "feature_scores", "tables"]
+    assert set(content["left_out"]) == {"gates", "transfer"}
+    assert content["batches"] == 2
+    assert sum(content["rows"].values()) == 256
+    curve = content["diagnostics"]["knowledge"]["over_time"]
+    logged = [json.loads(line) for line in (runs / "mem" / "metrics.jsonl").read_text().splitlines()]
+    assert curve == [{"step": m["step"], "cosine": m["cosine"] / 3} for m in logged if "cosine" in m]
+    assert len(curve) > 1
+    page = (tmp_path / "new" / "out" / "diagnostics.html").read_text()
+    for said in content["diagnostics"].values():
+        assert said["reading"].replace("'", "&#x27;") in page
+    assert 'src="http' not in page
+    assert content == diagnose(runs / "mem", tmp_path, batches=2)  # the same rows again
+
+
+def test_noise_is_marked_where_the_manifest_names_it(runs, feed, tmp_path):
+    manifest = tmp_path / "manifest.json"
+    schema = Schema.model_validate({**feed, "root": str(tmp_path)})
+    assert diagnosis.noise_features(schema) is None
+    manifest.write_text(json.dumps({"noise_features": []}))
+    assert diagnosis.noise_features(schema) is None
+    manifest.write_text(json.dumps({"noise_features": ["words"]}))
+    assert diagnosis.noise_features(schema) == {"words"}
+
+
+def test_the_command_on_the_second_stage(runs, tmp_path):
+    done = CliRunner().invoke(app, ["diagnose", str(runs / "tem"), "--out", str(tmp_path), "--batches", "1"])
+    assert done.exit_code == 0, done.output
+    content = json.loads((tmp_path / "diagnostics.json").read_text())
+    assert list(content["diagnostics"]) == ["feature_scores", "gates", "tables"]  # HFA: the frozen teacher's
+    assert list(content["diagnostics"]["feature_scores"]["domains"]) == ["post"]
+    assert "left out: gradients: the run reads one domain, 'post'" in done.output
+
+
+def test_a_model_without_anything_to_diagnose_still_says_what_its_tables_touch(runs, tmp_path):
+    content = diagnose(runs / "single", tmp_path, "valid")
+    assert list(content["diagnostics"]) == ["tables"]
+    assert set(content["left_out"]) == {"gradients", "knowledge", "feature_scores", "gates", "transfer"}
+    assert content["rows"] == {"post": 80}
+
+
+def test_a_split_of_one_domain_has_no_gradients_to_compare(runs, tmp_path, monkeypatch):
+    config = load_run(runs / "mem")
+    domains = {
+        n: d.model_copy(update={"test": d.test if n == "post" else None})
+        for n, d in config.schema_in_use.domains.items()
+    }
+    data = config.data_schema.model_copy(update={"domains": domains})
+    monkeypatch.setattr(diagnosis, "load_run", lambda _: config.model_copy(update={"data_schema": data}))
+    content = diagnose(runs / "mem", tmp_path)
+    assert content["rows"] == {"items": 0, "video": 0, "post": 160}
+    assert content["left_out"]["gradients"] == "the test split has rows of 'post' alone; try another --split"
+    assert list(content["diagnostics"]["feature_scores"]["domains"]) == ["post"]
+
+
+def test_misuse(runs, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="is no run folder"):
+        diagnose(tmp_path, out)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.yaml").write_bytes((runs / "mem" / "config.yaml").read_bytes())
+    with pytest.raises(UserError, match="has no checkpoint yet; train it first"):
+        diagnose(tmp_path / "begun", out)
+    with pytest.raises(UserError, match="--batches 0: at least one batch"):
+        diagnose(runs / "mem", out, batches=0)
+    with process_group() as world:
+        two = World(0, 2, 2, world.device, world.group)
+    monkeypatch.setattr(diagnosis, "process_group", lambda: nullcontext(two))
+    with pytest.raises(UserError, match="in one process; run it without torchrun"):
+        diagnose(runs / "mem", out)
+    assert not out.exists()

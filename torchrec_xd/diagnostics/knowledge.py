@@ -1,0 +1,221 @@
+"""MKT: what its first stage holds apart, how it weighs features, and what the second stage's gates let through.
+
+The forward pass is watched, not repeated: hooks see what the modules are given in a batch.
+
+Shape legend: B_d rows of domain d, N specific features of a domain, W width of a gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import plotly.graph_objects as go
+import torch
+from scipy.stats import mannwhitneyu
+from torch import Tensor, nn
+from torch.nn import functional
+
+from torchrec_xd.batch import Batch
+from torchrec_xd.diagnostics.distribution import Distribution, histogram_figure, laid_out, text
+from torchrec_xd.models.mkt import MultiEntityModel
+from torchrec_xd.models.task import Output, SpecificAlignment, TrainTask
+from torchrec_xd.modules.gates import GatedLinearUnit
+from torchrec_xd.modules.hfa import HeterogeneousFeatureAlignment
+from torchrec_xd.page import Grid
+
+BINS = 20
+
+
+class KnowledgeCosines:
+    """Per domain, the cosine between a row's common and independent knowledge: what PDL minimises.
+
+    Args:
+        net: MEM.
+        curve: (step, sum over the domains of the cosines' means) as training logged them.
+    """
+
+    name = "knowledge"
+    title = "Common against independent knowledge"
+    reading = (
+        "Near 0 the two extractors know different things, as the polarized distribution loss wants it; near 1 the "
+        "independent one repeats what the domains have in common."
+    )
+
+    def __init__(self, net: MultiEntityModel, curve: Sequence[tuple[int, float]]) -> None:
+        self.curve = curve
+        self.common: dict[str, Tensor] = {}
+        self.spread = {domain: Distribution(-1, 1, 2 * BINS) for domain in net.common.outputs}
+        net.common.register_forward_hook(self._keep)
+        for domain in self.spread:
+            net.independent[domain].register_forward_hook(partial(self._compare, domain))
+
+    def _keep(self, module: nn.Module, given: Any, said: tuple[Any, dict[str, Tensor]]) -> None:
+        self.common = said[1]
+
+    def _compare(self, domain: str, module: nn.Module, given: Any, independent: Tensor) -> None:
+        cosine_B = functional.cosine_similarity(self.common[domain].float(), independent.float(), dim=1)
+        self.spread[domain].add(cosine_B)
+
+    def update(self, batch: Batch, output: Output) -> None:
+        """The hooks have seen all."""
+
+    def values(self) -> dict[str, Any]:
+        """`domains`: summaries of the cosine by domain; `over_time`: mean over the domains by step, from training."""
+        over_time = [{"step": step, "cosine": cosine / len(self.spread)} for step, cosine in self.curve]
+        return {"domains": {name: spread.summary() for name, spread in self.spread.items()}, "over_time": over_time}
+
+    def parts(self, values: dict[str, Any]) -> list[str | Grid | go.Figure]:
+        """The distributions, and the curve of training."""
+        domains, curve = values["domains"], values["over_time"]
+        found: list[str | Grid | go.Figure] = [summary_grid("domain", domains), histogram_figure(domains, "cosine")]
+        if curve:
+            x, y = [point["step"] for point in curve], [point["cosine"] for point in curve]
+            figure = go.Figure(go.Scatter(name="mean over domains", x=x, y=y, mode="lines"))
+            found += ["Over time, mean over the domains, as training logged it:", laid_out(figure, "step", "cosine")]
+        return found
+
+
+class FeatureScores:
+    """Per domain, HFA's score of every specific feature.
+
+    Args:
+        task: its modules with scores are watched, those of a teacher too.
+        noise: columns that are known to say nothing, None where that is not known.
+    """
+
+    name = "feature_scores"
+    title = "HFA's scores of specific features"
+    reading = (
+        "A score multiplies its feature before the alignment: above 1 it is turned up, below 1 down; the layer behind "
+        "can undo a constant factor, so compare features of one domain, not domains."
+    )
+
+    def __init__(self, task: TrainTask, noise: frozenset[str] | None) -> None:
+        self.noise = noise
+        self.columns: dict[str, list[str]] = {}
+        self.sums: dict[str, Tensor] = {}
+        nets: list[tuple[nn.Module, Any]] = [(task.net, task.embeddings)]
+        if task.teacher is not None:
+            nets.append((task.teacher.net, task.teacher.embeddings))
+        for net, embeddings in nets:
+            for domain, module in _scoring(net):
+                self.columns[domain] = [f.column for f in embeddings.read.features_of(domain, "specific")]
+                self.sums[domain] = torch.zeros(3, len(self.columns[domain]), dtype=torch.float64)
+                module.register_forward_hook(partial(self._add, domain))
+
+    @torch.no_grad()
+    def _add(self, domain: str, module: HeterogeneousFeatureAlignment, given: tuple[Tensor], aligned: Tensor) -> None:
+        score_BN = module.importances(given[0]).double().cpu()
+        self.sums[domain] += torch.stack([torch.ones_like(score_BN), score_BN, score_BN.square()]).sum(1)
+
+    def update(self, batch: Batch, output: Output) -> None:
+        """The hooks have seen all."""
+
+    def values(self) -> dict[str, Any]:
+        """`domains`: `features` with mean and std, highest first; where noise is known, `noise_against_others`."""
+        return {"domains": {domain: self._of(domain) for domain in self.columns if self.sums[domain][0].any()}}
+
+    def _of(self, domain: str) -> dict[str, Any]:
+        count_N, sum_N, square_N = self.sums[domain]
+        mean_N = sum_N / count_N
+        std_N = (square_N / count_N - mean_N.square()).clamp(min=0).sqrt()
+        features: list[dict[str, Any]] = [
+            {"feature": column, "mean": mean, "std": std}
+            for column, mean, std in zip(self.columns[domain], mean_N.tolist(), std_N.tolist(), strict=True)
+        ]
+        features.sort(key=lambda feature: -feature["mean"])
+        if self.noise is None:
+            return {"features": features, "noise_against_others": None}
+        for feature in features:
+            feature["noise"] = feature["feature"] in self.noise
+        return {"features": features, "noise_against_others": noise_against_others(features)}
+
+    def parts(self, values: dict[str, Any]) -> list[str | Grid | go.Figure]:
+        """A table per domain, and what became of noise."""
+        found: list[str | Grid | go.Figure] = []
+        for domain, said in values["domains"].items():
+            header = ["feature", "mean score", "spread over rows"]
+            lines = [[f["feature"], text(f["mean"]), text(f["std"])] for f in said["features"]]
+            if self.noise is not None:
+                header.append("planted as")
+                for line in lines:
+                    line.append("noise" if line[0] in self.noise else "informative")
+            found += [f"Domain {domain}:", Grid(header, lines)]
+            test = said["noise_against_others"]
+            if test is not None:
+                found.append(
+                    f"{domain}: noise is scored {test['noise_mean']:.3f} on average, informative features "
+                    f"{test['informative_mean']:.3f}; Mann-Whitney p = {test['p']:.3g} for noise being lower, over "
+                    f"{test['noise']} and {test['informative']} features."
+                )
+        return found
+
+
+class GateOpenness:
+    """How far every gated linear unit of the net stands open: MKT's stage 2, CTNet's adapters."""
+
+    name = "gates"
+    title = "Openness of the gates"
+    reading = (
+        "A gate near 0 keeps the transferred knowledge out and one near 1 lets it through; 0.5 is where gates begin, "
+        "so a gate that has stayed there has not made up its mind."
+    )
+
+    def __init__(self, task: TrainTask) -> None:
+        self.spread: dict[str, Distribution] = {}
+        for path, module in task.net.named_modules():
+            if isinstance(module, GatedLinearUnit):
+                name = ".".join(part.removeprefix("m_") for part in path.split("."))
+                self.spread[name] = Distribution(0, 1, BINS)
+                module.register_forward_hook(partial(self._add, name))
+
+    @torch.no_grad()
+    def _add(self, name: str, module: GatedLinearUnit, given: tuple[Tensor, Tensor], passed: Tensor) -> None:
+        self.spread[name].add(module.openness(*given))
+
+    def update(self, batch: Batch, output: Output) -> None:
+        """The hooks have seen all."""
+
+    def values(self) -> dict[str, Any]:
+        """`gates`: the summary of each, over rows and units."""
+        return {"gates": {name: spread.summary() for name, spread in self.spread.items()}}
+
+    def parts(self, values: dict[str, Any]) -> list[str | Grid | go.Figure]:
+        """The distributions."""
+        return [summary_grid("gate", values["gates"]), histogram_figure(values["gates"], "openness")]
+
+
+def noise_against_others(features: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Are the features marked as noise scored lower: means of both, and a one-sided Mann-Whitney U test of them.
+
+    None where there is no noise, or nothing else.
+    """
+    noise = [feature["mean"] for feature in features if feature["noise"]]
+    informative = [feature["mean"] for feature in features if not feature["noise"]]
+    if not (noise and informative):
+        return None
+    return {
+        "noise": len(noise),
+        "informative": len(informative),
+        "noise_mean": sum(noise) / len(noise),
+        "informative_mean": sum(informative) / len(informative),
+        "p": float(mannwhitneyu(noise, informative, alternative="less").pvalue),
+    }
+
+
+def summary_grid(first: str, summaries: dict[str, dict[str, Any]]) -> Grid:
+    """Means and spreads of distributions, by name."""
+    lines = [[name, text(s["mean"]), text(s["std"]), f"{s['count']:,}"] for name, s in summaries.items()]
+    return Grid([first, "mean", "spread", "numbers"], lines)
+
+
+def _scoring(net: nn.Module) -> Iterable[tuple[str, HeterogeneousFeatureAlignment]]:
+    """Domain and module of every HFA that gives scores."""
+    for module in net.modules():
+        if isinstance(module, SpecificAlignment):
+            for domain in module.names:
+                hfa = module[domain]
+                if isinstance(hfa, HeterogeneousFeatureAlignment) and hfa.scores:
+                    yield domain, hfa
