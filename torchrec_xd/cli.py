@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -45,22 +45,33 @@ def options(
 
 @app.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="Data set: cj_feed, cj_departments, cj_placement.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write; data/NAME unless told.")] = None,
+    name: Annotated[str, typer.Argument(help="Data set: cj_feed, cj_departments, cj_placement, or world.")],
+    out: Annotated[Path | None, typer.Option(help="Folder; data/NAME or data/world_PRESET unless told.")] = None,
+    preset: Annotated[str | None, typer.Option(help="World: which one; a wrong name lists them.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with prepare settings.")] = None,
     assign: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE on top of the settings.")] = None,
     engine: Annotated[Literal["duckdb", "spark"] | None, typer.Option(help="What runs the queries.")] = None,
 ) -> None:
-    """Write a data set as Parquet, from the real events, once."""
-    from torchrec_xd.prepare import PrepareSettings
+    """Write a data set as Parquet, once: from the real events, or a planted world, whose best metrics are known."""
+    from torchrec_xd.prepare import PRESETS, PrepareSettings, prepare_world
     from torchrec_xd.prepare import prepare as run_prepare
     from torchrec_xd.settings import load_yaml, override, validate
 
     content = override(
         load_yaml(config) if config else {}, [*(assign or []), *([f"engine={engine}"] if engine else [])]
     )
-    settings = validate(PrepareSettings, content, str(config or "--set"))
-    run_prepare(name, out or Path("data") / name, settings, lambda line: screen.print(line, markup=False))
+    if (name == "world") != (preset is not None):
+        choices = f"prepare world --preset NAME, one of: {', '.join(PRESETS)}"
+        raise UserError(f"a world has a preset, and no other data set has one; {choices}")
+
+    def progress(line: str) -> None:
+        screen.print(line, markup=False)
+
+    if preset is not None:
+        prepare_world(preset, out or Path("data") / f"world_{preset}", content, progress)
+    else:
+        settings = validate(PrepareSettings, content, str(config or "--set"))
+        run_prepare(name, out or Path("data") / name, settings, progress)
 
 
 @app.command()
@@ -121,6 +132,24 @@ def evaluate(
 
 
 @app.command()
+def diagnose(
+    run: Run,
+    split: Annotated[Literal["train", "valid", "test"], typer.Option(help="Split whose rows are looked at.")] = "test",
+    out: Annotated[Path | None, typer.Option(help="Folder to write; the run's own unless told.")] = None,
+    batches: Annotated[int, typer.Option(help="Batches that are looked at, at most.")] = 50,
+    checkpoint: Checkpoint = "best",
+) -> None:
+    """What passes between the domains of a run, as diagnostics.json and diagnostics.html."""
+    from torchrec_xd.diagnostics import diagnose as run_diagnose
+
+    folder = run if out is None else out
+    content = run_diagnose(run, folder, split, checkpoint, batches=batches)
+    for name, why in content["left_out"].items():
+        screen.print(f"left out: {name}: {why}", markup=False)
+    screen.print(f"{', '.join(content['diagnostics'])}: {folder}/diagnostics.html", markup=False)
+
+
+@app.command()
 def score(
     run: Run,
     rows: Annotated[str, typer.Argument(help="Parquet file, folder or glob with rows of one domain.")],
@@ -136,20 +165,127 @@ def score(
     screen.print(f"{count:,} predictions in {out}", markup=False)
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-    add_help_option=False,
-)
-def plan(context: typer.Context) -> None:
-    """Plan the sharding of a run or of a table list for any cluster; --help lists its options."""
+StudyFile = Annotated[Path, typer.Argument(help="YAML file of the study (docs/compare.md).")]
+StudyFolder = Annotated[Path, typer.Option(help="Folder of its runs, DATA/SEED/MODEL, and of its results.")]
+Seeds = Annotated[int | None, typer.Option(help="Seeds 0 to this, less one; as many as the study says unless told.")]
+SomeData = Annotated[list[str] | None, typer.Option(help="Only this data set of the study; may be repeated.")]
+SomeModels = Annotated[list[str] | None, typer.Option(help="Only this model, the reference, and what they begin with.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs trained at a time; they share the cores.")]
+Assign = Annotated[list[str] | None, typer.Option("--set", help="a.b=VALUE on top of every config.")]
+Listed = Annotated[bool, typer.Option("--list", help="Train nothing: print a TorchX command for every run left.")]
+
+
+@app.command()
+def compare(
+    study: StudyFile,
+    out: StudyFolder,
+    seeds: Seeds = None,
+    data: SomeData = None,
+    models: SomeModels = None,
+    jobs: Jobs = 1,
+    assign: Assign = None,
+    tuned: Annotated[Path | None, typer.Option(help="tuned.json that `tune` wrote.")] = None,
+    listed: Listed = False,
+) -> None:
+    """Compare models over data sets and seeds; what is finished is not trained again."""
+    from torchrec_xd.study.design import load_study, load_tuned, select
+
+    chosen = select(load_study(study), data or (), models or (), seeds, tuple(assign or ()))
+    _run_study(chosen, study, out, jobs, load_tuned(tuned) if tuned else None, listed)
+
+
+@app.command()
+def ablate(
+    study: StudyFile,
+    out: StudyFolder,
+    seeds: Seeds = None,
+    data: SomeData = None,
+    models: SomeModels = None,
+    jobs: Jobs = 1,
+    assign: Assign = None,
+    listed: Listed = False,
+) -> None:
+    """Compare a model with itself, less one part or one setting changed at a time."""
+    from torchrec_xd.study.design import load_ablation, select
+
+    chosen = select(load_ablation(study), data or (), models or (), seeds, tuple(assign or ()))
+    _run_study(chosen, study, out, jobs, None, listed)
+
+
+@app.command()
+def tune(
+    study: StudyFile,
+    out: Annotated[Path, typer.Option(help="Folder of all trials and of tuned.json.")],
+    trials: Annotated[int, typer.Option(min=1, help="Budget of every model on every data set.")] = 20,
+    data: SomeData = None,
+    models: SomeModels = None,
+    jobs: Jobs = 1,
+    assign: Assign = None,
+) -> None:
+    """Choose settings on the validation split, with the same budget for every model: `compare --tuned` takes them."""
+    from torchrec_xd.study.design import load_study, select
+    from torchrec_xd.study.tuning import tune as run_tune
+
+    chosen = select(load_study(study), data or (), models or (), None, tuple(assign or ()))
+    try:
+        failed = run_tune(chosen, study, out, trials, workers=jobs)
+    except InterruptedRunError as error:
+        _stopped(error)
+    for name, reason in failed.items():
+        screen.print(f"failed: {name}: {reason}", markup=False)
+    screen.print(f"settings in {out}/tuned.json", markup=False)
+
+
+def _stopped(error: InterruptedRunError) -> NoReturn:
+    screen.print(f"{error}; the same command goes on", style="yellow", markup=False)
+    raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _run_study(chosen: Any, path: Path, out: Path, jobs: int, tuned: Any, listed: bool) -> None:
+    from torchrec_xd.study.comparison import commands, run_study
+
+    if listed:
+        for line in commands(chosen, path, out, tuned):
+            typer.echo(line)
+        return
+    try:
+        failed = run_study(chosen, path, out, workers=jobs, tuned=tuned)
+    except InterruptedRunError as error:
+        _stopped(error)
+    screen.print(f"results in {out}/results.md, .html and .json", markup=False)
+    if failed:
+        told = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
+        raise UserError(f"{len(failed)} runs failed; the same command tries them again:\n{told}")
+
+
+def _tool(name: str, arguments: list[str]) -> None:
+    """Run a tool of the project's folder, which parses its arguments itself."""
     import runpy
 
     root = Path(__file__).resolve().parents[1]
-    if not (root / "tools" / "plan.py").is_file():
-        raise UserError(f"plan is a tool of the project's folder, and {root} has no tools/plan.py: install with -e")
+    if not (root / "tools").is_dir():
+        raise UserError(f"{name} is a tool of the project's folder, and {root} has no tools/: install with -e")
     sys.path.insert(0, str(root))  # the installed command does not look there by itself
-    sys.argv = ["torchrec-xd plan", *context.args]
-    runpy.run_module("tools.plan", run_name="__main__")
+    sys.argv = [f"torchrec-xd {name}", *arguments]
+    runpy.run_module(f"tools.{name}", run_name="__main__")
+
+
+ANY_ARGUMENTS: dict[str, Any] = {
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    "add_help_option": False,
+}
+
+
+@app.command(**ANY_ARGUMENTS)
+def plan(context: typer.Context) -> None:
+    """Plan the sharding of a run or of a table list for any cluster; --help lists its options."""
+    _tool("plan", context.args)
+
+
+@app.command(**ANY_ARGUMENTS)
+def benchmark(context: typer.Context) -> None:
+    """Measure throughput: reader, lookup, step, train, scale, peers; --help lists them."""
+    _tool("benchmark", context.args)
 
 
 @app.command()

@@ -1,0 +1,223 @@
+"""Studies through real runs: what is there is not run again, what fails takes nothing along."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.feeds import write_feed
+from tests.study.conftest import STUDY, write_study
+from torchrec_xd.cli import compare
+from torchrec_xd.config import load_config
+from torchrec_xd.settings import UserError
+from torchrec_xd.statistics import holm, paired_bootstrap
+from torchrec_xd.study import comparison
+from torchrec_xd.study.comparison import commands, run_study
+from torchrec_xd.study.design import load_study, select
+from torchrec_xd.study.pool import work
+from torchrec_xd.study.worker import Job
+
+CELLS = {(model, seed) for model in STUDY["models"] for seed in range(2)}
+
+
+def finished(lab, out=None):
+    """Run folder to when it was finished."""
+    out = out or lab.parent / "out"
+    return {path.parent.relative_to(out): path.stat().st_mtime_ns for path in out.rglob("metrics.json")}
+
+
+def results(lab, out="out"):
+    return json.loads((lab.parent / out / "results.json").read_text())
+
+
+def test_every_cell_is_a_run_of_its_own_seed(lab):
+    assert {tuple(folder.parts) for folder in finished(lab)} == {("feed", str(seed), model) for model, seed in CELLS}
+    first, second = (lab.parent / "out" / "feed" / seed / "bottom" / "config.yaml" for seed in "01")
+    assert load_config(second).seed == 1
+    assert load_config(first).optimizer.dense.lr == 0.02
+    assert first.read_text().replace("\nseed: 0", "\nseed: 1") == second.read_text()
+
+
+def test_a_model_begins_with_the_run_of_its_own_seed(lab):
+    for seed in "01":
+        manifest = json.loads((lab.parent / "out" / "feed" / seed / "mkt" / "transfer.json").read_text())
+        assert f"feed/{seed}/stage1/checkpoints" in manifest["from"]
+
+
+def test_results_say_what_the_runs_say(lab):
+    found = results(lab)
+    assert found["reference"] == "single"
+    assert {(cell["model"], cell["seed"]) for cell in found["cells"]} == {c for c in CELLS if c[0] != "stage1"}
+    for cell in found["cells"]:
+        said = json.loads(
+            (lab.parent / "out" / "feed" / str(cell["seed"]) / cell["model"] / "metrics.json").read_text()
+        )
+        for metric in ("auc", "gauc", "logloss"):
+            assert cell[metric] == said["eval"]["click@post"][metric]
+        assert cell["groups"]["activity"] == said["slices"]["click@post"]["activity"]
+        assert cell["peak_memory_bytes"] > 50_000_000
+        assert cell["rows"] == 200
+    # user, hist's items and category; context; specific: 40 + 60 + 6 + 24 + 5 + 7 rows of 4
+    [single] = [cell for cell in found["cells"] if cell["model"] == "single" and not cell["seed"]]
+    assert single["parameters"]["tables"] == 4 * (40 + 60 + 6 + 24 + 5 + 7)
+    assert single["parameters"]["frozen"] == 0
+    assert all(cell["parameters"]["frozen"] > 0 for cell in found["cells"] if cell["model"] == "mkt")
+
+
+def test_verdicts_are_those_of_the_scores(lab):
+    rows = pq.read_table(lab.parent / "feed" / "post" / "test.parquet")
+    label, user = rows["click"].to_numpy().astype(float), rows["user"].to_numpy()
+
+    def scores(model):
+        files = [lab.parent / "out" / "feed" / seed / model / "scores.parquet" for seed in "01"]
+        return np.stack([pq.read_table(file)["score_click@post"].to_numpy() for file in files])
+
+    found = {(line["model"], line["metric"]): line for line in results(lab)["verdicts"]}
+    wanted = {
+        (model, metric): paired_bootstrap(
+            scores(model), scores("single"), label, user, metric=metric, samples=STUDY["samples"]
+        )
+        for model in ("mkt", "bottom")
+        for metric in ("auc", "gauc", "logloss")
+    }
+    assert set(found) == set(wanted)
+    adjusted = dict(zip(wanted, holm([line.p for line in wanted.values()]), strict=True))
+    for key, line in wanted.items():
+        assert found[key]["delta"] == pytest.approx(line.delta)
+        assert (found[key]["low"], found[key]["high"]) == pytest.approx((line.low, line.high))
+        assert found[key]["p_holm"] == pytest.approx(adjusted[key])
+        assert (found[key]["verdict"] == "can't tell") == (adjusted[key] >= 0.05)
+
+
+def test_the_second_time_nothing_is_run(lab, monkeypatch):
+    before, said = finished(lab), results(lab)
+    monkeypatch.setattr(comparison, "work", lambda *_, **__: pytest.fail("something was run"))
+    assert run_study(load_study(lab), lab, lab.parent / "out") == {}
+    assert finished(lab) == before
+    assert results(lab) == said
+
+
+def test_a_removed_cell_is_run_again_alone(lab):
+    before, said = finished(lab), results(lab)
+    again = lab.parent / "out" / "feed" / "1" / "single"
+    shutil.rmtree(again)
+    assert run_study(load_study(lab), lab, lab.parent / "out") == {}
+    changed = {folder for folder, when in finished(lab).items() if before[folder] != when}
+    assert changed == {again.relative_to(lab.parent / "out")}
+    assert results(lab)["verdicts"] == said["verdicts"]  # the same bits: the seed decides
+
+
+def test_another_config_is_refused_before_anything_is_run(lab):
+    before = finished(lab)
+    study = select(load_study(lab), assign=("optimizer.dense.lr=0.5",))
+    with pytest.raises(UserError, match=r"out/feed/0/\w+ was begun .*optimizer.dense.lr was 0.01, is 0.5.*delete"):
+        run_study(study, lab, lab.parent / "out")
+    assert finished(lab) == before
+
+
+def test_data_that_were_prepared_since_are_refused(lab):
+    manifest = lab.parent / "feed" / "manifest.json"
+    manifest.write_text("{}")
+    try:
+        with pytest.raises(UserError, match=r"trained before .*manifest.json was written"):
+            run_study(load_study(lab), lab, lab.parent / "out")
+    finally:
+        manifest.unlink()
+
+
+def test_what_fails_takes_along_only_what_begins_with_it(tmp_path):
+    write_feed(tmp_path / "feed")
+    models = {**STUDY["models"], "stage1": {**STUDY["models"]["stage1"], "set": ["optimizer.dense.lr=1.0e+30"]}}
+    path = write_study(tmp_path, {"models": models, "seeds": 1})
+    with pytest.raises(UserError, match="2 runs failed") as error:  # exit code 2
+        compare(path, tmp_path / "out", jobs=2)
+    assert "feed/0/stage1: the loss became" in str(error.value)
+    assert "feed/0/mkt: not begun: it begins with feed/0/stage1" in str(error.value)
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {cell["model"] for cell in found["cells"]} == {"single", "bottom"}
+    assert set(found["failed"]) == {"feed/0/stage1", "feed/0/mkt"}
+    assert {line["model"] for line in found["verdicts"]} == {"bottom"}
+
+
+def test_a_process_that_dies_takes_no_other_job_along(lab, tmp_path):
+    config = load_config(lab.parent / "single.yaml", ["trainer.epochs=3"])
+    jobs = [Job("first", config, tmp_path / "first"), Job("second", config, tmp_path / "second")]
+    ended = {}
+
+    def take():
+        for process in multiprocessing.active_children():
+            if process.name == "first":
+                process.kill()
+        return jobs.pop(0) if jobs else None
+
+    work(take, lambda job, fault: ended.update({job.name: fault}), workers=2, logs=tmp_path / "logs")
+    assert "died with exit code -9" in ended["first"]
+    assert ended["second"] is None
+
+
+def test_a_stopped_study_goes_on(lab, tmp_path):
+    out, longer = tmp_path / "out", ("trainer.epochs=15",)
+    arguments = [sys.executable, "-m", "torchrec_xd.cli", "compare", str(lab), "--out", str(out), "--seeds", "1"]
+    arguments += ["--models", "single", "--set", *longer]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not (out / "feed" / "0" / "single" / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert "the same command goes on" in said
+    assert not finished(lab, out)
+    study = select(load_study(lab), models=["single"], seeds=1, assign=longer)
+    assert run_study(study, lab, out) == {}
+    [run] = finished(lab, out)
+    steps = json.loads((out / run / "metrics.json").read_text())["train"]["steps"]
+    assert 0 < steps < 60  # what was left of 15 epochs of 4
+
+
+def test_the_list_is_one_command_per_run_in_an_order_that_works(lab, tmp_path):
+    lines = commands(select(load_study(lab), seeds=1), lab, tmp_path)
+    marks = [i for i, line in enumerate(lines) if line.startswith("#")]
+    assert len(lines) == 5
+    assert marks == [3]
+    assert "feed/0/mkt" in lines[4]
+    words = lines[4].split()
+    config = load_config(tmp_path / "configs" / "feed" / "0" / "mkt.yaml")
+    assert words[:3] == ["torchx", "run", "launch/components.py:train"]
+    assert config.init_from == tmp_path / "feed" / "0" / "stage1"
+    assert commands(load_study(lab), lab, lab.parent / "out") == []
+
+
+def test_the_page_and_the_tables(lab):
+    text = (lab.parent / "out" / "results.md").read_text()
+    assert text.startswith("# study\n")
+    for part in ("| single | 0.", "| mkt |", "Δ AUC", "By activity", "peak memory", "over seeds (0 to 1)"):
+        assert part in text
+    assert "stage1" not in text
+
+
+def test_the_page_opens_in_a_browser(lab, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no chromium on PATH; CI installs Debian's package")
+    page = lab.parent / "out" / "results.html"
+    arguments = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}",
+        "--dump-dom",
+        page.as_uri(),
+    ]
+    shown = subprocess.run([browser, *arguments], capture_output=True, check=True, text=True, timeout=120).stdout
+    assert 'src="http' not in page.read_text()
+    assert shown.count('class="plotly-graph-div') >= 5
+    assert shown.count('class="main-svg"') >= 5  # drawn, not only declared

@@ -1,0 +1,100 @@
+"""Equal budgets, judged on the validation split; stopped and resumed searches are those that were never stopped."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.study.conftest import STUDY, write_study
+from torchrec_xd.settings import UserError
+from torchrec_xd.study.cells import cells
+from torchrec_xd.study.design import load_study, load_tuned, select
+from torchrec_xd.study.tuning import tune
+
+
+@pytest.fixture(scope="module")
+def part(lab):
+    return select(load_study(lab), models=["mkt"])
+
+
+@pytest.fixture(scope="module")
+def tuned(lab, part, tmp_path_factory):
+    """Folder of two trials of every model, then of a third one; and what was found after two."""
+    out = tmp_path_factory.mktemp("tune")
+    assert tune(part, lab, out, 2, workers=2) == {}
+    after_two = load_tuned(out / "tuned.json")
+    assert tune(part, lab, out, 3) == {}
+    return out, after_two
+
+
+def test_every_model_gets_its_budget_and_no_trial_is_made_twice(tuned):
+    out, after_two = tuned
+    found = load_tuned(out / "tuned.json")
+    assert (after_two.trials, found.trials) == (2, 3)
+    for model in ("mkt", "single", "stage1"):
+        before, after = after_two.searches["feed"][model], found.searches["feed"][model]
+        assert [trial.number for trial in after] == [0, 1, 2]
+        assert after[:2] == before
+        assert len({trial.assign for trial in after}) == 3
+        best = max(after, key=lambda trial: trial.score)
+        assert found.best["feed"][model] == best.assign
+
+
+def test_the_first_trial_is_the_config_as_it_is(tuned):
+    for trials in load_tuned(tuned[0] / "tuned.json").searches["feed"].values():
+        assert trials[0].assign == ("optimizer.dense.lr=0.01", "model.dropout=0.0")
+
+
+def test_a_search_does_not_depend_on_where_it_was_stopped(tuned, lab, part, tmp_path):
+    alone = select(part, models=["single"])
+    tune(alone, lab, tmp_path, 3)
+    found, wanted = (load_tuned(out / "tuned.json").searches["feed"]["single"] for out in (tmp_path, tuned[0]))
+    assert [(trial.assign, trial.score) for trial in found] == [(trial.assign, trial.score) for trial in wanted]
+
+
+def test_trials_are_judged_on_the_validation_split(tuned):
+    out, _ = tuned
+    for model, trials in load_tuned(out / "tuned.json").searches["feed"].items():
+        for trial in trials:
+            content = json.loads((out / "feed" / model / f"{trial.number:03d}" / "metrics.json").read_text())
+            assert content["split"] == "valid"
+            assert content["eval"]["click@post"]["auc"] == trial.score
+
+
+def test_a_model_begins_with_the_best_run_of_the_one_before_and_only_that_is_kept(tuned):
+    out, after_two = tuned
+    best = max(after_two.searches["feed"]["stage1"], key=lambda trial: trial.score).number
+    manifest = json.loads((out / "feed" / "mkt" / "000" / "transfer.json").read_text())
+    assert Path(manifest["from"]).parts[-3:-1] == (f"{best:03d}", "checkpoints")
+    for model, trials in load_tuned(out / "tuned.json").searches["feed"].items():
+        kept = [trial.number for trial in trials if (out / "feed" / model / f"{trial.number:03d}/checkpoints").exists()]
+        assert kept == [max(trials, key=lambda trial: trial.score).number]
+
+
+def test_a_comparison_takes_what_was_found(tuned, lab, part):
+    found = load_tuned(tuned[0] / "tuned.json")
+    for cell in cells(part, lab.parent, lab.parent / "tuned", found):
+        values = dict(text.split("=") for text in found.of("feed", cell.model))
+        assert cell.config.optimizer.dense.lr == float(values["optimizer.dense.lr"])
+        assert cell.config.model.dropout == float(values["model.dropout"])
+        assert cell.config.evaluate_on == "test"
+    with pytest.raises(UserError, match=r"tuned.json, feed: model 'bottom' is not known; known are: "):
+        cells(load_study(lab), lab.parent, lab.parent / "tuned", found)
+
+
+def test_trials_of_other_settings_are_not_mixed(tuned, lab, part):
+    with pytest.raises(UserError, match="its trials were made with another config or space"):
+        tune(select(part, assign=("optimizer.tables.lr=0.3",)), lab, tuned[0], 3)
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [({}, "space: nothing to tune for"), ({"model.drop": {"choices": [0.1]}}, "did you mean 'dropout'")],
+)
+def test_a_space_that_a_model_does_not_have_is_refused_before_anything_is_run(lab, tmp_path, space, said):
+    (tmp_path / "feed").symlink_to(lab.parent / "feed")
+    path = write_study(tmp_path, {"space": space, "models": {"single": STUDY["models"]["single"]}})
+    with pytest.raises(UserError) as error:
+        tune(load_study(path), path, tmp_path / "out", 1)
+    assert said in str(error.value)
+    assert not list(tmp_path.glob("out/feed/*"))

@@ -1,0 +1,192 @@
+"""The cells of a study: one run for every data set, seed and model, in a run folder of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from torchrec_xd.config import RunConfig, load_config
+from torchrec_xd.planner import METRICS_FILE
+from torchrec_xd.prepare import prepare_world
+from torchrec_xd.schema import Schema, load_schema
+from torchrec_xd.settings import UserError
+from torchrec_xd.study.design import DataSet, Model, Study, Tuned
+from torchrec_xd.study.worker import SCORES_FILE
+
+MANIFEST = "manifest.json"
+WORLDS = Path("data/worlds")
+"""Where a study's planted worlds lie, from where the command runs."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study."""
+
+    data: str
+    seed: int
+    model: str
+    folder: Path
+    config: RunConfig
+    task: str | None
+    """Whose test rows it is compared on; None where the model is not shown."""
+    begins_with: str | None
+
+    @property
+    def name(self) -> str:
+        """`DATA/SEED/MODEL`, its folder below the study's."""
+        return f"{self.data}/{self.seed}/{self.model}"
+
+    @property
+    def before(self) -> str | None:
+        """Name of the cell that it begins with."""
+        return None if self.begins_with is None else f"{self.data}/{self.seed}/{self.begins_with}"
+
+    @property
+    def data_folder(self) -> Path:
+        """Where its data lie; `prepare` leaves a manifest there."""
+        return Path(self.config.data_schema.root)
+
+    def finished(self) -> bool:
+        """Whether nothing is left to do, scores included.
+
+        Raises:
+            UserError: the folder holds a run of another config, or its data were prepared anew since.
+        """
+        begun = self.folder / "config.yaml"
+        if begun.is_file():
+            self._check_config(begun)
+            self._check_age(begun)
+        return self.trained() and (self.task is None or (self.folder / SCORES_FILE).is_file())
+
+    def trained(self) -> bool:
+        """Whether only its scores may be missing."""
+        return (self.folder / METRICS_FILE).is_file()
+
+    def _check_config(self, begun: Path) -> None:
+        there, here = (_flat(yaml.safe_load(text)) for text in (begun.read_text(encoding="utf-8"), self.config.dump()))
+        keys = [key for key in {**there, **here} if there.get(key) != here.get(key) and not key.startswith("sharding.")]
+        if keys:
+            told = "; ".join(f"{key} was {there.get(key)!r}, is {here.get(key)!r}" for key in keys[:3])
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise UserError(
+                f"{self.folder} was begun with another config ({told}{more}): delete the folder to train it anew, or "
+                "name another --out"
+            )
+
+    def _check_age(self, begun: Path) -> None:
+        manifest = self.data_folder / MANIFEST
+        if manifest.is_file() and manifest.stat().st_mtime > begun.stat().st_mtime:
+            raise UserError(
+                f"{self.folder} was trained before {manifest} was written: the data are others now; delete the folder "
+                "to train it anew, or name another --out"
+            )
+
+
+def cells(study: Study, folder: Path, out: Path, tuned: Tuned | None = None) -> list[Cell]:
+    """All cells, each after the one that it begins with.
+
+    Args:
+        study: what is compared.
+        folder: the study file's, from which its paths start.
+        out: where the run folders go.
+        tuned: what `tune` found goes on top of what the study assigns.
+
+    Raises:
+        UserError: a config is not as it must be, or does not predict the task of its data set.
+    """
+    found = []
+    for data, entry in study.data.items():
+        for seed in range(study.seeds):
+            for name in study.in_order():
+                model, place = study.models[name], out / data / str(seed)
+                assign = list(tuned.of(data, name)) if tuned is not None else []
+                assign += [f"seed={seed}"]
+                before = None if model.begins_with is None else place / model.begins_with
+                config = cell_config(study, folder, data, name, assign, before)
+                task = entry.task if model.shown else None
+                found.append(Cell(data, seed, name, place / name, config, task, model.begins_with))
+    return found
+
+
+def prepare_worlds(study: Study, say: Callable[[str], None]) -> None:
+    """Make the planted worlds of a study that are not there yet, or are others.
+
+    Raises:
+        UserError: an unknown preset or dial.
+    """
+    for data, entry in study.data.items():
+        if entry.world is not None:
+            dials = {name: value for name, value in entry.world.items() if name != "preset"}
+            prepare_world(entry.world["preset"], WORLDS / data, dials, say)
+
+
+def cell_config(
+    study: Study, folder: Path, data: str, name: str, assign: Sequence[str], before: Path | None
+) -> RunConfig:
+    """The config of a model on a data set.
+
+    Args:
+        study: what it is part of.
+        folder: the study file's.
+        data: name of the data set.
+        name: of the model.
+        assign: goes on top of what the study assigns.
+        before: run folder that it begins with.
+
+    Raises:
+        UserError: it is not as it must be, or does not predict the task of its data set.
+    """
+    model, entry = study.models[name], study.data[data]
+    path = folder / model.config
+    schema = None if entry.schema_file is None else folder / entry.schema_file
+    schema = WORLDS / data / "schema.yaml" if entry.world is not None else schema
+    everything = [*study.assign, *model.assign, *entry.assign.get(name, ()), *assign]
+    if before is not None:
+        everything.append(f"init_from={before}")
+    if model.domains is not None:
+        known = load_schema(schema) if schema else load_config(path, ["domains=null", *everything]).data_schema
+        everything = [f"domains={_domains(model, entry, known)}", *everything]
+    config = load_config(path, everything, schema)
+    _check(config, model, entry, f"{path}, as {data}/{name}")
+    return config
+
+
+def _domains(model: Model, data: DataSet, schema: Schema) -> str:
+    if model.domains == "all":
+        return "null"
+    if model.domains == "target":
+        return f"[{data.task.partition('@')[2]}]"
+    return f"[{next(name for name, domain in schema.domains.items() if domain.role == 'source')}]"
+
+
+def _check(config: RunConfig, model: Model, data: DataSet, origin: str) -> None:
+    tasks = [task.name for task in config.schema_in_use.tasks]
+    if model.shown and data.task not in tasks:
+        raise UserError(
+            f"{origin}: does not predict '{data.task}' but {', '.join(tasks)}; set shown: false where it only begins "
+            "others"
+        )
+    if model.begins_with is None and config.init_from is not None:
+        raise UserError(
+            f"{origin}: init_from is {config.init_from}, a run outside of the study: say begins_with: MODEL instead"
+        )
+
+
+def _flat(content: Any, key: str = "") -> dict[str, Any]:
+    """Nested mappings as `a.b` to value."""
+    if not isinstance(content, dict):
+        return {key: content}
+    return {
+        name: value for k, below in content.items() for name, value in _flat(below, f"{key}.{k}".lstrip(".")).items()
+    }
+
+
+def metrics_of(cell: Cell) -> dict[str, Any]:
+    """metrics.json of a finished cell."""
+    content: dict[str, Any] = json.loads((cell.folder / METRICS_FILE).read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,122 @@
+"""`torchrec-xd compare`: train what is missing of a study, then say what came out."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from torchrec_xd.log import RunLog
+from torchrec_xd.study.cells import Cell, cells, prepare_worlds
+from torchrec_xd.study.design import Study, Tuned
+from torchrec_xd.study.pages import save_results
+from torchrec_xd.study.pool import work
+from torchrec_xd.study.results import study_results
+from torchrec_xd.study.worker import Job
+
+
+class _Queue:
+    """Cells that are still to be run, each after the one that it begins with."""
+
+    def __init__(self, every: Sequence[Cell], finished: Iterable[str]) -> None:
+        self.finished = set(finished)
+        self.failed: dict[str, str] = {}
+        self._waiting = [cell for cell in every if cell.name not in self.finished]
+
+    def take(self) -> Job | None:
+        for cell in list(self._waiting):
+            if cell.before in self.failed:
+                self._waiting.remove(cell)
+                self.failed[cell.name] = f"not begun: it begins with {cell.before}, which failed"
+            elif cell.before is None or cell.before in self.finished:
+                self._waiting.remove(cell)
+                return Job(cell.name, cell.config, cell.folder, cell.task)
+        return None
+
+    def finish(self, job: Job, fault: str | None) -> None:
+        if fault is None:
+            self.finished.add(job.name)
+        else:
+            self.failed[job.name] = fault
+
+
+def run_study(study: Study, path: Path, out: Path, *, workers: int = 1, tuned: Tuned | None = None) -> dict[str, str]:
+    """Train and score what is missing, and write results.json, .md and .html into `out`.
+
+    Args:
+        study: what is compared.
+        path: its file.
+        out: folder of all runs, `DATA/SEED/MODEL`, and of the results.
+        workers: processes that train at the same time.
+        tuned: what `tune` found.
+
+    Returns:
+        What failed: cell to reason. The results say it too, and speak of the others.
+
+    Raises:
+        UserError: before anything is trained: something in the study, its configs or `out` is not as it must be.
+        InterruptedRunError: it was stopped; the same command goes on.
+    """
+    with RunLog(out / "logs") as log:
+        prepare_worlds(study, log.say)
+        every = cells(study, path.parent, out, tuned)
+        queue = _Queue(every, [cell.name for cell in every if cell.finished()])
+        left = len(every) - len(queue.finished)
+        log.say(f"{path.stem}: {len(every)} runs, {left} of them to be trained, in {out}")
+        if left:
+            _train(queue, len(every), out / "logs", log, workers)
+        log.say("comparing")
+        done = [cell for cell in every if cell.name in queue.finished]
+        results = {
+            **study_results(path.stem, study, done),
+            "failed": queue.failed,
+            "tuned": None if tuned is None else {"trials": tuned.trials, "best": tuned.best},
+        }
+        save_results(results, out)
+    return queue.failed
+
+
+def _train(queue: _Queue, total: int, logs: Path, log: RunLog, workers: int) -> None:
+    running: list[str] = []
+    with log.progress(total, len(queue.finished)) as progress:
+
+        def show() -> None:
+            progress.update(len(queue.finished) + len(queue.failed), ", ".join(running))
+
+        def take() -> Job | None:
+            job = queue.take()
+            if job is not None:
+                running.append(job.name)
+                show()
+            return job
+
+        def finish(job: Job, fault: str | None) -> None:
+            running.remove(job.name)
+            queue.finish(job, fault)
+            show()
+
+        work(take, finish, workers=workers, logs=logs)
+
+
+def commands(study: Study, path: Path, out: Path, tuned: Tuned | None = None) -> list[str]:
+    """A TorchX command for every run that is left, those that others begin with first; `compare` then collects them.
+
+    Their resolved configs are written to `out/configs`.
+
+    Raises:
+        UserError: something in the study, its configs or `out` is not as it must be.
+    """
+    prepare_worlds(study, lambda line: None)
+    left = [cell for cell in cells(study, path.parent, out, tuned) if not (cell.finished() or cell.trained())]
+    lines: list[str] = []
+    for depth in range(len(study.models)):
+        stage = [cell for cell in left if len(study.ancestors(cell.model)) == depth]
+        if stage and lines:
+            lines.append("# when those above have finished:")
+        for cell in stage:
+            config = out / "configs" / f"{cell.name}.yaml"
+            config.parent.mkdir(parents=True, exist_ok=True)
+            config.write_text(cell.config.dump(), encoding="utf-8")
+            words = ["launch/components.py:train", "--config", str(config), "--run_dir", str(cell.folder)]
+            lines.append(f"torchx run {shlex.join(words)}")
+    return lines

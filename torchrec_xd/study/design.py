@@ -1,0 +1,312 @@
+"""What a study compares: data sets, models and seeds; read from YAML, strictly."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
+
+from torchrec_xd.settings import Settings, UserError, load_yaml, validate
+from torchrec_xd.statistics import Metric
+
+
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"[\w][\w.+=-]*", name):
+        raise ValueError("names become folders: letters, digits and _ . + = - only, no dash or dot first")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_folder_name)]
+Assignments = tuple[str, ...]
+"""`a.b=VALUE` on top of a config, as with `--set`."""
+LEVEL = 0.05
+"""Of verdicts: the chance that any "better" or "worse" said of a data set is wrong, where no model differs."""
+
+
+class DataSet(Settings):
+    """A data set, and what is predicted on it."""
+
+    task: str
+    """`<label>@<domain>`: its test rows are what all models are compared on."""
+    schema_file: Path | None = Field(default=None, alias="schema")
+    """Schema file in place of the one that each config names; relative to the study."""
+    world: dict[str, Any] | None = None
+    """A planted world in place of it: `preset`, and dials on top; made in data/worlds/NAME where it is not there."""
+    assign: dict[str, Assignments] = Field(default_factory=dict, alias="set")
+    """Model to assignments that hold on these data only."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataSet:
+        if "@" not in self.task:
+            raise ValueError(f"task: '{self.task}' is no task; write LABEL@DOMAIN")
+        if self.world is not None and (self.schema_file is not None or "preset" not in self.world):
+            raise ValueError("world: {preset: NAME, DIAL: VALUE, …} has a preset, and stands in place of `schema`")
+        return self
+
+
+class Range(Settings):
+    """Where `tune` looks for a value: between two numbers, or among choices."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    """Evenly in the logarithm."""
+    choices: tuple[Any, ...] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Range:
+        if self.choices is not None:
+            if self.low is not None or self.high is not None or self.log or not self.choices:
+                raise ValueError("choices: [A, B, …] stands alone, with one value or more")
+        elif self.low is None or self.high is None or self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError("give low and high, low < high (0 < low where log: true), or choices: [A, B, …]")
+        return self
+
+
+class Model(Settings):
+    """A config under a name."""
+
+    config: Path
+    """Run config, relative to the study."""
+    begins_with: str | None = None
+    """The model whose run, of the same data and seed, this one's `init_from` is; trained before."""
+    domains: Literal["all", "target", "source"] | None = None
+    """What it reads on every data set: all domains, the one of the task, or the first that is none of the schema's
+    targets; as its config says unless told."""
+    assign: Assignments = Field(default=(), alias="set")
+    space: dict[str, Range] = Field(default_factory=dict)
+    """What `tune` may change in it, beside the study's `space`."""
+    shown: bool = True
+    """Whether it is compared; false for what only begins others."""
+
+
+class Matrix(Settings):
+    """What all kinds of studies say: data x seeds x models."""
+
+    data: dict[Name, DataSet] = Field(min_length=1)
+    seeds: PositiveInt = 3
+    """Seeds 0, 1, … of every model on every data set."""
+    models: dict[Name, Model] = Field(min_length=1)
+    metrics: tuple[Metric, ...] = Field(default=("auc", "gauc", "logloss"), min_length=1)
+    """On which verdicts are given."""
+    samples: PositiveInt = 2000
+    """Resamples of users and seeds behind an interval."""
+    assign: Assignments = Field(default=(), alias="set")
+    """For every model."""
+    space: dict[str, Range] = Field(default_factory=dict)
+    """What `tune` may change, `a.b` of the configs."""
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Matrix:
+        for name in self.models:
+            self.ancestors(name)
+        for label, data in self.data.items():
+            for name in data.assign:
+                known(f"data.{label}.set: model", name, self.models)
+        return self
+
+    def in_order(self) -> list[str]:
+        """The models, each after the one that it begins with."""
+        return sorted(self.models, key=lambda name: len(self.ancestors(name)))
+
+    def ancestors(self, name: str) -> tuple[str, ...]:
+        """The models that a model's run goes back to, the nearest first.
+
+        Raises:
+            UserError: an unknown name, or models that begin with one another.
+        """
+        found: list[str] = []
+        while (before := self.models[name].begins_with) is not None:
+            known(f"models.{name}.begins_with: model", before, self.models)
+            if before in found:
+                raise UserError(f"models.{before} begins with itself: {' <- '.join(found)}")
+            found.append(before)
+            name = before
+        return tuple(found)
+
+
+class Study(Matrix):
+    """What `torchrec-xd compare` reads."""
+
+    reference: str
+    """The model that all others are compared with."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Study:
+        known("reference: model", self.reference, self.models)
+        if not self.models[self.reference].shown:
+            raise ValueError(f"reference '{self.reference}' has shown: false; it is compared with all others")
+        comparisons = len(self.metrics) * (sum(model.shown for model in self.models.values()) - 1)
+        if 2 * comparisons >= LEVEL * (self.samples + 1):  # 2 / (samples + 1) is the smallest p-value there is
+            raise ValueError(
+                f"samples: {self.samples} resamples cannot decide {comparisons} comparisons (Holm's correction); "
+                f"at least {int(2 * comparisons / LEVEL)} can, twice as many are better"
+            )
+        return self
+
+
+class Ablation(Matrix):
+    """What `torchrec-xd ablate` reads: a model, and switches that are thrown one at a time."""
+
+    base: str
+    """The whole model, the reference."""
+    switches: dict[Name, dict[str, Assignments]] = Field(min_length=1)
+    """Switch to its assignments: {MODEL: [a.b=VALUE, …]}, of the base and of models that it begins with."""
+
+    def study(self) -> Study:
+        """The study of all variants against the base.
+
+        A switch that changes a model changes all that begin with it: each gets a variant, `MODEL-SWITCH`; that of the
+        base is called like the switch and is the one that is compared.
+
+        Raises:
+            UserError: a switch names a model that the base does not begin with, or is called like a model.
+        """
+        known("base: model", self.base, self.models)
+        chain = (self.base, *self.ancestors(self.base))
+        models = dict(self.models)
+        for switch, assign in self.switches.items():
+            if switch in self.models:
+                raise UserError(f"switches.{switch}: a model has this name; call the switch otherwise")
+            for name in assign:
+                known(f"switches.{switch}: model", name, chain)
+            models |= self._variants(switch, assign, chain)
+        content = self.model_dump(by_alias=True, exclude={"base", "switches", "models", "data"})
+        data = {name: self._of_variants(data, models) for name, data in self.data.items()}
+        return validate(Study, {**content, "reference": self.base, "models": models, "data": data}, "ablation")
+
+    def _variants(self, switch: str, assign: Mapping[str, Assignments], chain: tuple[str, ...]) -> dict[str, Model]:
+        changed = chain[: 1 + max(chain.index(name) for name in assign)]
+        variants = {}
+        for name in changed:
+            model, before = self.models[name], self.models[name].begins_with
+            variants[_variant(self.base, name, switch)] = model.model_copy(
+                update={
+                    "assign": (*model.assign, *assign.get(name, ())),
+                    "begins_with": _variant(self.base, before, switch) if before in changed[1:] else before,
+                    "shown": name == self.base,
+                }
+            )
+        return variants
+
+    def _of_variants(self, data: DataSet, models: Iterable[str]) -> DataSet:
+        """What holds for a model on these data holds for its variants too."""
+        variants = {
+            variant: data.assign[name]
+            for switch in self.switches
+            for name in data.assign
+            if (variant := _variant(self.base, name, switch)) in models
+        }
+        return data.model_copy(update={"assign": {**data.assign, **variants}})
+
+
+def _variant(base: str, name: str | None, switch: str) -> str:
+    return switch if name == base else f"{name}-{switch}"
+
+
+class Trial(Settings):
+    """One try of `tune`."""
+
+    number: int
+    assign: Assignments
+    score: float | None
+    """Monitored metric on the validation split; None where the run failed."""
+    seconds: float
+
+
+class Tuned(Settings):
+    """tuned.json: what `torchrec-xd tune` found."""
+
+    study: str
+    trials: PositiveInt
+    """Budget of every model on every data set."""
+    best: dict[str, dict[str, Assignments]]
+    """Data set to model to the assignments of its best trial."""
+    searches: dict[str, dict[str, tuple[Trial, ...]]]
+    """Data set to model to all trials."""
+
+    def of(self, data: str, model: str) -> Assignments:
+        """The best assignments.
+
+        Raises:
+            UserError: this model was not tuned on these data: then the comparison would be unfair.
+        """
+        known("tuned.json: data set", data, self.best)
+        known(f"tuned.json, {data}: model", model, self.best[data])
+        return self.best[data][model]
+
+
+def known(what: str, name: str, valid: Iterable[str]) -> None:
+    """Stop at a name that is not there.
+
+    Raises:
+        UserError: it lists the valid ones.
+    """
+    if name not in (names := list(valid)):
+        raise UserError(f"{what} '{name}' is not known; known are: {', '.join(names)}")
+
+
+def load_study(path: Path) -> Study:
+    """Read what `compare` and `tune` take.
+
+    Raises:
+        UserError: one line per fault, naming file, key, value and the valid choices.
+    """
+    return validate(Study, _content(path, "switches", "ablate"), str(path))
+
+
+def load_ablation(path: Path) -> Study:
+    """Read what `ablate` takes, every switch thrown.
+
+    Raises:
+        UserError: one line per fault, naming file, key, value and the valid choices.
+    """
+    return validate(Ablation, _content(path, "reference", "compare"), str(path)).study()
+
+
+def load_tuned(path: Path) -> Tuned:
+    """Read tuned.json.
+
+    Raises:
+        UserError: it was not written by `tune`.
+    """
+    return validate(Tuned, load_yaml(path), str(path))  # JSON is YAML
+
+
+def _content(path: Path, foreign: str, command: str) -> dict[str, Any]:
+    content = load_yaml(path)
+    if foreign in content:
+        raise UserError(f"{path}: has '{foreign}', so it is for `torchrec-xd {command}`")
+    return content
+
+
+def select(
+    study: Study,
+    data: Sequence[str] = (),
+    models: Sequence[str] = (),
+    seeds: int | None = None,
+    assign: Assignments = (),
+) -> Study:
+    """A part of a study: all of what is left empty; with `models` also the reference and what they begin with.
+
+    Raises:
+        UserError: an unknown name, or no seed.
+    """
+    for what, names, valid in (("--data", data, study.data), ("--models", models, study.models)):
+        for name in names:
+            known(f"{what}:", name, valid)
+    if seeds is not None and seeds < 1:
+        raise UserError(f"--seeds {seeds}: at least 1")
+    chosen = (study.reference, *models) if models else tuple(study.models)
+    kept = {name for model in chosen for name in (model, *study.ancestors(model))}
+    return study.model_copy(
+        update={
+            "data": {name: entry for name, entry in study.data.items() if not data or name in data},
+            "models": {name: model for name, model in study.models.items() if name in kept},
+            "seeds": seeds or study.seeds,
+            "assign": (*study.assign, *assign),
+        }
+    )

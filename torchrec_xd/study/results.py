@@ -1,0 +1,169 @@
+"""What came out of a study's cells: metrics by seed, verdicts against the reference, distance to the oracle, cost."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import psutil
+
+from torchrec_xd.data.loader import Loader, LoaderSettings
+from torchrec_xd.data.predictions import read_predictions
+from torchrec_xd.data.shards import Share
+from torchrec_xd.schema import Schema
+from torchrec_xd.settings import UserError
+from torchrec_xd.statistics import Array, Metric, Resampled, compare, holm, resample, verdict
+from torchrec_xd.study.cells import MANIFEST, Cell, metrics_of
+from torchrec_xd.study.design import LEVEL, Study
+from torchrec_xd.study.worker import SCORES_FILE
+
+METRICS = ("auc", "gauc", "logloss", "ne", "calibration")
+PACKAGES = ("torchrec-xd", "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numpy")
+
+
+def study_results(name: str, study: Study, done: Sequence[Cell]) -> dict[str, Any]:
+    """Everything that results.json says.
+
+    Args:
+        name: of the study.
+        study: what was compared.
+        done: finished cells; a model is compared on the seeds that it and the reference have.
+
+    Raises:
+        UserError: scores that are not of the test rows.
+    """
+    shown = [cell for cell in done if cell.task is not None]
+    return {
+        "study": name,
+        "reference": study.reference,
+        "seeds": study.seeds,
+        "samples": study.samples,
+        "tasks": {label: data.task for label, data in study.data.items()},
+        "cells": [_row(cell) for cell in shown],
+        "verdicts": [
+            line for label in study.data for line in _verdicts(study, [cell for cell in shown if cell.data == label])
+        ],
+        "oracle": _oracles(shown),
+        "versions": _versions(),
+        "hardware": _hardware(),
+    }
+
+
+def _row(cell: Cell) -> dict[str, Any]:
+    """A cell in numbers."""
+    assert cell.task is not None
+    content = metrics_of(cell)
+    train, measured = content["train"], content["eval"][cell.task]
+    peaks = [rank["peak_memory_bytes"] for rank in train["ranks"]]
+    return {
+        "model": cell.model,
+        "data": cell.data,
+        "seed": cell.seed,
+        **{metric: measured[metric] for metric in METRICS},
+        "rows": measured["rows"],
+        "positives": measured["positives"],
+        "rows_per_second": train["rows_per_second"],
+        "parameters": train["parameters"],
+        "peak_memory_bytes": max(peaks),
+        "groups": {**content["slices"][cell.task], **_further(content, cell.task)},
+    }
+
+
+def _further(content: dict[str, Any], task: str) -> dict[str, Any]:
+    """What else is known of a task, in the form of groups: its views, and metrics with every row counting once."""
+    views = {name.partition("/")[2]: found for name, found in content["eval"].items() if name.startswith(f"{task}/")}
+    further = {"view": views, "row weights": {"each row once": content["unweighted"].get(task)}}
+    return {name: found for name, found in further.items() if any(found.values())}
+
+
+def _verdicts(study: Study, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Every model of one data set against the reference, corrected for all that is asked of these data."""
+    by_model: dict[str, dict[int, Cell]] = {}
+    for cell in cells:
+        by_model.setdefault(cell.model, {})[cell.seed] = cell
+    reference = by_model.pop(study.reference, {})
+    common = {model: sorted(set(seeds) & set(reference)) for model, seeds in by_model.items()}
+    if not any(common.values()):
+        return []
+    found = _resampled(study, cells)
+    lines = []
+    for model, seeds in common.items():
+        for metric in study.metrics if seeds else ():
+            of_model, of_reference = (
+                _of_seeds([found[cell[seed].name, metric] for seed in seeds]) for cell in (by_model[model], reference)
+            )
+            comparison = compare(of_model, of_reference)
+            where = {"model": model, "data": cells[0].data, "metric": metric, "seeds": len(seeds)}
+            lines.append({**where, **asdict(comparison)})
+    for line, adjusted in zip(lines, holm([line["p"] for line in lines]), strict=True):
+        line["p_holm"] = adjusted
+        line["verdict"] = verdict(line["delta"], adjusted, metric=line["metric"], level=LEVEL)
+    return lines
+
+
+def _resampled(study: Study, cells: Sequence[Cell]) -> dict[tuple[str, Metric], Resampled]:
+    """Cell and metric to its values on the same resamples of users."""
+    first = cells[0]
+    assert first.task is not None
+    user, label, weight = task_rows(first.config.data_schema, first.task)
+    scores = {cell.name: _scores(cell, user) for cell in cells}
+    return resample(scores, label, user, weight, metrics=study.metrics, samples=study.samples)
+
+
+def _of_seeds(seeds: Sequence[Resampled]) -> Resampled:
+    return Resampled(*(np.concatenate(parts) for parts in zip(*((s.value_S, s.drawn_SN) for s in seeds), strict=True)))
+
+
+def task_rows(schema: Schema, task: str) -> tuple[Array, Array, Array]:
+    """User, label and weight of the test rows of a task, in the order of their files; [R] each."""
+    domain = task.partition("@")[2]
+    own = schema.only((domain,)).only_tasks((task,))
+    needed = own.model_copy(update={"features": own.features[:1]})  # a schema has one at least, and labels need none
+    batches = list(Loader(needed, LoaderSettings(), "test", Share(shuffle=False)).batches())
+    columns = ([b.user_B, b.label_BT[:, 0], b.weight_B] for b in batches)
+    user, label, weight = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    return user, label, weight
+
+
+def _scores(cell: Cell, user: Array) -> Array:
+    """A cell's untruncated predictions for the test rows.
+
+    Raises:
+        UserError: they are predictions of other rows.
+    """
+    path = cell.folder / SCORES_FILE
+    if not np.array_equal(read_predictions(path, cell.config.data_schema.user), user):
+        raise UserError(f"{path}: its users are not those of the {len(user):,} test rows; delete it and compare again")
+    return read_predictions(path, f"score_{cell.task}")
+
+
+def _oracles(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
+    """Data set to the best metrics that its test rows allow, where its manifest knows them: on planted worlds."""
+    found = {}
+    for cell in cells:
+        path = cell.data_folder / MANIFEST
+        if cell.data not in found and path.is_file():
+            oracle = json.loads(path.read_text(encoding="utf-8")).get("oracle", {})
+            found[cell.data] = oracle.get(cell.task, {})
+    return {data: oracle for data, oracle in found.items() if oracle}
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: found for name in PACKAGES if (found := _version(name))}}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _hardware() -> str:
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{platform.machine()}, {psutil.cpu_count()} cores, {memory:.0f} GiB"

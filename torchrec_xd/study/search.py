@@ -1,0 +1,200 @@
+"""The trials of one model on one data set: what is tried next, how it is judged, which run is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Protocol
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from torchrec_xd.config import RunConfig
+from torchrec_xd.planner import METRICS_FILE
+from torchrec_xd.settings import UserError
+from torchrec_xd.study.cells import cell_config
+from torchrec_xd.study.design import Assignments, Range, Study, Trial
+from torchrec_xd.study.worker import Job
+
+ON_VALIDATION = ("evaluate_on=valid", "train_on_valid=false")
+RANDOM_TRIALS = 5
+"""Trials before the sampler begins to learn from those that are done."""
+
+
+class _Numbered(Protocol):
+    """A trial of Optuna, whatever its state."""
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def params(self) -> dict[str, Any]: ...
+
+
+class Search:
+    """One trial after the other, by Optuna's TPE; the first is the config as it is, if it lies in the space.
+
+    Args:
+        study: what the model is part of.
+        folder: the study file's.
+        place: folder of all runs of this search, `.../DATA/MODEL`.
+        trials: what Optuna keeps of them.
+        begins_with: search of the model whose best run this one's begin with.
+
+    Raises:
+        UserError: no space, a setting in it that the model does not have, or trials that were made of other settings.
+    """
+
+    def __init__(
+        self, study: Study, folder: Path, place: Path, trials: optuna.Study, begins_with: Search | None
+    ) -> None:
+        self.place, self.begins_with = place, begins_with
+        self.running: Job | None = None
+        self.fault: str | None = None
+        """Of the trial that ended last."""
+        self._study, self._folder, self._trials = study, folder, trials
+        self._data, self._model = place.parent.name, place.name
+        self._task = study.data[self._data].task
+        self._space = {**study.space, **study.models[self._model].space}
+        if not self._space:
+            raise UserError(f"space: nothing to tune for '{self._model}'; say which settings may take which values")
+        self._config({key: _first(found) for key, found in self._space.items()})
+        self._check_same_settings()
+        if not trials.trials and (own := self._own_values()) is not None:
+            trials.enqueue_trial(own)
+        self._interrupted = [trial for trial in trials.trials if trial.state == TrialState.RUNNING]
+        self._current: _Numbered | None = None
+
+    def done(self) -> list[FrozenTrial]:
+        """Trials that came to an end, a good one or not."""
+        return [trial for trial in self._trials.trials if trial.state in (TrialState.COMPLETE, TrialState.FAIL)]
+
+    def ready(self, trials: int) -> bool:
+        """Whether the next trial can begin, if there are to be so many."""
+        before = self.begins_with
+        waits = self.running is not None or (before is not None and len(before.done()) < trials)
+        return not waits and len(self.done()) < trials
+
+    def begin(self) -> Job:
+        """The next trial, or one that was interrupted."""
+        if self._interrupted:
+            self._current = self._interrupted.pop()
+        else:
+            # A sampler of its own for every trial: a resumed search goes on as if it had not been stopped.
+            seed = zlib.crc32(f"{self._data}/{self._model}/{len(self._trials.trials)}".encode())
+            self._trials.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS)
+            self._current = self._trials.ask({key: _distribution(found) for key, found in self._space.items()})
+        folder = self._run(self._current)
+        name = f"{self._data}/{self._model}/{folder.name}"
+        self.running = Job(name, self._config(self._current.params), folder)
+        return self.running
+
+    def end(self, fault: str | None) -> None:
+        """The running trial ended; only the best one's checkpoints stay, for those that begin with it."""
+        assert self.running is not None
+        assert self._current is not None
+        score = None if fault else self._score(self.running)
+        self.fault = fault or (None if score is not None else "its validation metric is undefined")
+        state = TrialState.FAIL if score is None else TrialState.COMPLETE
+        self._trials.tell(self._current.number, score, state=state)
+        best = self._best()
+        for trial in self.done():
+            if best is None or trial.number != best.number:
+                shutil.rmtree(self._run(trial) / "checkpoints", ignore_errors=True)
+        self.running = self._current = None
+
+    def best_assignments(self) -> Assignments:
+        """Those of the best trial.
+
+        Raises:
+            UserError: every trial failed.
+        """
+        best = self._best()
+        if best is None:
+            raise UserError(f"{self.place}: every trial failed; mend the config of '{self._model}', or its space")
+        return _assignments(best.params)
+
+    def listed(self) -> tuple[Trial, ...]:
+        """All trials, for people to read."""
+        return tuple(
+            Trial(
+                number=trial.number,
+                assign=_assignments(trial.params),
+                score=trial.value,
+                seconds=round(trial.duration.total_seconds(), 1) if trial.duration else 0.0,
+            )
+            for trial in self.done()
+        )
+
+    def _run(self, trial: _Numbered) -> Path:
+        return self.place / f"{trial.number:03d}"
+
+    def _best(self) -> FrozenTrial | None:
+        known = [(trial.value, -trial.number, trial) for trial in self.done() if trial.value is not None]
+        return max(known)[2] if known else None
+
+    def _config(self, params: Mapping[str, Any]) -> RunConfig:
+        before = None
+        if self.begins_with is not None:
+            best = self.begins_with._best()
+            before = self.begins_with.place if best is None else self.begins_with._run(best)
+        assign = [*_assignments(params), *ON_VALIDATION]
+        return cell_config(self._study, self._folder, self._data, self._model, assign, before)
+
+    def _score(self, job: Job) -> float | None:
+        content = json.loads((job.folder / METRICS_FILE).read_text(encoding="utf-8"))["eval"]
+        tasks = [self._task] if self._task in content else list(content)
+        values = [content[task][job.config.monitor] for task in tasks]
+        return None if None in values else fmean(values)
+
+    def _check_same_settings(self) -> None:
+        base = self._config({}).model_copy(update={"init_from": None})
+        space = {key: found.model_dump(mode="json") for key, found in self._space.items()}
+        made_of = hashlib.sha256((base.dump() + json.dumps(space)).encode()).hexdigest()
+        if self._trials.user_attrs.setdefault("made_of", made_of) != made_of:
+            raise UserError(
+                f"{self.place}: its trials were made with another config or space; name another --out to begin anew"
+            )
+        self._trials.set_user_attr("made_of", made_of)
+
+    def _own_values(self) -> dict[str, Any] | None:
+        """What the config says, as Optuna knows it; None where some of it lies outside of the space."""
+        content = self._config({}).model_dump(mode="json", by_alias=True)
+        found: dict[str, Any] = {}
+        for key, allowed in self._space.items():
+            value: Any = content
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+            if allowed.choices is not None:
+                found[key] = json.dumps(value)
+                if found[key] not in map(json.dumps, allowed.choices):
+                    return None
+            else:
+                assert allowed.low is not None
+                assert allowed.high is not None
+                if not isinstance(value, float | int) or not allowed.low <= value <= allowed.high:
+                    return None
+                found[key] = float(value)
+        return found
+
+
+def _assignments(params: Mapping[str, Any]) -> Assignments:
+    return tuple(f"{key}={value}" for key, value in params.items())
+
+
+def _distribution(allowed: Range) -> BaseDistribution:
+    if allowed.choices is not None:
+        return CategoricalDistribution([json.dumps(choice) for choice in allowed.choices])
+    assert allowed.low is not None
+    assert allowed.high is not None
+    return FloatDistribution(allowed.low, allowed.high, log=allowed.log)
+
+
+def _first(allowed: Range) -> Any:
+    return json.dumps(allowed.choices[0]) if allowed.choices is not None else allowed.low

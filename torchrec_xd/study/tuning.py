@@ -1,0 +1,86 @@
+"""`torchrec-xd tune`: the same number of tries for every model, judged on the validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from torchrec_xd.log import RunLog
+from torchrec_xd.study.cells import prepare_worlds
+from torchrec_xd.study.design import Study, Tuned
+from torchrec_xd.study.pool import work
+from torchrec_xd.study.search import Search
+from torchrec_xd.study.worker import Job
+
+Searches = Mapping[tuple[str, str], Search]
+"""Data set and model to its trials."""
+
+
+def tune(study: Study, path: Path, out: Path, trials: int, *, workers: int = 1) -> dict[str, str]:
+    """Give every model of a study so many trials on every data set; writes `out/tuned.json`.
+
+    A model that others begin with is tuned before them, and they begin with its best run. The same command goes on
+    where it was stopped, and adds trials where `trials` has grown.
+
+    Returns:
+        Trials that failed, which count like others: run to reason.
+
+    Raises:
+        UserError: before anything is trained: no space, a config that is not as it must be, or trials in `out` that
+            were made of other settings; at the end: a model of which every trial failed.
+        InterruptedRunError: it was stopped; the same command goes on.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    out.mkdir(parents=True, exist_ok=True)
+    failed: dict[str, str] = {}
+    with RunLog(out / "logs") as log:
+        prepare_worlds(study, log.say)
+        searches = _searches(study, path.parent, out)
+        log.say(f"{path.stem}: {len(searches)} searches of {trials} trials, in {out}")
+        with log.progress(len(searches) * trials, _done(searches)) as progress:
+
+            def take() -> Job | None:
+                return next((search.begin() for search in searches.values() if search.ready(trials)), None)
+
+            def finish(job: Job, fault: str | None) -> None:
+                search = next(search for search in searches.values() if search.running == job)
+                search.end(fault)
+                if search.fault is not None:
+                    failed[job.name] = search.fault
+                progress.update(_done(searches), job.name)
+
+            work(take, finish, workers=workers, logs=out / "logs")
+    found = _tuned(study, path.stem, trials, searches)
+    (out / "tuned.json").write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return failed
+
+
+def _searches(study: Study, folder: Path, out: Path) -> Searches:
+    storage = JournalStorage(JournalFileBackend(str(out / "tuning.journal")))
+    found: dict[tuple[str, str], Search] = {}
+    for data in study.data:
+        for model in study.in_order():
+            before = study.models[model].begins_with
+            trials = optuna.create_study(
+                storage=storage, study_name=f"{data}/{model}", direction="maximize", load_if_exists=True
+            )
+            place = out / data / model
+            found[data, model] = Search(study, folder, place, trials, found[data, before] if before else None)
+    return found
+
+
+def _done(searches: Searches) -> int:
+    return sum(len(search.done()) for search in searches.values())
+
+
+def _tuned(study: Study, name: str, trials: int, searches: Searches) -> Tuned:
+    return Tuned(
+        study=name,
+        trials=trials,
+        best={data: {model: searches[data, model].best_assignments() for model in study.models} for data in study.data},
+        searches={data: {model: searches[data, model].listed() for model in study.models} for data in study.data},
+    )

@@ -1,0 +1,57 @@
+"""What the process of one job does: train, score, and say what went wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from torchrec_xd.config import RunConfig
+from torchrec_xd.run import score, train
+from torchrec_xd.settings import InterruptedRunError, UserError
+
+SCORES_FILE = "scores.parquet"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be trained, or to be gone on with, and scored where a task is named."""
+
+    name: str
+    config: RunConfig
+    folder: Path
+    task: str | None = None
+    """Whose test rows are scored."""
+
+
+def run_job(job: Job, threads: int, log: Path, answer: Connection) -> None:
+    """Send what went wrong, or None; nothing where the run was asked to stop and wrote a checkpoint.
+
+    Ctrl-C reaches all processes of a terminal: here only the trainer listens to it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    with log.open("ab", buffering=0) as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+    try:
+        train(job.config, job.folder, restartable=True)
+        if job.task is not None:
+            domain = job.task.partition("@")[2]
+            score(job.folder, None, job.folder / SCORES_FILE, domain, "best", parts=True)
+    except InterruptedRunError:
+        return
+    except UserError as error:
+        answer.send(str(error))
+    except Exception as error:  # whatever it is, the other jobs go on, and it is told at the end
+        traceback.print_exc()
+        answer.send(f"{type(error).__name__}: {error} (the traceback is in {log})")
+    else:
+        answer.send(None)
