@@ -13,6 +13,7 @@ from tools.benchmark import peers, synthetic
 from tools.benchmark.__main__ import app
 from tools.benchmark.history import compare
 from tools.benchmark.measure import Spread, alternate, ratio
+from tools.benchmark.report import cost_figure
 from tools.benchmark.step import count
 from torchrec_xd.settings import UserError
 
@@ -100,6 +101,21 @@ def test_scale_runs_each_point_in_processes_of_its_own(out: Path) -> None:
     [row] = content["rows"]
     assert row["batch"] == "512"
     assert row["rows/s"]["median"] > 0
+
+
+def test_the_report_draws_cost_against_work(tmp_path: Path) -> None:
+    speeds = [{"median": 10.0, "low": 8.0, "high": 13.0}, {"median": 5.0, "low": 5.0, "high": 5.0}]
+    points = [{"rows": rows, "rows/s": speed} for rows, speed in zip(("100", "1000"), speeds, strict=True)]
+    content = {"benchmark": "scale rows", "settings": {"model": "mmoe"}, "rows": points, "command": "the command"}
+    [line] = cost_figure(content).data
+    assert (line.x, line.y) == ((100, 1000), (10.0, 5.0))
+    assert (line.error_y.array, line.error_y.arrayminus) == ((3.0, 0.0), (2.0, 0.0))
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    page = tmp_path / "page.html"
+    found = CliRunner().invoke(app, ["report", str(tmp_path / "a.json"), "--out", str(page)], catch_exceptions=False)
+    assert found.exit_code == 0
+    assert "the command" in page.read_text()
+    assert "10 (8 to 13)" in page.read_text()
 
 
 @pytest.mark.parametrize("model", ["mmoe", "mkt_pretrain", "exit"])

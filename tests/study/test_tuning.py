@@ -82,6 +82,25 @@ def test_a_comparison_takes_what_was_found(tuned, lab, part):
         cells(load_study(lab), lab.parent, lab.parent / "tuned", found)
 
 
+def test_settings_found_on_other_data_may_be_used(tuned, lab, part):
+    found = load_tuned(tuned[0] / "tuned.json")
+    elsewhere = part.data["feed"].model_copy(update={"tuned_on": "feed"})
+    both = part.model_copy(update={"data": {**part.data, "elsewhere": elsewhere}})
+    configs = {(cell.data, cell.model, cell.seed): cell.config for cell in cells(both, lab.parent, lab.parent, found)}
+    for (data, model, seed), config in configs.items():
+        assert config.optimizer == configs["feed", model, seed].optimizer, data
+    assert {data for data, _, _ in configs} == {"feed", "elsewhere"}
+    with pytest.raises(UserError, match=r"data\.feed\.tuned_on: data set 'fed' is not known; known are: feed"):
+        load_study(write_study(lab.parent, {"data": {"feed": {"task": "click@post", "tuned_on": "fed"}}}, "other"))
+
+
+def test_data_that_take_the_settings_of_others_are_not_searched(tuned, lab, part, tmp_path):
+    elsewhere = part.data["feed"].model_copy(update={"tuned_on": "feed"})
+    both = part.model_copy(update={"data": {"elsewhere": elsewhere}})
+    assert tune(both, lab, tmp_path, 2) == {}
+    assert load_tuned(tmp_path / "tuned.json").searches == {}
+
+
 def test_trials_of_other_settings_are_not_mixed(tuned, lab, part):
     with pytest.raises(UserError, match="its trials were made with another config or space"):
         tune(select(part, assign=("optimizer.tables.lr=0.3",)), lab, tuned[0], 3)

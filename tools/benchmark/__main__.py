@@ -14,12 +14,13 @@ from tools.benchmark.measure import screen
 from tools.benchmark.peers import peers
 from tools.benchmark.plain import plain
 from tools.benchmark.reading import reader, train
+from tools.benchmark.report import report
 from tools.benchmark.scale import scale
 from tools.benchmark.step import counts, step
 from torchrec_xd.settings import UserError
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (reader, lookup, step, train, scale, large, plain, peers, counts, history):
+for command in (reader, lookup, step, train, scale, large, plain, peers, counts, history, report):
     app.command()(command)
 
 

@@ -20,7 +20,7 @@ def history(
     out: Json = None,
 ) -> None:
     """Compare a result with a stored one; exit code 1 if anything got slower."""
-    here, there = _read(new), _read(against)
+    here, there = read_result(new), read_result(against)
     if here["benchmark"] != there["benchmark"]:
         kinds = f"{here['benchmark']} and {there['benchmark']}"
         raise UserError(f"{new} and {against} are of different benchmarks ({kinds}): compare like with like")
@@ -56,7 +56,12 @@ def _name(row: dict[str, Any]) -> str:
     return row.get("what") or ", ".join(value for value in row.values() if isinstance(value, str))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_result(path: Path) -> dict[str, Any]:
+    """What a benchmark wrote.
+
+    Raises:
+        UserError: the file is not there, or holds something else.
+    """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

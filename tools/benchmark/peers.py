@@ -136,6 +136,7 @@ def _python() -> Path:
 
 def _last_line(command: list[str], threads: int) -> dict[str, Any]:
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    environment.pop("GOMP_SPINCOUNT", None)  # ours sets it again; the others run as their users run them
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")

@@ -104,7 +104,7 @@ def cells(study: Study, folder: Path, out: Path, tuned: Tuned | None = None) -> 
         for seed in range(study.seeds):
             for name in study.in_order():
                 model, place = study.models[name], out / data / str(seed)
-                assign = list(tuned.of(data, name)) if tuned is not None else []
+                assign = list(tuned.of(entry.tuned_on or data, name)) if tuned is not None else []
                 assign += [f"seed={seed}"]
                 before = None if model.begins_with is None else place / model.begins_with
                 config = cell_config(study, folder, data, name, assign, before)

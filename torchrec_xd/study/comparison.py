@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torchrec_xd.log import RunLog
 from torchrec_xd.study.cells import Cell, cells, prepare_worlds
@@ -70,10 +71,16 @@ def run_study(study: Study, path: Path, out: Path, *, workers: int = 1, tuned: T
         results = {
             **study_results(path.stem, study, done),
             "failed": queue.failed,
-            "tuned": None if tuned is None else {"trials": tuned.trials, "best": tuned.best},
+            "tuned": None if tuned is None else _settings(study, tuned),
         }
         save_results(results, out)
     return queue.failed
+
+
+def _settings(study: Study, tuned: Tuned) -> dict[str, Any]:
+    """What `tune` chose, for every data set of the study."""
+    where = {data: entry.tuned_on or data for data, entry in study.data.items()}
+    return {"trials": tuned.trials, "on": where, "best": {data: tuned.best[place] for data, place in where.items()}}
 
 
 def _train(queue: _Queue, total: int, logs: Path, log: RunLog, workers: int) -> None:

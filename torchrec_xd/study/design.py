@@ -37,6 +37,8 @@ class DataSet(Settings):
     """A planted world in place of it: `preset`, and dials on top; made in data/worlds/NAME where it is not there."""
     assign: dict[str, Assignments] = Field(default_factory=dict, alias="set")
     """Model to assignments that hold on these data only."""
+    tuned_on: str | None = None
+    """Another data set of the study, whose tuned settings are used here too: `tune` then searches on that one alone."""
 
     @model_validator(mode="after")
     def _check(self) -> DataSet:
@@ -104,6 +106,8 @@ class Matrix(Settings):
         for name in self.models:
             self.ancestors(name)
         for label, data in self.data.items():
+            if data.tuned_on is not None:
+                known(f"data.{label}.tuned_on: data set", data.tuned_on, self.data)
             for name in data.assign:
                 known(f"data.{label}.set: model", name, self.models)
         return self

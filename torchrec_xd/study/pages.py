@@ -76,7 +76,10 @@ def _data_parts(results: Results, data: str, rows: Sequence[Row]) -> list[Part]:
         ]
     if results["tuned"] is not None:
         best = results["tuned"]["best"][data]
-        found += ["Settings that were chosen.", Grid(["model", "settings"], [[m, "; ".join(best[m])] for m in models])]
+        found += [
+            f"Settings that were chosen, on {results['tuned']['on'][data]}.",
+            Grid(["model", "settings"], [[m, "; ".join(best[m])] for m in models]),
+        ]
     found += ["Cost beside quality.", _cost(rows, models), _cost_figure(rows, models)]
     columns = list(dict.fromkeys(column for row in rows for column in row["groups"]))
     for column in columns:

@@ -62,7 +62,7 @@ def tune(study: Study, path: Path, out: Path, trials: int, *, workers: int = 1) 
 def _searches(study: Study, folder: Path, out: Path) -> Searches:
     storage = JournalStorage(JournalFileBackend(str(out / "tuning.journal")))
     found: dict[tuple[str, str], Search] = {}
-    for data in study.data:
+    for data in _searched(study):
         for model in study.in_order():
             before = study.models[model].begins_with
             trials = optuna.create_study(
@@ -73,6 +73,10 @@ def _searches(study: Study, folder: Path, out: Path) -> Searches:
     return found
 
 
+def _searched(study: Study) -> list[str]:
+    return [data for data, entry in study.data.items() if entry.tuned_on is None]
+
+
 def _done(searches: Searches) -> int:
     return sum(len(search.done()) for search in searches.values())
 
@@ -81,6 +85,6 @@ def _tuned(study: Study, name: str, trials: int, searches: Searches) -> Tuned:
     return Tuned(
         study=name,
         trials=trials,
-        best={data: {model: searches[data, model].best_assignments() for model in study.models} for data in study.data},
-        searches={data: {model: searches[data, model].listed() for model in study.models} for data in study.data},
+        best={d: {m: searches[d, m].best_assignments() for m in study.models} for d in _searched(study)},
+        searches={d: {m: searches[d, m].listed() for m in study.models} for d in _searched(study)},
     )
