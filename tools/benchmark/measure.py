@@ -46,7 +46,7 @@ class Spread:
         return statistics.median(self.values)
 
     def __str__(self) -> str:
-        return f"{_number(self.median)} ({_number(min(self.values))} to {_number(max(self.values))})"
+        return f"{short(self.median)} ({short(min(self.values))} to {short(max(self.values))})"
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
@@ -148,8 +148,9 @@ def _version(name: str) -> str | None:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return _number(value) if isinstance(value, float) else str(value)
+    return short(value) if isinstance(value, float) else str(value)
 
 
-def _number(value: float) -> str:
+def short(value: float) -> str:
+    """As tables show it: whole from 100 on, else three digits."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

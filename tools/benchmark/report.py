@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import typer
 
 from tools.benchmark.history import read_result
-from tools.benchmark.measure import screen
+from tools.benchmark.measure import screen, short
 from torchrec_xd.page import Grid, save_page
 
 WORK = ("ranks", "batch", "rows")
@@ -33,7 +33,7 @@ def report(
 
 
 def cost_figure(content: dict[str, Any]) -> go.Figure:
-    """Rows per second, median and range, over what grew; both axes logarithmic."""
+    """Rows per second, median and range, from zero; over what grew, logarithmic."""
     points = content["rows"]
     grew = next(key for key in reversed(WORK) if len({point.get(key) for point in points}) > 1)
     speed = [point["rows/s"] for point in points]
@@ -53,7 +53,7 @@ def cost_figure(content: dict[str, Any]) -> go.Figure:
     figure.update_xaxes(
         title={"rows": "rows of a table", "batch": "rows of a batch", "ranks": "ranks"}[grew], type="log"
     )
-    figure.update_yaxes(title="rows per second", type="log" if grew != "ranks" else "linear", rangemode="tozero")
+    figure.update_yaxes(title="rows per second", rangemode="tozero")
     figure.update_layout(height=380, margin={"t": 20, "b": 50, "l": 70, "r": 20})
     return figure
 
@@ -65,5 +65,5 @@ def _grid(rows: list[dict[str, Any]]) -> Grid:
 
 def _cell(value: Any) -> str:
     if isinstance(value, dict):
-        return f"{value['median']:,.4g} ({value['low']:,.4g} to {value['high']:,.4g})"
-    return "" if value is None else f"{value:,.4g}" if isinstance(value, float) else str(value)
+        return f"{short(value['median'])} ({short(value['low'])} to {short(value['high'])})"
+    return "" if value is None else short(value) if isinstance(value, float) else str(value)
