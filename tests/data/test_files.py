@@ -124,6 +124,13 @@ def test_an_unknown_file_system(tmp_path: Path) -> None:
         opened("nosuch://bucket/x.parquet", tmp_path)
 
 
+@pytest.mark.parametrize("location", ["s3://bucket/x.parquet?regoin=eu-west-1", "gs://bucket/x.parquet?bogus=1"])
+def test_an_option_that_a_known_file_system_refuses_is_told_and_not_handed_on(tmp_path: Path, location: str) -> None:
+    """fsspec would take the option for a part of the file's name."""
+    with pytest.raises(UserError, match=r"Unexpected query parameter in \w+ URI: '(regoin|bogus)'; mend what follows"):
+        opened(location, tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"user,item\n1,2\n"])
 def test_a_file_that_is_no_parquet(tmp_path: Path, content: bytes) -> None:
     write(tmp_path / "a.parquet")

@@ -19,6 +19,8 @@ from torchrec_xd.settings import UserError
 
 _OPEN_FILES = 32
 _NAMES = 20
+_ARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
+"""PyArrow's own; options in a location of theirs are for it, while fsspec would read them as part of the path."""
 
 
 class ParquetFiles:
@@ -98,6 +100,8 @@ def _filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
         filesystem, base = fs.FileSystem.from_uri(f"{scheme}://{host}/{question}{query}")
         return filesystem, f"{base.rstrip('/')}/{path}"
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        if query and isinstance(error, pa.ArrowInvalid) and scheme in _ARROW_SCHEMES:
+            raise UserError(f"{location}: {error}; mend what follows the question mark") from error
         return _fsspec(scheme, location, error)
     except OSError as error:
         raise UserError(f"{location}: the file system cannot be reached: {error}") from error
