@@ -17,7 +17,6 @@ import typer
 from torch import Tensor, nn
 
 from tools.benchmark.measure import BatchSize, Json, Repeats, Result, RowsPerTable, Threads, alternate, ratio
-from tools.benchmark.reading import from_memory
 from tools.benchmark.step import Dtype, Precision
 from tools.benchmark.workbench import synthetic_run, workbench
 from torchrec_xd.batch import Batch
@@ -154,12 +153,11 @@ def plain(
     ):
         schema = config.schema_in_use
         batches = [plain_batch(batch, schema) for batch in bench.batches]
-        rows = sum(len(batch) for batch in bench.batches) / len(batches)
         stepped = _plain_run(build(config).net, schema, batches)
         stepped(2)
         runs = {
-            "ours": lambda: from_memory(bench, steps, rows),
-            "straightforward": lambda: steps * rows / stepped(steps),
+            "ours": lambda: bench.speed(steps),
+            "straightforward": lambda: steps * bench.rows / stepped(steps),
         }
         speed = alternate(runs, repeats)
     settings = {"model": model, "rows per table": rows_per_table, "batch": batch_size, "precision": precision}

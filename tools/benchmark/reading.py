@@ -17,7 +17,7 @@ import typer
 from tools.benchmark import synthetic
 from tools.benchmark.measure import BatchSize, Json, Repeats, Result, RowsPerTable, Threads, alternate, ratio
 from tools.benchmark.step import Dtype, Model, Precision, known
-from tools.benchmark.workbench import Workbench, synthetic_run, workbench
+from tools.benchmark.workbench import synthetic_run, workbench
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.data.shards import Share
 from torchrec_xd.schema import Schema
@@ -87,7 +87,6 @@ def train(
         workbench(config, threads) as bench,
     ):
         batches = bench.loader.batches(epochs=1_000_000)
-        in_memory = sum(len(batch) for batch in bench.batches) / len(bench.batches)
 
         def from_parquet() -> float:
             for _ in range(config.loader.prefetch + 1):  # what was made ready while nobody asked does not count
@@ -98,17 +97,10 @@ def train(
                 rows += len(batch)
             return rows / (time.perf_counter() - began)
 
-        speed = alternate({"step": lambda: from_memory(bench, steps, in_memory), "train": from_parquet}, repeats)
+        speed = alternate({"step": lambda: bench.speed(steps), "train": from_parquet}, repeats)
     settings = {"model": model, "rows per table": rows_per_table, "batch": batch_size, "precision": precision}
     result = Result("train", {**settings, "tables": dtype, "threads": torch.get_num_threads()})
     result.rows = [{"what": name, "rows/s": value} for name, value in speed.items()]
     result.more = {"train_of_step": ratio(speed["train"], speed["step"])}
     result.settings["train / step"] = str(result.more["train_of_step"])
     result.report(out)
-
-
-def from_memory(bench: Workbench, steps: int, rows_per_batch: float) -> float:
-    """Rows per second of steps on batches in memory."""
-    began = time.perf_counter()
-    bench.run(steps)
-    return steps * rows_per_batch / (time.perf_counter() - began)

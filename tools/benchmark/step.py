@@ -46,8 +46,8 @@ def step(
         synthetic_run(model, rows_per_table, batch_size, precision, dtype, optimizer) as config,
         workbench(config, threads) as bench,
     ):
-        rows = sum(len(batch) for batch in bench.batches) / len(bench.batches) * bench.world.size
-        speed = Spread(tuple(steps * rows / seconds(lambda: bench.run(steps)) for _ in range(repeats)))
+        rows = bench.rows * bench.world.size
+        speed = Spread(tuple(bench.speed(steps) for _ in range(repeats)))
         result = Result(
             "step", {**settings, "tables": dtype, "optimizer": optimizer, "threads": torch.get_num_threads()}
         )

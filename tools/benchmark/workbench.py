@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tools.benchmark import synthetic
+from tools.benchmark.measure import seconds
 from torchrec_xd.batch import Batch
 from torchrec_xd.config import RunConfig
 from torchrec_xd.data.loader import Loader
@@ -55,6 +57,15 @@ class Workbench:
         """Several steps on batches in memory."""
         for _ in range(steps):
             self.step()
+
+    @property
+    def rows(self) -> float:
+        """Rows of a batch in memory, on average, on this rank."""
+        return sum(len(batch) for batch in self.batches) / len(self.batches)
+
+    def speed(self, steps: int) -> float:
+        """Rows per second, over all ranks, of steps on batches in memory."""
+        return steps * self.rows * self.world.size / seconds(partial(self.run, steps))
 
 
 @contextmanager
