@@ -5,9 +5,8 @@ Shape legend: B rows, W width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -31,8 +30,8 @@ def absolute_error_sum(value_B: Tensor, label_B: Tensor, weight_B: Tensor) -> Te
     return (weight_B * (value_B.float() - label_B).abs()).sum()
 
 
-def polarized_distribution_loss(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """PDL: `sum_d mean_B cos(g_com^d, g_ind^d)` (MKT, arXiv 2402.19101, section 3.2.4).
+def polarized_distribution_loss(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """PDL, whose parts these are: `sum_d mean_B cos(g_com^d, g_ind^d)` (MKT, arXiv 2402.19101, section 3.2.4).
 
     Signed, without an absolute value, and minimised: common and independent knowledge are pushed apart until they point
     in opposite directions. A domain without rows adds 0; the cosine of a zero vector is 0.
@@ -40,8 +39,7 @@ def polarized_distribution_loss(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tenso
     Args:
         pairs: per domain, common and independent knowledge, `[B_d, W]` each.
     """
-    cosines = [
-        functional.cosine_similarity(common.float(), independent.float(), dim=1).sum() / max(len(common), 1)
-        for common, independent in pairs
-    ]
-    return torch.stack(cosines).sum()
+    return {
+        domain: functional.cosine_similarity(common.float(), independent.float(), dim=1).sum() / max(len(common), 1)
+        for domain, (common, independent) in pairs.items()
+    }

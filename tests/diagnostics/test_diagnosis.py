@@ -23,7 +23,11 @@ def test_the_first_stage_from_folder_to_files(runs, tmp_path):
     assert sum(content["rows"].values()) == 256
     curve = content["diagnostics"]["knowledge"]["over_time"]
     logged = [json.loads(line) for line in (runs / "mem" / "metrics.jsonl").read_text().splitlines()]
-    assert curve == [{"step": m["step"], "cosine": m["cosine"] / 3} for m in logged if "cosine" in m]
+    assert curve == [
+        {"step": m["step"], **{domain: m[f"cosine/{domain}"] for domain in ("items", "video", "post")}}
+        for m in logged
+        if "cosine/post" in m
+    ]
     assert len(curve) > 1
     page = (tmp_path / "new" / "out" / "diagnostics.html").read_text()
     for said in content["diagnostics"].values():

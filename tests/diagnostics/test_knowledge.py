@@ -31,7 +31,8 @@ def test_knowledge_cosines_are_those_of_the_parts(schema, batches):
                     torch.cat([rows[own], lookups.specific[domain].flatten(1)], dim=1)
                 )
                 cosines[domain].append(functional.cosine_similarity(common[domain], independent, dim=1))
-    found = KnowledgeCosines(task.net, [(2, 1.5), (4, 0.6)])
+    curve = [{"step": step, "items": 0.5, "video": 0.25, "post": 0.75 / step} for step in (2, 4)]
+    found = KnowledgeCosines(task.net, curve)
     diagnosis.measure(task, [found], batches)
     values = found.values()
     for domain, parts in cosines.items():
@@ -39,7 +40,9 @@ def test_knowledge_cosines_are_those_of_the_parts(schema, batches):
         assert said["count"] == len(cosine) == sum(said["histogram"])
         assert said["mean"] == pytest.approx(cosine.mean().item(), abs=1e-5)
         assert said["std"] == pytest.approx(cosine.std(correction=0).item(), abs=1e-5)
-    assert values["over_time"] == [{"step": 2, "cosine": 0.5}, {"step": 4, "cosine": pytest.approx(0.2)}]
+    assert values["over_time"] == curve
+    (figure,) = [part for part in found.parts(values)[2:] if not isinstance(part, str)]
+    assert {line.name: line.y for line in figure.data}["post"] == (0.375, 0.1875)
 
 
 def test_feature_scores_are_hfas_own(schema, batches):

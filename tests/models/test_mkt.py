@@ -62,7 +62,7 @@ def test_the_loss_is_each_domains_bce_over_all_rows_and_gamma_pdl(schema, batch)
     lookups = task.embeddings(batch)
     vectors, common = task.net.common(lookups)
     rows = torch.cat(list(vectors.values()), dim=1)
-    expected, pairs = 0.0, []
+    expected, pairs = 0.0, {}
     for i, domain in enumerate(schema.domains):
         own = batch.rows(i)
         specific = lookups.specific[domain].flatten(1)
@@ -71,8 +71,10 @@ def test_the_loss_is_each_domains_bce_over_all_rows_and_gamma_pdl(schema, batch)
         label = batch.label_BT[own, i]
         torch.testing.assert_close(output.score[f"click@{domain}"], logit.sigmoid())
         expected += torch.where(label == 1, -logit.sigmoid().log(), -(1 - logit.sigmoid()).log()).sum() / len(batch)
-        pairs.append((common[domain], independent))
-    torch.testing.assert_close(loss, expected + 0.3 * polarized_distribution_loss(pairs))
+        pairs[domain] = common[domain], independent
+    cosines = polarized_distribution_loss(pairs)
+    torch.testing.assert_close(loss, expected + 0.3 * sum(cosines.values()))
+    assert {f"cosine/{domain}": cosine for domain, cosine in cosines.items()} == output.monitors
 
 
 def test_domain_weight_scales_that_domains_part_alone(schema, batch):
@@ -103,7 +105,7 @@ def test_switches_change_what_they_say(schema, batch):
     }
     assert "pdl" in full(batch)[1].loss
     assert "pdl" not in no_pdl(batch)[1].loss
-    assert "cosine" in no_pdl(batch)[1].monitors  # still worth a curve
+    assert "cosine/post" in no_pdl(batch)[1].monitors  # still worth a curve
 
 
 def test_every_parameter_of_mem_learns(schema, batch):

@@ -112,7 +112,7 @@ def applying(
     else:
         left_out[GradientCosines.name] = f"the run reads one domain, '{here[0]}'"
     if isinstance(task.net, MultiEntityModel):
-        found.append(KnowledgeCosines(task.net, logged_cosines(directory)))
+        found.append(KnowledgeCosines(task.net, logged_cosines(directory, schema)))
     else:
         left_out[KnowledgeCosines.name] = "the model holds no common and independent knowledge apart; mkt_pretrain does"
     scores = FeatureScores(task, noise_features(schema))
@@ -158,11 +158,16 @@ def _as_trained(batches: Iterable[Batch], config: RunConfig) -> Iterable[Batch]:
         yield batch if config.trainer.weighted else replace(batch, weight_B=torch.ones_like(batch.weight_B))
 
 
-def logged_cosines(directory: Path) -> list[tuple[int, float]]:
-    """(step, cosine) of MKT's stage 1, as metrics.jsonl has them: summed over the domains of a batch."""
+def logged_cosines(directory: Path, schema: Schema) -> list[dict[str, float]]:
+    """`step` and the cosine of every domain in MKT's stage 1, as metrics.jsonl has them: means over a batch."""
     path = directory / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    return [(line["step"], line["cosine"]) for line in lines if line.get("cosine") is not None]
+    keys = {domain: f"cosine/{domain}" for domain in schema.domains}
+    return [
+        {"step": line["step"], **{domain: line[key] for domain, key in keys.items()}}
+        for line in lines
+        if all(key in line for key in keys.values())
+    ]
 
 
 def noise_features(schema: Schema) -> frozenset[str] | None:

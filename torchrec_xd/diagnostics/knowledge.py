@@ -7,7 +7,7 @@ Shape legend: B_d rows of domain d, N specific features of a domain, W width of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,7 @@ class KnowledgeCosines:
 
     Args:
         net: MEM.
-        curve: (step, sum over the domains of the cosines' means) as training logged them.
+        curve: lines with `step` and, by domain, the cosine's mean over a batch, as training logged them.
     """
 
     name = "knowledge"
@@ -43,7 +43,7 @@ class KnowledgeCosines:
         "independent one repeats what the domains have in common."
     )
 
-    def __init__(self, net: MultiEntityModel, curve: Sequence[tuple[int, float]]) -> None:
+    def __init__(self, net: MultiEntityModel, curve: Sequence[Mapping[str, float]]) -> None:
         self.curve = curve
         self.common: dict[str, Tensor] = {}
         self.spread = {domain: Distribution(-1, 1, 2 * BINS) for domain in net.common.outputs}
@@ -62,18 +62,18 @@ class KnowledgeCosines:
         """The hooks have seen all."""
 
     def values(self) -> dict[str, Any]:
-        """`domains`: summaries of the cosine by domain; `over_time`: mean over the domains by step, from training."""
-        over_time = [{"step": step, "cosine": cosine / len(self.spread)} for step, cosine in self.curve]
-        return {"domains": {name: spread.summary() for name, spread in self.spread.items()}, "over_time": over_time}
+        """`domains`: summaries of the cosine by domain; `over_time`: `step` and every domain's mean, from training."""
+        domains = {name: spread.summary() for name, spread in self.spread.items()}
+        return {"domains": domains, "over_time": list(self.curve)}
 
     def parts(self, values: dict[str, Any]) -> list[str | Grid | go.Figure]:
         """The distributions, and the curve of training."""
         domains, curve = values["domains"], values["over_time"]
         found: list[str | Grid | go.Figure] = [summary_grid("domain", domains), histogram_figure(domains, "cosine")]
         if curve:
-            x, y = [point["step"] for point in curve], [point["cosine"] for point in curve]
-            figure = go.Figure(go.Scatter(name="mean over domains", x=x, y=y, mode="lines"))
-            found += ["Over time, mean over the domains, as training logged it:", laid_out(figure, "step", "cosine")]
+            steps = [point["step"] for point in curve]
+            lines = [go.Scatter(name=d, x=steps, y=[point[d] for point in curve], mode="lines") for d in domains]
+            found += ["Over time, as training logged it:", laid_out(go.Figure(lines), "step", "cosine")]
         return found
 
 

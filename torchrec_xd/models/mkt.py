@@ -141,11 +141,11 @@ class MultiEntityModel(nn.Module):
             task.name: self.towers[task.name](torch.cat([common[task.domain], independent[task.domain]], dim=1))
             for task in self.schema.tasks
         }
-        pdl = polarized_distribution_loss((common[domain], independent[domain]) for domain in lookups.rows)
+        cosines = polarized_distribution_loss({d: (common[d], independent[d]) for d in lookups.rows})
         output = logit_output(logits, self.schema, batch, self.settings.domain_weight)
         if self.settings.gamma:
-            output.loss["pdl"] = self.settings.gamma * pdl
-        output.monitors["cosine"] = pdl.detach()
+            output.loss["pdl"] = self.settings.gamma * torch.stack(list(cosines.values())).sum()
+        output.monitors.update({f"cosine/{domain}": cosine.detach() for domain, cosine in cosines.items()})
         return output
 
 
