@@ -36,7 +36,7 @@ class FiBiNetSettings(Settings):
 
 
 class FiBiNet(nn.Module):
-    """`MLP(bilinear(E) ‖ bilinear(SENet(E)))` plus a linear part, one output per task (section 3.5, eq. 7).
+    """`MLP(bilinear(E) ‖ bilinear(SENet(E)))` plus a linear part, one output per task (sections 3.4-3.6, eq. 7-9).
 
     The paper's linear part has a weight per id; here it reads the embeddings, so that it needs no tables of width 1.
     """

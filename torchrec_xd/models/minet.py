@@ -40,7 +40,7 @@ class MiNetSettings(TowerSettings):
 
 
 class MixedInterestNetwork(nn.Module):
-    """Target: `MLP(q_t ‖ v_u p_u ‖ v_s a_s ... ‖ v_t a_t)`; source: `MLP(q_s ‖ p_u)` (sections 3.3 to 3.7).
+    """Target: `MLP(q_t ‖ v_u p_u ‖ v_s a_s ... ‖ v_t a_t)`; source: `MLP(q_s ‖ p_u)` (section 2).
 
     `q` is the candidate (shared and aligned specific features), `p_u` the long-term interest (the user's features,
     whatever the domain), `a_s` the short-term interest from a source and `a_t` the target's own. Where a domain has

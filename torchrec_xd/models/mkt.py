@@ -130,7 +130,7 @@ class MultiEntityModel(nn.Module):
         )
 
     def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
-        """`L_MEM = sum_d BCE_d + gamma L_pdl` (section 3.2.5). Nothing is taught in this stage."""
+        """`L_MEM = sum_d BCE_d + gamma L_pdl` (section 3.2.4, eq. 13). Nothing is taught in this stage."""
         vectors, common = self.common(lookups)
         rows_BV = torch.cat(list(vectors.values()), dim=1)
         independent = {

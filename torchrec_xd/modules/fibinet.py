@@ -14,7 +14,7 @@ Kernel = Literal["all", "each", "interaction"]
 
 
 class SqueezeExcitation(nn.Module):
-    """SENet: every field times a weight of its own, which all fields have a say in (section 3.3).
+    """SENet: every field times a weight of its own, which all fields have a say in (section 3.2).
 
     - squeeze: `z_f = mean over D of e_f` (eq. 1)
     - excitation: `A = ReLU(W_2 ReLU(W_1 Z))`, `W_1` to R = F / reduction (eq. 2)
@@ -37,7 +37,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class BilinearInteraction(nn.Module):
-    """`p_ij = (v_i W) ⊙ v_j` for every pair i < j (section 3.4).
+    """`p_ij = (v_i W) ⊙ v_j` for every pair i < j (section 3.3).
 
     `W` is one for all pairs (`all`, eq. 4), the first field's (`each`, eq. 5) or the pair's own (`interaction`, eq. 6).
     """

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class ExpertGate(nn.Module):
-    """Softmax gate of a mixture of experts: `sum_e softmax(W x)_e expert_e` (PLE, Tang et al. 2020, eq. 1-3)."""
+    """Softmax gate of a mixture of experts: `sum_e softmax(W x)_e expert_e` (PLE, Tang et al. 2020, eq. 2-4)."""
 
     def __init__(self, in_dim: int, num_experts: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class GatedLinearUnit(nn.Module):
     """GLU: `(W_a x + b_a) ⊙ sigmoid(W_b x + b_b)` (MKT, arXiv 2402.19101, section 3.3).
 
     With `state_dim`, the gate is dynamic: the sigmoid also sees the receiver's own vector,
-    `sigmoid(W_b (x ‖ state) + b_b)`. The paper names this as an open question.
+    `sigmoid(W_b (x ‖ state) + b_b)`. The paper has the static gate only.
     """
 
     def __init__(self, in_dim: int, out_dim: int, *, state_dim: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""MiNet's two levels of attention (Ouyang et al. 2020, section 3): over the items of a history, and over interests.
+"""MiNet's two levels of attention (Ouyang et al. 2020, section 2): over the items of a history, and over interests.
 
 Shape legend: B rows, L positions, D embedding width, Q candidate width, U user width, H hidden width, W any width.
 """

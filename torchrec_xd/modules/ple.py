@@ -32,7 +32,8 @@ class Experts(NamedTuple):
 class ExtractionLevel(nn.Module):
     """One level: experts per path (each domain's own and the shared ones) and a gate per path that leads out of it.
 
-    A domain's gate mixes its own and the shared experts (eq. 1-4); the shared gate mixes all experts (eq. 5).
+    A domain's gate mixes its own and the shared experts (eq. 2-4; above the first level, eq. 6). The shared gate mixes
+    all experts (section 4.2, in words).
     """
 
     def __init__(self, in_dim: int, experts: Experts, paths: Sequence[str], outputs: Sequence[str]) -> None:
