@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.tables import ROWS, row_lists, rows_of, schema_of
 from torchrec_xd.batch import Position
+from torchrec_xd.data.arrow import Decoder
 from torchrec_xd.data.collate import Collator, Rows
 
 FEATURES = (
@@ -108,6 +110,9 @@ def test_a_batch_of_two_domains_equals_the_slow_reference(
     ]
 
 
+ID_TYPES = Decoder(SCHEMA, "b", labels=True, extra=()).id_types
+
+
 @given(st.lists(record, min_size=1, max_size=9), st.randoms(use_true_random=False))
 def test_gathering_and_slicing_rows_equals_picking_them(records: list[dict[str, Any]], random: Any) -> None:
     def rows(chosen: list[dict[str, Any]]) -> Rows:
@@ -118,7 +123,7 @@ def test_gathering_and_slicing_rows_equals_picking_them(records: list[dict[str, 
     order = random.sample(range(len(records)), len(records))
     start, stop = sorted((random.randint(0, len(records)), random.randint(0, len(records))))
     gathered = (
-        Rows.gather([rows(records[:cut]), rows(records[cut:])], np.array(order))
+        Rows.gather([rows(records[:cut]), rows(records[cut:])], np.array(order), ID_TYPES)
         .slice(start, len(records))
         .slice(0, stop - start)
     )
@@ -148,3 +153,13 @@ def test_a_schema_without_bags_or_without_sequences() -> None:
     batch = Collator(schema, 0)([[rows_of(schema, table, "a")], []], Position(0, 1)).to(torch.device("cpu"))
     for jagged in (batch.bags, batch.sequences):
         assert (jagged.keys(), jagged.stride(), jagged.values().numel()) == ([], 2, 0)
+
+
+@pytest.mark.parametrize("rows", [2**31, 2**31 + 1])
+def test_the_largest_id_survives_shuffling(rows: int) -> None:
+    schema = schema_of({"column": "item", "kind": "id", "rows": rows})
+    table = pa.table({"item": [rows - 1, 0], "user": [1, 2], "click": [0, 1]})
+    gathered = Rows.gather(
+        [rows_of(schema, table, "a")], np.array([1, 0]), Decoder(schema, "a", labels=True, extra=()).id_types
+    )
+    assert gathered.ids[0].values.tolist() == [0, rows - 1]

@@ -22,6 +22,7 @@ from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.data.shards import Share
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import validate
+from torchrec_xd.world import keep_freed_memory
 
 
 def reader(
@@ -33,6 +34,7 @@ def reader(
 ) -> None:
     """Rows per second from Parquet to batches, shuffled and in order, beside a plain scan of the same columns."""
     pa.set_cpu_count(threads)
+    keep_freed_memory()  # as training does
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         root = Path(folder)
         synthetic.write_domains(root, rows, rows_per_table=1_000_000)

@@ -8,14 +8,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from torchrec_xd.data.collate import Floats, Integers, Jagged, Rows, spans
+from torchrec_xd.data.collate import Floats, IdType, Integers, Jagged, Rows, spans
 from torchrec_xd.data.hashing import Hashes, hash_bytes, hash_integers
 from torchrec_xd.schema import Feature, Schema
 from torchrec_xd.settings import UserError
@@ -23,7 +22,6 @@ from torchrec_xd.settings import UserError
 Keys = NDArray[np.int64] | NDArray[np.uint64]
 
 _NAMES = 30
-_NONE = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,8 @@ class Decoder:
         self._needed = tuple(dict.fromkeys(needed))
         self.columns: tuple[str, ...] = tuple(dict.fromkeys([*self._needed, *self._extra]))
         """What to read; a file may lack the extra ones."""
+        self.id_types: tuple[IdType, ...] = tuple(_id_type(feature) for feature in self._ids)
+        """For every feature but the dense ones, the narrowest type that holds its ids."""
 
     def check(self, file: str, found: pa.Schema) -> None:
         """Check the columns of a file.
@@ -107,9 +107,7 @@ class Decoder:
             raise origin.fault(self._user, _first(user.is_null()), None, "is no user; drop the row or fill it in")
         return Rows(
             ids=tuple(
-                _ids(batch.column(feature.column), feature, origin)
-                if feature
-                else Jagged(_NONE, np.zeros(count + 1, dtype=np.int64))
+                _ids(batch.column(feature.column), feature, origin) if feature else Jagged.empty(count)
                 for feature in self._ids
             ),
             dense_BN=dense_BN,
@@ -206,11 +204,12 @@ def _ids(array: pa.Array, feature: Feature, origin: Origin) -> Jagged:
     if feature.length is not None:
         assert lengths is not None
         keys, lengths = _last(keys, lengths, feature.length)
-    ids: NDArray[Any] = _bounded(keys, lengths, feature, origin) if lookup is None else lookup[keys]
-    assert feature.rows is not None
-    # windows lie in memory and are permuted there: narrow ids halve the cost of both
-    ids = ids.astype(np.int32 if feature.rows <= 2**31 else np.int64, copy=False)
+    ids: Integers = (_bounded(keys, lengths, feature, origin) if lookup is None else lookup[keys]).view(np.int64)
     return Jagged(ids, None) if lengths is None else Jagged.of_lengths(ids, lengths)
+
+
+def _id_type(feature: Feature | None) -> IdType:
+    return np.int64 if feature is not None and feature.rows is not None and feature.rows > 2**31 else np.int32
 
 
 def _keys(values: pa.Array, feature: Feature) -> tuple[Keys, Integers | None]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -18,6 +20,7 @@ from torchrec_xd.batch import Batch, Position
 from torchrec_xd.schema import Schema
 
 Integers = NDArray[np.int64]
+IdType = type[np.int32 | np.int64]
 Floats = NDArray[np.float32]
 _NONE = np.zeros(0, dtype=np.int64)
 
@@ -39,6 +42,11 @@ class Jagged:
     """Ids of row i are `values[offsets[i]:offsets[i + 1]]`; None where every row has exactly one."""
 
     @staticmethod
+    def empty(rows: int) -> Jagged:
+        """Rows without ids."""
+        return Jagged(_NONE, np.broadcast_to(np.int64(0), rows + 1))
+
+    @staticmethod
     def of_lengths(values: Integers | NDArray[np.int32], lengths: Integers) -> Jagged:
         """From the number of ids in each row [B]."""
         return Jagged(values, np.concatenate([[0], np.cumsum(lengths)]))
@@ -56,18 +64,28 @@ class Jagged:
         return Jagged(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
+def _taken(values: NDArray[Any], order: Integers) -> NDArray[Any]:
+    """`values[order]`: of single numbers by Arrow, which needs a fifth of the time that np.take does."""
+    if values.ndim > 1:
+        return np.take(values, order, axis=0)
+    taken: NDArray[Any] = pc.take(pa.array(values), pa.array(order), boundscheck=False).to_numpy()
+    return taken
+
+
 def _gather(parts: Sequence[NDArray[Any]], order: Integers) -> NDArray[Any]:
-    return np.take(np.concatenate(parts), order, axis=0)
+    return _taken(np.concatenate(parts), order)
 
 
-def _gather_jagged(parts: Sequence[Jagged], order: Integers) -> Jagged:
-    values = np.concatenate([part.values for part in parts])
+def _gather_jagged(parts: Sequence[Jagged], order: Integers, dtype: IdType) -> Jagged:
+    values = np.concatenate([part.values for part in parts], dtype=dtype)
+    if not len(values):
+        return Jagged.empty(len(order))
     if all(part.offsets is None for part in parts):
-        return Jagged(np.take(values, order), None)  # np.take: values[order] needs twice the time
+        return Jagged(_taken(values, order), None)
     lengths = np.concatenate([part.lengths for part in parts])
     starts = np.cumsum(lengths) - lengths
     lengths = lengths[order]
-    return Jagged.of_lengths(np.take(values, spans(starts[order], lengths)), lengths)
+    return Jagged.of_lengths(_taken(values, spans(starts[order], lengths)), lengths)
 
 
 @dataclass(frozen=True)
@@ -85,10 +103,17 @@ class Rows:
         return len(self.user_B)
 
     @staticmethod
-    def gather(parts: Sequence[Rows], order: Integers) -> Rows:
-        """Row `order[i]` of all parts together becomes row i; column by column, so that a column stays in the cache."""
+    def gather(parts: Sequence[Rows], order: Integers, id_types: Sequence[IdType]) -> Rows:
+        """Row `order[i]` of all parts together becomes row i; column by column, so that a column stays in the cache.
+
+        Args:
+            parts: of one domain.
+            order: of their rows, one part after the other.
+            id_types: for each feature of `ids` a type that holds its ids; narrow ones are moved in half the time.
+        """
+        features = zip(*(part.ids for part in parts), strict=True)
         return Rows(
-            ids=tuple(_gather_jagged(jagged, order) for jagged in zip(*(part.ids for part in parts), strict=True)),
+            ids=tuple(_gather_jagged(own, order, kind) for own, kind in zip(features, id_types, strict=True)),
             dense_BN=_gather([part.dense_BN for part in parts], order),
             label_BT=_gather([part.label_BT for part in parts], order),
             weight_B=_gather([part.weight_B for part in parts], order),

@@ -213,7 +213,7 @@ class _WindowReader:
                 parts.append(self._domain.decoder.decode(batch, Origin(piece.row_group.file, first_row)))
                 first_row += batch.num_rows
         order = self._domain.shard.order(window)
-        return parts if order is None else [Rows.gather(parts, order)]
+        return parts if order is None else [Rows.gather(parts, order, self._domain.decoder.id_types)]
 
     def _table(self, row_group: RowGroup) -> pa.Table:
         """The row group; the last one is kept, as a large one spans several windows."""
