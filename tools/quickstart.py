@@ -14,15 +14,17 @@ import typer
 from tools.references import reference_rows
 from tools.tour import Model, Tour
 
-SINGLE = Model("single domain", "single", "configs/single_cj.yaml")
-PRETRAIN = Model("MKT stage 1 (w/o TEM)", "mkt_pretrain", "configs/mkt_cj_pretrain.yaml")
 MKT = Tour(
     data=Path("data/cj_feed"),
     task="redeemed@coupon",
     title="coupons redeemed, test period",
-    models=(PRETRAIN, Model("MKT", "mkt_finetune", "configs/mkt_cj_finetune.yaml", "mkt_pretrain"), SINGLE),
+    models=(
+        Model("MKT stage 1 (w/o TEM)", "mkt_pretrain", "configs/mkt_cj_pretrain.yaml"),
+        Model("MKT", "mkt_finetune", "configs/mkt_cj_finetune.yaml", "mkt_pretrain"),
+        Model("single domain", "single", "configs/single_cj.yaml"),
+    ),
     groups="campaign_type",
-    references=lambda data, seed: reference_rows(data, seed=seed),
+    references=reference_rows,
 )
 EXIT = Tour(
     data=Path("data/cj_placement"),

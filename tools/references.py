@@ -12,16 +12,19 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 from sklearn.ensemble import HistGradientBoostingClassifier
 
+from torchrec_xd.data.predictions import PredictionWriter
 from torchrec_xd.metrics import Result, binary_metrics
 from torchrec_xd.prepare.journey import PROVENANCE
 from torchrec_xd.settings import UserError
 
 DOMAIN, LABEL, USER = "coupon", "redeemed", "household"
+TASK = f"{LABEL}@{DOMAIN}"
 COUNT = "item_purchases_log"
 """Earlier purchases of the products that the coupon covers; ranks as the count itself does."""
 FACTS = (
@@ -55,11 +58,17 @@ def references(
     data: Annotated[Path, typer.Option(help="Folder that `torchrec-xd prepare cj_feed` wrote.")] = Path("data/cj_feed"),
     split: Annotated[str, typer.Option(help="test (trained on train + valid) or valid (trained on train).")] = "test",
     out: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the boosting.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Of the boosting: 0 to this, less one.")] = 1,
+    scores: Annotated[Path | None, typer.Option(help="Write SEED/MODEL.parquet here, for studies.")] = None,
 ) -> None:
     """Score the coupons of one split by counting and by boosting."""
     try:
-        rows = reference_rows(data, split, seed)
+        if scores is not None and split != "test":
+            raise UserError(f"--scores with --split {split}: studies compare on the test rows; leave --split out")
+        rows = []
+        for seed in range(seeds):
+            found = reference_rows(data, split, seed, None if scores is None else scores / str(seed))
+            rows += [{**row, "seed": seed} for row in found]
     except UserError as error:
         screen.print(str(error), style="red", markup=False)
         raise typer.Exit(EXIT_USER_ERROR) from None
@@ -68,13 +77,14 @@ def references(
         out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
-def reference_rows(data: Path, split: str = "test", seed: int = 0) -> list[dict[str, Any]]:
+def reference_rows(data: Path, split: str = "test", seed: int = 0, out: Path | None = None) -> list[dict[str, Any]]:
     """Metrics of the references, a row per model and slice.
 
     Args:
         data: folder of the prepared `cj_feed`.
         split: `test` (trained on train and valid) or `valid` (trained on train alone).
         seed: of the boosting.
+        out: folder for their scores, `MODEL.parquet`, as studies take them of models from outside.
 
     Raises:
         UserError: another split, or no prepared data.
@@ -82,15 +92,19 @@ def reference_rows(data: Path, split: str = "test", seed: int = 0) -> list[dict[
     training = {"test": ("train", "valid"), "valid": ("train",)}.get(split)
     if training is None:
         raise UserError(f"split '{split}' cannot be scored; choose test or valid")
-    fitted = pa.concat_tables([coupons(data, name) for name in training])
-    scored = coupons(data, split)
-    scores = {"counting": _matrix(scored, (COUNT,))[:, 0], **boosted_scores(fitted, scored, seed)}
+    fitted = pa.concat_tables([_coupons(data, name) for name in training])
+    scored = _coupons(data, split)
+    scores = {"counting": _matrix(scored, (COUNT,))[:, 0], **_boosted_scores(fitted, scored, seed)}
+    if out is not None:
+        for model, score in scores.items():
+            with PredictionWriter(out / f"{model}.parquet", USER, (), (TASK,)) as writer:
+                writer.write(torch.tensor(scored[USER].to_numpy()), [torch.from_numpy(score)])
     return [
         row for model, score in scores.items() for row in _rows(model, score, scored, probability=model != "counting")
     ]
 
 
-def boosted_scores(fitted: pa.Table, scored: pa.Table, seed: int) -> dict[str, Any]:
+def _boosted_scores(fitted: pa.Table, scored: pa.Table, seed: int) -> dict[str, Any]:
     """Probabilities of the boosted models for the rows of `scored`, fitted on the rows of `fitted`."""
     scores = {}
     for model, columns in BOOSTED.items():
@@ -100,7 +114,7 @@ def boosted_scores(fitted: pa.Table, scored: pa.Table, seed: int) -> dict[str, A
     return scores
 
 
-def coupons(data: Path, split: str) -> pa.Table:
+def _coupons(data: Path, split: str) -> pa.Table:
     """The coupon rows of one split, in the order of their files."""
     folder = data / DOMAIN / split
     if not folder.is_dir():
@@ -124,16 +138,16 @@ def _rows(model: str, score: Any, exposures: pa.Table, *, probability: bool) -> 
         metrics = result.as_dict()
         calibrated = {key: metrics[key] if probability else None for key in ("logloss", "calibration")}
         ranked = {key: metrics[key] for key in ("auc", "gauc", "rows", "positives")}
-        task = f"{LABEL}@{DOMAIN}"
-        rows.append({"model": model, "task": task, "domain": DOMAIN, "slice": name, **ranked, **calibrated})
+        rows.append({"model": model, "task": TASK, "domain": DOMAIN, "slice": name, **ranked, **calibrated})
     return rows
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    table = Table("model", "slice", "AUC", "GAUC", "log loss", "calibration", "rows", "positives")
+    table = Table("model", "seed", "slice", "AUC", "GAUC", "log loss", "calibration", "rows", "positives")
     for row in rows:
         metrics = ["-" if row[k] is None else f"{row[k]:.4f}" for k in ("auc", "gauc", "logloss", "calibration")]
-        table.add_row(row["model"], row["slice"], *metrics, f"{row['rows']:,}", f"{row['positives']:,}")
+        counts = [f"{row[k]:,}" for k in ("rows", "positives")]
+        table.add_row(row["model"], str(row["seed"]), row["slice"], *metrics, *counts)
     screen.print(table)
     screen.print(PROVENANCE, markup=False)
 

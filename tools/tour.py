@@ -1,4 +1,4 @@
-"""What tours and studies share: models trained by the command line, each once, and tables of their metrics."""
+"""A tour: models trained by the command line, each once, and a table of their metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
@@ -32,8 +31,6 @@ class Model(NamedTuple):
     config: str
     begins_with: str | None = None
     """The run that it starts from."""
-    assign: tuple[str, ...] = ()
-    """`--set` on top of the config."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,8 @@ class Tour:
     """Slice column whose groups get rows of their own."""
     views: Mapping[str, str] = field(default_factory=dict)
     """Ending of a task's further views -> what the table says of them."""
-    references: Callable[[Path, int], list[Row]] = lambda data, seed: []
-    """Of data and seed: rows of models that are no runs."""
+    references: Callable[[Path], list[Row]] = lambda data: []
+    """Of the data: rows of models that are no runs."""
 
     def take(self, out: Path) -> None:
         """Prepare the data, train and measure every model, and compare them on the test period.
@@ -64,7 +61,7 @@ class Tour:
         for number, model in enumerate(self.models, 2):
             step(f"{number}/{steps} {model.label}")
             rows += self.rows(model.label, self.train(model, out))
-        rows += self.references(self.data, 0)
+        rows += self.references(self.data)
         summary = {
             "rows": rows,
             "seconds": round(time.monotonic() - start, 1),
@@ -74,11 +71,10 @@ class Tour:
         self.show(rows)
         screen.print(f"written to {out / 'summary.json'}", markup=False)
 
-    def train(self, model: Model, out: Path, seed: int = 0) -> Row:
+    def train(self, model: Model, out: Path) -> Row:
         """metrics.json of the model's run; trained, resumed or found."""
         run = out / model.run
-        begins = [f"init_from={out / model.begins_with}"] if model.begins_with else []
-        assign = [f"seed={seed}", *model.assign, *begins]
+        assign = [f"init_from={out / model.begins_with}"] if model.begins_with else []
         begun = run / "config.yaml"
         if begun.exists() and (
             begun.read_text() != load_config(Path(model.config), assign).dump() or self._older_than_data(begun)
@@ -123,14 +119,6 @@ class Tour:
             last = following is None or following["model"] != row["model"]
             table.add_row(row["model"], row["slice"], *(_text(row[metric]) for metric in METRICS), end_section=last)
         screen.print(table)
-
-    def scores(self, run: Path) -> Any:
-        """A run's untruncated predictions of the task for its domain's test rows, in the order of their files."""
-        domain, path = self.task.partition("@")[2], run / "test.parquet"
-        if not path.exists() or path.stat().st_mtime < (run / "metrics.json").stat().st_mtime:
-            rows = self.data.absolute() / domain / "test"
-            command("score", run, rows, "--domain", domain, "--out", path, "--parts")
-        return pq.read_table(path, columns=[f"score_{self.task}"])[0].to_numpy()
 
 
 def _text(value: float | int | None) -> str:

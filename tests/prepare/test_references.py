@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from typer.testing import CliRunner
 
 from tools.references import BOOSTED, COUNT, app, reference_rows
+from torchrec_xd.metrics import binary_metrics
 from torchrec_xd.settings import UserError
 
 
@@ -56,8 +57,29 @@ def test_the_command_writes_rows(data, tmp_path):
     rows = json.loads(out.read_text())
     assert [row["rows"] for row in rows if row["slice"] == "all"] == [1000] * 3
     assert set(rows[0]) == {
-        *("model", "task", "domain", "slice", "auc", "gauc", "logloss", "calibration", "rows", "positives")
+        *("model", "task", "domain", "slice", "auc", "gauc", "logloss", "calibration", "rows", "positives", "seed")
     }
+
+
+def test_scores_for_studies(data, tmp_path):
+    arguments = ["--data", str(data), "--seeds", "2", "--scores", str(tmp_path), "--json", str(tmp_path / "rows.json")]
+    with threadpool_limits(1):
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+    test = pq.read_table(data / "coupon" / "test")
+    user, label = test["household"].to_numpy(), test["redeemed"].to_numpy().astype(float)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    for row in (row for row in rows if row["slice"] == "all"):
+        scores = pq.read_table(tmp_path / str(row["seed"]) / f"{row['model']}.parquet")
+        assert scores.column_names == ["household", "score_redeemed@coupon"]
+        assert np.array_equal(scores["household"], user)
+        found = binary_metrics(scores["score_redeemed@coupon"].to_numpy(), label, user)
+        assert found.auc == pytest.approx(row["auc"], abs=1e-3)  # in float32 there are ties just below 1
+        assert row["logloss"] is None or found.logloss == pytest.approx(row["logloss"], rel=1e-5)
+    count = pq.read_table(tmp_path / "1" / "counting.parquet")["score_redeemed@coupon"].to_numpy()
+    assert np.array_equal(count, test[COUNT].to_numpy().astype(np.float32))
+    shown = CliRunner().invoke(app, ["--data", str(data), "--split", "valid", "--scores", str(tmp_path)])
+    assert shown.exit_code == 2
+    assert "studies compare on the test rows" in shown.stdout
 
 
 def test_misuse_is_explained(data, tmp_path):

@@ -19,6 +19,8 @@ CHAIN = {
     },
     "switches": {"wo_deep": {"a": ["p=1"]}, "wo_top": {"c": ["q=1"]}, "wo_both": {"b": ["r=1"], "c": ["q=2"]}},
 }
+FEED = {"task": "click@post"}
+PARTLY = {**STUDY["models"], "bottom": {"config": "bottom.yaml", "data": ["more"]}}
 
 
 def ablation(tmp_path, **change):
@@ -56,6 +58,10 @@ def test_a_switch_changes_a_model_and_all_that_begin_with_it(tmp_path):
         ({"base": "z"}, "base: model 'z' is not known; known are: a, b, c, other"),
         ({"switches": {"w": {"other": ["x=1"]}}}, "switches.w: model 'other' is not known; known are: c, b, a"),
         ({"switches": {"b": {"c": ["x=1"]}}}, "switches.b: a model has this name"),
+        (
+            {"base": "g", "models": {**CHAIN["models"], "g": {"scores": "g.parquet"}}},
+            "base: 'g' has scores and is not trained here, so no switch can change it",
+        ),
         ({"switches": {}}, "switches"),
         ({"reference": "c"}, "has 'reference', so it is for `torchrec-xd compare`"),
     ],
@@ -83,6 +89,36 @@ def test_an_ablation_that_makes_no_sense_is_refused(tmp_path, change, said):
         ({"samples": 100}, "samples: 100 resamples cannot decide 6 comparisons"),
         ({"switches": {}}, "so it is for `torchrec-xd ablate`"),
         ({"metric": ["auc"]}, "did you mean 'metrics'"),
+        ({"models": {**STUDY["models"], "g": {}}}, "give either config: FILE, which is trained, or scores: FILE"),
+        ({"models": {**STUDY["models"], "g": {"config": "x", "scores": "y"}}}, "give either config"),
+        (
+            {"models": {**STUDY["models"], "g": {"scores": "y", "begins_with": "single", "domains": "all", "set": []}}},
+            "'models.g': a model with scores is not trained here: remove set, begins_with, domains; it may have data",
+        ),
+        ({"models": {**STUDY["models"], "g": {"scores": "y", "shown": False}}}, "remove shown; it may"),
+        ({"models": {**STUDY["models"], "g": {"scores": "y", "space": {}}}}, "remove space; it may"),
+        ({"models": {**STUDY["models"], "g": {"scores": "{sed}"}}}, "'sed' is not known; known are: data, seed"),
+        (
+            {"models": {**STUDY["models"], "stage1": {"scores": "y"}}},
+            "models.mkt.begins_with: 'stage1' is not trained on 'feed'; trained there: single, bottom, mkt",
+        ),
+        (
+            {"models": {**STUDY["models"], "g": {"scores": "y"}}, "data": {"feed": {**FEED, "set": {"g": []}}}},
+            "data.feed.set: 'g' is not trained on 'feed'; trained there: ",
+        ),
+        (
+            {"models": {**STUDY["models"], "g": {"scores": "y", "data": ["fed"]}}},
+            "models.g.data: data set 'fed' is",
+        ),
+        ({"models": {**STUDY["models"], "g": {"scores": "y", "data": []}}}, "at least 1 item"),
+        (
+            {"models": PARTLY, "data": {"feed": FEED, "more": FEED}, "reference": "bottom"},
+            "reference 'bottom' is not on feed; it has to be on all data",
+        ),
+        (
+            {"models": PARTLY, "data": {"feed": FEED, "more": {**FEED, "tuned_on": "feed"}}},
+            "data.more.tuned_on: 'bottom' is not trained on 'feed'",
+        ),
         ({"space": {"model.dropout": {"low": 1, "high": 0}}}, "low < high"),
         ({"space": {"model.dropout": {"low": 0, "high": 1, "choices": [1]}}}, "stands alone"),
     ],
@@ -98,6 +134,15 @@ def test_240_resamples_can_decide_6_comparisons_and_239_cannot(tmp_path):
     assert study(tmp_path, samples=240).samples == 240
     with pytest.raises(UserError, match="at least 240"):
         study(tmp_path, samples=239)
+
+
+def test_comparisons_are_counted_where_they_are_made(tmp_path):
+    data = {"feed": FEED, "more": FEED}
+    assert study(tmp_path, models=PARTLY, data=data, samples=240)  # 3 on feed, 6 on more
+    both = {**PARTLY, "outside": {"scores": "x", "data": ["feed"]}}  # 6 and 6
+    assert study(tmp_path, models=both, data=data, samples=240)
+    with pytest.raises(UserError, match="240 resamples cannot decide 9 comparisons"):
+        study(tmp_path, models={**both, "outside": {"scores": "x"}}, data=data, samples=240)
 
 
 def test_a_part_of_a_study_keeps_what_it_needs(tmp_path):

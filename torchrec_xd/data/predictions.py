@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchrec_xd.settings import UserError
+
 
 class PredictionWriter:
     """Enter it and write batch by batch; the file appears when the block is left without an error.
@@ -52,6 +54,22 @@ class PredictionWriter:
 
 
 def read_predictions(path: Path, column: str) -> NDArray[Any]:
-    """One column of a file that `PredictionWriter` wrote, [R]."""
-    values: NDArray[Any] = pq.read_table(path, columns=[column])[0].to_numpy()
+    """One column of a file as `PredictionWriter` writes them, [R].
+
+    Raises:
+        UserError: there is no such file, it is no Parquet, or it has no such column of numbers.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if column not in names:
+                raise UserError(f"{path}: has no column '{column}'; its columns are: {', '.join(names)}")
+            found = file.read([column])[column]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error})") from None
+    if not (pa.types.is_integer(found.type) or pa.types.is_floating(found.type)):
+        raise UserError(f"{path}: column '{column}' holds {found.type}, not numbers")
+    values: NDArray[Any] = found.to_numpy()
     return values

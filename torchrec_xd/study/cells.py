@@ -47,9 +47,14 @@ class Cell:
         return None if self.begins_with is None else f"{self.data}/{self.seed}/{self.begins_with}"
 
     @property
-    def data_folder(self) -> Path:
-        """Where its data lie; `prepare` leaves a manifest there."""
-        return Path(self.config.data_schema.root)
+    def schema(self) -> Schema:
+        """Of all of its data, whatever of them it reads."""
+        return self.config.data_schema
+
+    @property
+    def scores(self) -> Path:
+        """Its predictions for the test rows."""
+        return self.folder / SCORES_FILE
 
     def finished(self) -> bool:
         """Whether nothing is left to do, scores included.
@@ -61,11 +66,16 @@ class Cell:
         if begun.is_file():
             self._check_config(begun)
             self._check_age(begun)
-        return self.trained() and (self.task is None or (self.folder / SCORES_FILE).is_file())
+        return self.trained() and (self.task is None or self.scores.is_file())
 
     def trained(self) -> bool:
         """Whether only its scores may be missing."""
         return (self.folder / METRICS_FILE).is_file()
+
+    def metrics(self) -> dict[str, Any]:
+        """metrics.json, once it is finished."""
+        content: dict[str, Any] = json.loads((self.folder / METRICS_FILE).read_text(encoding="utf-8"))
+        return content
 
     def _check_config(self, begun: Path) -> None:
         there, here = (_flat(yaml.safe_load(text)) for text in (begun.read_text(encoding="utf-8"), self.config.dump()))
@@ -79,7 +89,7 @@ class Cell:
             )
 
     def _check_age(self, begun: Path) -> None:
-        manifest = self.data_folder / MANIFEST
+        manifest = Path(self.schema.root) / MANIFEST
         if manifest.is_file() and manifest.stat().st_mtime > begun.stat().st_mtime:
             raise UserError(
                 f"{self.folder} was trained before {manifest} was written: the data are others now; delete the folder "
@@ -88,7 +98,7 @@ class Cell:
 
 
 def cells(study: Study, folder: Path, out: Path, tuned: Tuned | None = None) -> list[Cell]:
-    """All cells, each after the one that it begins with.
+    """All runs, each after the one that it begins with; models from outside have none.
 
     Args:
         study: what is compared.
@@ -102,7 +112,7 @@ def cells(study: Study, folder: Path, out: Path, tuned: Tuned | None = None) -> 
     found = []
     for data, entry in study.data.items():
         for seed in range(study.seeds):
-            for name in study.in_order():
+            for name in study.trained(data):
                 model, place = study.models[name], out / data / str(seed)
                 assign = list(tuned.of(entry.tuned_on or data, name)) if tuned is not None else []
                 assign += [f"seed={seed}"]
@@ -142,6 +152,7 @@ def cell_config(
         UserError: it is not as it must be, or does not predict the task of its data set.
     """
     model, entry = study.models[name], study.data[data]
+    assert model.config is not None  # of outside models there is no cell
     path = folder / model.config
     schema = None if entry.schema_file is None else folder / entry.schema_file
     schema = WORLDS / data / "schema.yaml" if entry.world is not None else schema
@@ -184,9 +195,3 @@ def _flat(content: Any, key: str = "") -> dict[str, Any]:
     return {
         name: value for k, below in content.items() for name, value in _flat(below, f"{key}.{k}".lstrip(".")).items()
     }
-
-
-def metrics_of(cell: Cell) -> dict[str, Any]:
-    """metrics.json of a finished cell."""
-    content: dict[str, Any] = json.loads((cell.folder / METRICS_FILE).read_text(encoding="utf-8"))
-    return content

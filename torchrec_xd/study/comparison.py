@@ -13,6 +13,7 @@ from torchrec_xd.study.design import Study, Tuned
 from torchrec_xd.study.pages import save_results
 from torchrec_xd.study.pool import work
 from torchrec_xd.study.results import study_results
+from torchrec_xd.study.scores import outside_scores
 from torchrec_xd.study.worker import Job
 
 
@@ -55,12 +56,14 @@ def run_study(study: Study, path: Path, out: Path, *, workers: int = 1, tuned: T
         What failed: cell to reason. The results say it too, and speak of the others.
 
     Raises:
-        UserError: before anything is trained: something in the study, its configs or `out` is not as it must be.
+        UserError: before anything is trained: something in the study, its configs, given scores or `out` is not as it
+            must be.
         InterruptedRunError: it was stopped; the same command goes on.
     """
     with RunLog(out / "logs") as log:
         prepare_worlds(study, log.say)
         every = cells(study, path.parent, out, tuned)
+        outside = outside_scores(study, path.parent, every)
         queue = _Queue(every, [cell.name for cell in every if cell.finished()])
         left = len(every) - len(queue.finished)
         log.say(f"{path.stem}: {len(every)} runs, {left} of them to be trained, in {out}")
@@ -69,7 +72,7 @@ def run_study(study: Study, path: Path, out: Path, *, workers: int = 1, tuned: T
         log.say("comparing")
         done = [cell for cell in every if cell.name in queue.finished]
         results = {
-            **study_results(path.stem, study, done),
+            **study_results(path.stem, study, [*done, *outside]),
             "failed": queue.failed,
             "tuned": None if tuned is None else _settings(study, tuned),
         }

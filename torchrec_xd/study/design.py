@@ -69,10 +69,15 @@ class Range(Settings):
 
 
 class Model(Settings):
-    """A config under a name."""
+    """A config under a name, or the scores of a model from outside."""
 
-    config: Path
+    config: Path | None = None
     """Run config, relative to the study."""
+    scores: str | None = None
+    """In place of it: Parquet file with the scores of a model that was trained elsewhere; relative to the study, with
+    {data} and {seed} in place of their names where each has its own."""
+    data: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """The data sets that it is compared on; all unless told."""
     begins_with: str | None = None
     """The model whose run, of the same data and seed, this one's `init_from` is; trained before."""
     domains: Literal["all", "target", "source"] | None = None
@@ -83,6 +88,24 @@ class Model(Settings):
     """What `tune` may change in it, beside the study's `space`."""
     shown: bool = True
     """Whether it is compared; false for what only begins others."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Model:
+        if (self.config is None) == (self.scores is None):
+            raise ValueError("give either config: FILE, which is trained, or scores: FILE, of a model from outside")
+        if self.scores is None:
+            return self
+        fields = type(self).model_fields
+        foreign = [fields[name].alias or name for name in sorted(self.model_fields_set - {"scores", "data"})]
+        if foreign:
+            raise ValueError(f"a model with scores is not trained here: remove {', '.join(foreign)}; it may have data")
+        for name in re.findall("{(.*?)}", self.scores):
+            known("scores: placeholder", name, ("data", "seed"))
+        return self
+
+    def on(self, data: str) -> bool:
+        """Whether it is compared on a data set."""
+        return self.data is None or data in self.data
 
 
 class Matrix(Settings):
@@ -103,18 +126,31 @@ class Matrix(Settings):
 
     @model_validator(mode="after")
     def _check_names(self) -> Matrix:
-        for name in self.models:
+        for name, model in self.models.items():
             self.ancestors(name)
+            for label in model.data or ():
+                known(f"models.{name}.data: data set", label, self.data)
         for label, data in self.data.items():
-            if data.tuned_on is not None:
-                known(f"data.{label}.tuned_on: data set", data.tuned_on, self.data)
             for name in data.assign:
                 known(f"data.{label}.set: model", name, self.models)
+            self._check_trained(f"data.{label}.set", label, data.assign)
+            for name in self.trained(label):
+                self._check_trained(f"models.{name}.begins_with", label, self.ancestors(name)[:1])
+            if data.tuned_on is not None:
+                known(f"data.{label}.tuned_on: data set", data.tuned_on, self.data)
+                self._check_trained(f"data.{label}.tuned_on", data.tuned_on, self.trained(label))
         return self
 
-    def in_order(self) -> list[str]:
-        """The models, each after the one that it begins with."""
-        return sorted(self.models, key=lambda name: len(self.ancestors(name)))
+    def _check_trained(self, key: str, data: str, models: Iterable[str]) -> None:
+        trained = self.trained(data)
+        for name in models:
+            if name not in trained:
+                raise ValueError(f"{key}: '{name}' is not trained on '{data}'; trained there: {', '.join(trained)}")
+
+    def trained(self, data: str) -> list[str]:
+        """The models that are trained on a data set, each after the one that it begins with."""
+        found = [name for name, model in self.models.items() if model.config is not None and model.on(data)]
+        return sorted(found, key=lambda name: len(self.ancestors(name)))
 
     def ancestors(self, name: str) -> tuple[str, ...]:
         """The models that a model's run goes back to, the nearest first.
@@ -143,7 +179,11 @@ class Study(Matrix):
         known("reference: model", self.reference, self.models)
         if not self.models[self.reference].shown:
             raise ValueError(f"reference '{self.reference}' has shown: false; it is compared with all others")
-        comparisons = len(self.metrics) * (sum(model.shown for model in self.models.values()) - 1)
+        absent = [label for label in self.data if not self.models[self.reference].on(label)]
+        if absent:
+            raise ValueError(f"reference '{self.reference}' is not on {', '.join(absent)}; it has to be on all data")
+        most = max(sum(model.shown and model.on(label) for model in self.models.values()) for label in self.data)
+        comparisons = len(self.metrics) * (most - 1)
         if 2 * comparisons >= LEVEL * (self.samples + 1):  # 2 / (samples + 1) is the smallest p-value there is
             raise ValueError(
                 f"samples: {self.samples} resamples cannot decide {comparisons} comparisons (Holm's correction); "
@@ -170,6 +210,8 @@ class Ablation(Matrix):
             UserError: a switch names a model that the base does not begin with, or is called like a model.
         """
         known("base: model", self.base, self.models)
+        if self.models[self.base].config is None:
+            raise UserError(f"base: '{self.base}' has scores and is not trained here, so no switch can change it")
         chain = (self.base, *self.ancestors(self.base))
         models = dict(self.models)
         for switch, assign in self.switches.items():
@@ -302,13 +344,17 @@ def select(
     for what, names, valid in (("--data", data, study.data), ("--models", models, study.models)):
         for name in names:
             known(f"{what}:", name, valid)
+    kept_data = {name: entry for name, entry in study.data.items() if not data or name in data}
+    for name in models:
+        if not any(study.models[name].on(label) for label in kept_data):
+            raise UserError(f"--models: '{name}' is not on {', '.join(kept_data)}; leave it out, or add its --data")
     if seeds is not None and seeds < 1:
         raise UserError(f"--seeds {seeds}: at least 1")
     chosen = (study.reference, *models) if models else tuple(study.models)
     kept = {name for model in chosen for name in (model, *study.ancestors(model))}
     return study.model_copy(
         update={
-            "data": {name: entry for name, entry in study.data.items() if not data or name in data},
+            "data": kept_data,
             "models": {name: model for name, model in study.models.items() if name in kept},
             "seeds": seeds or study.seeds,
             "assign": (*study.assign, *assign),

@@ -57,6 +57,9 @@ def _how_to_read(results: Results) -> str:
         'the p-value, corrected by Holm for all comparisons on its data set, is below 0.05; all else is "can\'t tell", '
         'which is not "equal".'
     )
+    outside = dict.fromkeys(row["model"] for row in results["cells"] if row["parameters"] is None)
+    if outside:
+        text += f" Trained elsewhere, only their scores are known: {', '.join(outside)}."
     if results["tuned"] is None:
         return f"{text} No model was tuned for this study: settings are those of its configs."
     return f"{text} Settings were chosen on the validation split, {results['tuned']['trials']} trials for every model."
@@ -78,7 +81,7 @@ def _data_parts(results: Results, data: str, rows: Sequence[Row]) -> list[Part]:
         best = results["tuned"]["best"][data]
         found += [
             f"Settings that were chosen, on {results['tuned']['on'][data]}.",
-            Grid(["model", "settings"], [[m, "; ".join(best[m])] for m in models]),
+            Grid(["model", "settings"], [[m, "; ".join(best[m])] for m in models if m in best]),
         ]
     found += ["Cost beside quality.", _cost(rows, models), _cost_figure(rows, models)]
     columns = list(dict.fromkeys(column for row in rows for column in row["groups"]))
@@ -139,10 +142,16 @@ def _oracle(rows: Sequence[Row], models: Sequence[str], oracle: dict[str, float]
 def _cost(rows: Sequence[Row], models: Sequence[str]) -> Grid:
     lines = []
     for model in models:
-        weights = [f"{_of(rows, model, 'parameters', part)[0]:,}" for part in ("dense", "tables", "frozen")]
-        speed, memory = (_mean(_of(rows, model, key)) or 0.0 for key in ("rows_per_second", "peak_memory_bytes"))
-        lines.append([model, *weights, f"{speed:,.0f}", f"{memory / 2**20:,.0f}"])
+        weights = [_of(rows, model, "parameters", part)[:1] for part in ("dense", "tables", "frozen")]
+        speed = _of(rows, model, "rows_per_second")
+        memory = [peak / 2**20 for peak in _of(rows, model, "peak_memory_bytes")]
+        lines.append([model, *(_whole(values) for values in (*weights, speed, memory))])
     return Grid(["model", "dense weights", "table weights", "frozen weights", "rows/s", "peak memory, MiB"], lines)
+
+
+def _whole(values: Sequence[float]) -> str:
+    mean = _mean(values)
+    return "–" if mean is None else f"{mean:,.0f}"
 
 
 def _group_names(rows: Sequence[Row], column: str) -> list[str]:
@@ -188,6 +197,8 @@ def _cost_figure(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
     figure = go.Figure()
     for model in models:
         speed, quality = (_mean(_of(rows, model, key)) for key in ("rows_per_second", "auc"))
+        if speed is None:  # a model from outside
+            continue
         figure.add_scatter(
             x=[speed], y=[quality], mode="markers+text", text=[model], textposition="top center", name=model
         )

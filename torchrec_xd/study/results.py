@@ -7,32 +7,29 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import psutil
 
-from torchrec_xd.data.loader import Loader, LoaderSettings
-from torchrec_xd.data.predictions import read_predictions
-from torchrec_xd.data.shards import Share
-from torchrec_xd.schema import Schema
-from torchrec_xd.settings import UserError
-from torchrec_xd.statistics import Array, Metric, Resampled, compare, holm, resample, verdict
-from torchrec_xd.study.cells import MANIFEST, Cell, metrics_of
+from torchrec_xd.statistics import Metric, Resampled, compare, holm, resample, verdict
+from torchrec_xd.study.cells import MANIFEST, Cell
 from torchrec_xd.study.design import LEVEL, Study
-from torchrec_xd.study.worker import SCORES_FILE
+from torchrec_xd.study.scores import Outside, read_scores, task_rows
 
+Scored: TypeAlias = Cell | Outside
 METRICS = ("auc", "gauc", "logloss", "ne", "calibration")
 PACKAGES = ("torchrec-xd", "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numpy")
 
 
-def study_results(name: str, study: Study, done: Sequence[Cell]) -> dict[str, Any]:
+def study_results(name: str, study: Study, done: Sequence[Scored]) -> dict[str, Any]:
     """Everything that results.json says.
 
     Args:
         name: of the study.
         study: what was compared.
-        done: finished cells; a model is compared on the seeds that it and the reference have.
+        done: finished cells, and models from outside; a model is compared on the seeds that it and the reference have.
 
     Raises:
         UserError: scores that are not of the test rows.
@@ -54,12 +51,11 @@ def study_results(name: str, study: Study, done: Sequence[Cell]) -> dict[str, An
     }
 
 
-def _row(cell: Cell) -> dict[str, Any]:
+def _row(cell: Scored) -> dict[str, Any]:
     """A cell in numbers."""
     assert cell.task is not None
-    content = metrics_of(cell)
-    train, measured = content["train"], content["eval"][cell.task]
-    peaks = [rank["peak_memory_bytes"] for rank in train["ranks"]]
+    content = cell.metrics()
+    measured = content["eval"][cell.task]
     return {
         "model": cell.model,
         "data": cell.data,
@@ -67,10 +63,20 @@ def _row(cell: Cell) -> dict[str, Any]:
         **{metric: measured[metric] for metric in METRICS},
         "rows": measured["rows"],
         "positives": measured["positives"],
+        **_cost(content["train"]),
+        "groups": {**content["slices"][cell.task], **_further(content, cell.task)},
+    }
+
+
+def _cost(train: dict[str, Any] | None) -> dict[str, Any]:
+    """What training took; unknown of models from outside."""
+    if train is None:
+        return dict.fromkeys(("rows_per_second", "parameters", "peak_memory_bytes"))
+    peaks = [rank["peak_memory_bytes"] for rank in train["ranks"]]
+    return {
         "rows_per_second": train["rows_per_second"],
         "parameters": train["parameters"],
         "peak_memory_bytes": max(peaks),
-        "groups": {**content["slices"][cell.task], **_further(content, cell.task)},
     }
 
 
@@ -81,9 +87,9 @@ def _further(content: dict[str, Any], task: str) -> dict[str, Any]:
     return {name: found for name, found in further.items() if any(found.values())}
 
 
-def _verdicts(study: Study, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def _verdicts(study: Study, cells: Sequence[Scored]) -> list[dict[str, Any]]:
     """Every model of one data set against the reference, corrected for all that is asked of these data."""
-    by_model: dict[str, dict[int, Cell]] = {}
+    by_model: dict[str, dict[int, Scored]] = {}
     for cell in cells:
         by_model.setdefault(cell.model, {})[cell.seed] = cell
     reference = by_model.pop(study.reference, {})
@@ -106,12 +112,12 @@ def _verdicts(study: Study, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     return lines
 
 
-def _resampled(study: Study, cells: Sequence[Cell]) -> dict[tuple[str, Metric], Resampled]:
+def _resampled(study: Study, cells: Sequence[Scored]) -> dict[tuple[str, Metric], Resampled]:
     """Cell and metric to its values on the same resamples of users."""
-    first = cells[0]
-    assert first.task is not None
-    user, label, weight = task_rows(first.config.data_schema, first.task)
-    scores = {cell.name: _scores(cell, user) for cell in cells}
+    schema, task = cells[0].schema, cells[0].task
+    assert task is not None
+    user, label, weight = task_rows(schema, task)
+    scores = {cell.name: read_scores(cell.scores, schema, task, user) for cell in cells}
     return resample(scores, label, user, weight, metrics=study.metrics, samples=study.samples)
 
 
@@ -119,34 +125,11 @@ def _of_seeds(seeds: Sequence[Resampled]) -> Resampled:
     return Resampled(*(np.concatenate(parts) for parts in zip(*((s.value_S, s.drawn_SN) for s in seeds), strict=True)))
 
 
-def task_rows(schema: Schema, task: str) -> tuple[Array, Array, Array]:
-    """User, label and weight of the test rows of a task, in the order of their files; [R] each."""
-    domain = task.partition("@")[2]
-    own = schema.only((domain,)).only_tasks((task,))
-    needed = own.model_copy(update={"features": own.features[:1]})  # a schema has one at least, and labels need none
-    batches = list(Loader(needed, LoaderSettings(), "test", Share(shuffle=False)).batches())
-    columns = ([b.user_B, b.label_BT[:, 0], b.weight_B] for b in batches)
-    user, label, weight = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    return user, label, weight
-
-
-def _scores(cell: Cell, user: Array) -> Array:
-    """A cell's untruncated predictions for the test rows.
-
-    Raises:
-        UserError: they are predictions of other rows.
-    """
-    path = cell.folder / SCORES_FILE
-    if not np.array_equal(read_predictions(path, cell.config.data_schema.user), user):
-        raise UserError(f"{path}: its users are not those of the {len(user):,} test rows; delete it and compare again")
-    return read_predictions(path, f"score_{cell.task}")
-
-
-def _oracles(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
+def _oracles(cells: Sequence[Scored]) -> dict[str, dict[str, float]]:
     """Data set to the best metrics that its test rows allow, where its manifest knows them: on planted worlds."""
     found = {}
     for cell in cells:
-        path = cell.data_folder / MANIFEST
+        path = Path(cell.schema.root) / MANIFEST
         if cell.data not in found and path.is_file():
             oracle = json.loads(path.read_text(encoding="utf-8")).get("oracle", {})
             found[cell.data] = oracle.get(cell.task, {})

@@ -63,7 +63,7 @@ def _searches(study: Study, folder: Path, out: Path) -> Searches:
     storage = JournalStorage(JournalFileBackend(str(out / "tuning.journal")))
     found: dict[tuple[str, str], Search] = {}
     for data in _searched(study):
-        for model in study.in_order():
+        for model in study.trained(data):
             before = study.models[model].begins_with
             trials = optuna.create_study(
                 storage=storage, study_name=f"{data}/{model}", direction="maximize", load_if_exists=True
@@ -85,6 +85,6 @@ def _tuned(study: Study, name: str, trials: int, searches: Searches) -> Tuned:
     return Tuned(
         study=name,
         trials=trials,
-        best={d: {m: searches[d, m].best_assignments() for m in study.models} for d in _searched(study)},
-        searches={d: {m: searches[d, m].listed() for m in study.models} for d in _searched(study)},
+        best={d: {m: searches[d, m].best_assignments() for m in study.trained(d)} for d in _searched(study)},
+        searches={d: {m: searches[d, m].listed() for m in study.trained(d)} for d in _searched(study)},
     )
