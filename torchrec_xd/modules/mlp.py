@@ -19,7 +19,6 @@ class MLP(nn.Sequential):
         for i, width in enumerate(widths):
             self.append(nn.Linear(in_dim, width))
             if not (head and i == len(widths) - 1):
-                self.append(nn.ReLU())
-                if dropout:
-                    self.append(nn.Dropout(dropout))
+                # one module, so that weights are called the same whatever the dropout
+                self.append(nn.Sequential(nn.ReLU(), nn.Dropout(dropout)) if dropout else nn.ReLU())
             in_dim = width
