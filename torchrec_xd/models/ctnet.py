@@ -66,7 +66,7 @@ class SourceTower(nn.Module):
         said: dict[str, Tensor] = {}
         for module in self.trunk:
             hidden = module(hidden)
-            if isinstance(module, nn.ReLU):
+            if not isinstance(module, nn.Linear):
                 said[f"layer_{len(said)}"] = hidden
         return said
 
