@@ -185,13 +185,17 @@ def compare(
     jobs: Jobs = 1,
     assign: Assign = None,
     tuned: Annotated[Path | None, typer.Option(help="tuned.json that `tune` wrote.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Compare with this model, not with the study's reference: OUT/results-NAME.*")
+    ] = None,
     listed: Listed = False,
 ) -> None:
     """Compare models over data sets and seeds; what is finished is not trained again."""
     from torchrec_xd.study.design import load_study, load_tuned, select
 
-    chosen = select(load_study(study), data or (), models or (), seeds, tuple(assign or ()))
-    _run_study(chosen, study, out, jobs, load_tuned(tuned) if tuned else None, listed)
+    chosen = select(load_study(study, reference), data or (), models or (), seeds, tuple(assign or ()))
+    name = "results" if reference is None else f"results-{reference}"
+    _run_study(chosen, study, out, jobs, load_tuned(tuned) if tuned else None, listed, name)
 
 
 @app.command()
@@ -241,7 +245,7 @@ def _stopped(error: InterruptedRunError) -> NoReturn:
     raise typer.Exit(EXIT_INTERRUPTED)
 
 
-def _run_study(chosen: Any, path: Path, out: Path, jobs: int, tuned: Any, listed: bool) -> None:
+def _run_study(chosen: Any, path: Path, out: Path, jobs: int, tuned: Any, listed: bool, name: str = "results") -> None:
     from torchrec_xd.study.comparison import commands, run_study
 
     if listed:
@@ -249,10 +253,10 @@ def _run_study(chosen: Any, path: Path, out: Path, jobs: int, tuned: Any, listed
             typer.echo(line)
         return
     try:
-        failed = run_study(chosen, path, out, workers=jobs, tuned=tuned)
+        failed = run_study(chosen, path, out, name, workers=jobs, tuned=tuned)
     except InterruptedRunError as error:
         _stopped(error)
-    screen.print(f"results in {out}/results.md, .html and .json", markup=False)
+    screen.print(f"results in {out}/{name}.md, .html and .json", markup=False)
     if failed:
         told = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
         raise UserError(f"{len(failed)} runs failed; the same command tries them again:\n{told}")

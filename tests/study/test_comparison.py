@@ -12,16 +12,18 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from tests.feeds import write_feed
 from tests.study.conftest import STUDY, write_study
-from torchrec_xd.cli import compare
+from torchrec_xd.cli import app, compare
 from torchrec_xd.config import load_config
 from torchrec_xd.settings import UserError
 from torchrec_xd.statistics import holm, paired_bootstrap
 from torchrec_xd.study import comparison
 from torchrec_xd.study.comparison import commands, run_study
 from torchrec_xd.study.design import load_study, select
+from torchrec_xd.study.pages import save_results
 from torchrec_xd.study.pool import work
 from torchrec_xd.study.worker import Job
 
@@ -202,6 +204,38 @@ def test_the_page_and_the_tables(lab):
     for part in ("| single | 0.", "| mkt |", "Δ AUC", "By activity", "peak memory", "over seeds (0 to 1)"):
         assert part in text
     assert "stage1" not in text
+
+
+def test_the_same_runs_against_another_reference(lab):
+    out = lab.parent / "out"
+    before = {path: path.stat().st_mtime_ns for path in [*out.rglob("metrics.json"), *out.glob("results.*")]}
+    done = CliRunner().invoke(app, ["compare", str(lab), "--out", str(out), "--reference", "mkt"])
+    assert done.exit_code == 0, done.output
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    said, other = results(lab), json.loads((out / "results-mkt.json").read_text())
+    assert (other["reference"], other["cells"]) == ("mkt", said["cells"])
+    of = {(v["model"], v["metric"]): v for v in said["verdicts"]}
+    turned = {(v["model"], v["metric"]): v for v in other["verdicts"]}
+    for metric in ("auc", "gauc", "logloss"):
+        assert turned["single", metric]["delta"] == pytest.approx(-of["mkt", metric]["delta"])
+    with pytest.raises(UserError, match="model 'me' is not known; known are: mkt, single"):
+        load_study(lab, "me")
+
+
+def test_several_data_sets_side_by_side(lab, tmp_path):
+    found = results(lab)
+    twice = {**found, "tasks": {**found["tasks"], "other": "click@post"}, "oracle": {"feed": {"auc": 0.9}}}
+    twice["cells"] = [*found["cells"], *({**row, "data": "other"} for row in found["cells"])]
+    verdict = {"model": "mkt", "data": "feed", "metric": "auc", "verdict": "better"}
+    twice["verdicts"] = [verdict | {"delta": 0.1, "low": 0.05, "high": 0.2, "p_holm": 0.01}]
+    save_results(twice, tmp_path / "both")
+    lines = (tmp_path / "both.md").read_text().split("## All data sets")[1].split("## feed")[0].splitlines()
+    [mkt, speed] = [line.split(" | ") for line in lines if line.startswith("| mkt |")]
+    assert mkt[1].endswith(" better")
+    assert mkt[1].removesuffix(" better") == mkt[2].removesuffix(" |")
+    assert "| oracle | 0.9000 | – |" in lines
+    assert speed[1].replace(",", "").isdigit()
+    assert "All data sets" not in (lab.parent / "out" / "results.md").read_text()
 
 
 def test_the_page_opens_in_a_browser(lab, tmp_path):

@@ -42,13 +42,16 @@ class _Queue:
             self.failed[job.name] = fault
 
 
-def run_study(study: Study, path: Path, out: Path, *, workers: int = 1, tuned: Tuned | None = None) -> dict[str, str]:
-    """Train and score what is missing, and write results.json, .md and .html into `out`.
+def run_study(
+    study: Study, path: Path, out: Path, name: str = "results", *, workers: int = 1, tuned: Tuned | None = None
+) -> dict[str, str]:
+    """Train and score what is missing, and write the results into `out`.
 
     Args:
         study: what is compared.
         path: its file.
         out: folder of all runs, `DATA/SEED/MODEL`, and of the results.
+        name: of the results' files, .json, .md and .html.
         workers: processes that train at the same time.
         tuned: what `tune` found.
 
@@ -76,7 +79,7 @@ def run_study(study: Study, path: Path, out: Path, *, workers: int = 1, tuned: T
             "failed": queue.failed,
             "tuned": None if tuned is None else _settings(study, tuned),
         }
-        save_results(results, out)
+        save_results(results, out / name)
     return queue.failed
 
 

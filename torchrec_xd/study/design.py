@@ -295,13 +295,14 @@ def known(what: str, name: str, valid: Iterable[str]) -> None:
         raise UserError(f"{what} '{name}' is not known; known are: {', '.join(names)}")
 
 
-def load_study(path: Path) -> Study:
-    """Read what `compare` and `tune` take.
+def load_study(path: Path, reference: str | None = None) -> Study:
+    """Read what `compare` and `tune` take; with another reference than the file's if told.
 
     Raises:
         UserError: one line per fault, naming file, key, value and the valid choices.
     """
-    return validate(Study, _content(path, "switches", "ablate"), str(path))
+    content = _content(path, "switches", "ablate")
+    return validate(Study, content if reference is None else {**content, "reference": reference}, str(path))
 
 
 def load_ablation(path: Path) -> Study:

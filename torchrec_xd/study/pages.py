@@ -20,14 +20,14 @@ COLOURS = {"better": "#1a7f37", "worse": "#c62828", "can't tell": "#7a869a"}
 MARGIN = {"t": 50, "b": 45, "l": 150, "r": 20}
 
 
-def save_results(results: Results, out: Path) -> None:
-    """results.json, results.md and results.html, each whole or not at all."""
+def save_results(results: Results, path: Path) -> None:
+    """`path` with .json, .md and .html, each whole or not at all."""
     parts = _parts(results)
     texts = [f"## {part[2:]}" if isinstance(part, str) and part.startswith("# ") else part for part in parts]
     lines = [text.markdown() if isinstance(text, Grid) else text for text in texts if not isinstance(text, go.Figure)]
-    _write(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-    _write(out / "results.md", f"# {results['study']}\n\n" + "\n\n".join(lines) + "\n")
-    save_page(out / "results.html", str(results["study"]), parts)
+    _write(path.with_name(f"{path.name}.json"), json.dumps(results, indent=1, allow_nan=False) + "\n")
+    _write(path.with_name(f"{path.name}.md"), f"# {results['study']}\n\n" + "\n\n".join(lines) + "\n")
+    save_page(path.with_name(f"{path.name}.html"), str(results["study"]), parts)
 
 
 def _write(path: Path, text: str) -> None:
@@ -41,6 +41,8 @@ def _parts(results: Results) -> list[Part]:
     if results["failed"]:
         missing = [[name, reason] for name, reason in results["failed"].items()]
         found += ["# Missing: these runs failed, and are in no table", Grid(["run", "why"], missing)]
+    if len(results["tasks"]) > 1:
+        found += ["# All data sets", *_across(results)]
     for data, task in results["tasks"].items():
         rows = [row for row in results["cells"] if row["data"] == data]
         if rows:
@@ -81,7 +83,7 @@ def _data_parts(results: Results, data: str, rows: Sequence[Row]) -> list[Part]:
         best = results["tuned"]["best"][data]
         found += [
             f"Settings that were chosen, on {results['tuned']['on'][data]}.",
-            Grid(["model", "settings"], [[m, "; ".join(best[m])] for m in models if m in best]),
+            Grid(["model", "settings"], [[m, "; ".join(map(_short, best[m]))] for m in models if m in best]),
         ]
     found += ["Cost beside quality.", _cost(rows, models), _cost_figure(rows, models)]
     columns = list(dict.fromkeys(column for row in rows for column in row["groups"]))
@@ -100,6 +102,44 @@ def _of(rows: Sequence[Row], model: str, *keys: str) -> list[float]:
         if value is not None:
             found.append(value)
     return found
+
+
+def _across(results: Results) -> list[Part]:
+    """AUC and training speed of every model on every data set."""
+    datasets = list(results["tasks"])
+    rows = {data: [row for row in results["cells"] if row["data"] == data] for data in datasets}
+    models = list(dict.fromkeys(row["model"] for row in results["cells"]))
+    said = {(v["model"], v["data"]): v["verdict"] for v in results["verdicts"] if v["metric"] == "auc"}
+    oracle = [results["oracle"].get(data, {}).get("auc") for data in datasets]
+    lines, figure = [], go.Figure()
+    for model in models:
+        values = [_of(rows[data], model, "auc") for data in datasets]
+        verdicts = [said.get((model, data), "") for data in datasets]
+        marks = [f" {verdict}" if verdict in ("better", "worse") else "" for verdict in verdicts]
+        lines.append([model, *(_text(found) + mark for found, mark in zip(values, marks, strict=True))])
+        spread = {"type": "data", "array": [mean_spread(found)[1] if found else None for found in values]}
+        figure.add_scatter(x=datasets, y=[_mean(found) for found in values], name=model, error_y=spread)
+    if any(oracle):
+        lines.append(["oracle", *("–" if best is None else f"{best:.4f}" for best in oracle)])
+        figure.add_scatter(x=datasets, y=oracle, name="oracle", line={"dash": "dot", "color": "#1c2733"})
+    figure.update_layout(title="AUC by data set", height=460, margin=MARGIN)
+    speed = [[m, *(_whole(_of(rows[data], m, "rows_per_second")) for data in datasets)] for m in models]
+    return [
+        f"AUC; better or worse than '{results['reference']}' where a verdict says so.",
+        Grid(["model", *datasets], lines),
+        figure,
+        "Rows per second of training.",
+        Grid(["model", *datasets], speed),
+    ]
+
+
+def _short(assignment: str) -> str:
+    """`a.b=0.0123456` as `a.b=0.0123`."""
+    key, _, value = assignment.partition("=")
+    try:
+        return f"{key}={float(value):.3g}"
+    except ValueError:
+        return assignment
 
 
 def _mean(values: Sequence[float]) -> float | None:
