@@ -113,6 +113,7 @@ def test_paths_by_split() -> None:
             "unknown key 'task'; did you mean 'tasks'?; valid keys: activity, dim, domains, features, name,",
         ),
         ({"dim": 0}, "'dim': Input should be greater than 0 (got 0)"),
+        (feature("age", dim=6), "feature 'age': dim 6 is no multiple of 4, as FBGEMM needs it; 8 is the next one"),
         ({"tasks": []}, "at least one domain, one task and one feature"),
         ({"features": []}, "at least one domain, one task and one feature"),
         (
@@ -265,7 +266,7 @@ def test_the_fingerprint_does_not_know_where_the_files_lie() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"dim": 5},
+        {"dim": 12},
         {"user": "household"},
         {"weight": None},
         {"activity": "actions"},
@@ -276,7 +277,7 @@ def test_the_fingerprint_does_not_know_where_the_files_lie() -> None:
         {"domains": dict(reversed(CONTENT["domains"].items()))},
         {"domains": CONTENT["domains"] | {"product": {"role": "target", "train": "x"}}},
         feature("age", rows=11),
-        feature("age", dim=3),
+        feature("age", dim=12),
         feature("age", hash="mod"),
         feature("age", group="shared"),
         feature("age", table="years"),

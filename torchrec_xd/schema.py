@@ -61,7 +61,7 @@ class Feature(Settings):
     rows: PositiveInt | None = None
     """Rows of the table; ids lie in [0, rows)."""
     dim: PositiveInt | None = None
-    """Width of the embedding; the schema's `dim` unless told."""
+    """Width of the embedding, of a table a multiple of 4; the schema's `dim` unless told."""
     pooling: Literal["sum", "mean"] = "sum"
     """How a bag becomes one vector."""
     hash: Literal["none", "mod", "xxhash"] = "none"
@@ -175,7 +175,7 @@ class Schema(Settings):
         """All embedding tables, by first use.
 
         Raises:
-            ValueError: two features share a table with different `rows` or `dim`; both are named.
+            ValueError: two features share a table with different `rows` or `dim`, or a table's width is no multiple of 4.
         """
         by_name: dict[str, list[Feature]] = {}
         for feature in self.features:
@@ -192,6 +192,11 @@ class Schema(Settings):
                         f"dim {self.dim_of(other)}); features that share a table need equal rows and dim"
                     )
             assert first.rows is not None
+            if self.dim_of(first) % 4:
+                raise ValueError(
+                    f"feature '{first.column}': dim {self.dim_of(first)} is no multiple of 4, as FBGEMM needs it; "
+                    f"{self.dim_of(first) // 4 * 4 + 4} is the next one"
+                )
             tables.append(Table(name, first.rows, self.dim_of(first), tuple(features)))
         return tuple(tables)
 

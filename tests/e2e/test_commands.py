@@ -243,7 +243,7 @@ def test_a_plan_is_made_loaded_and_refused_for_another_model(world, tmp_path):
     chosen = ["--set", f"sharding.plan={plan}", "--set", "trainer.epochs=1"]
     command("train", world / "mkt_pretrain.yaml", "--run-dir", tmp_path / "run", *chosen)
     assert metrics(tmp_path / "run")["train"]["steps"] > 0
-    other = [*chosen, "--set", "schema.dim=6"]
+    other = [*chosen, "--set", "schema.dim=8"]
     done = command("train", world / "mkt_pretrain.yaml", "--run-dir", tmp_path / "other", *other, check=False)
     assert done.returncode == 2
     assert "plan.json" in done.stderr.replace("\n", "")

@@ -70,8 +70,8 @@ def test_every_parameter_learns(schema):
 def test_what_does_not_fit_is_refused(schema):
     with pytest.raises(UserError, match=r"one domain.*items, video, post"):
         net_of(schema)
-    wide = [{**f, "dim": 6} if f["column"] == "category" else f for f in SCHEMA["features"]]
-    with pytest.raises(UserError, match=r"same dim \(4: .*; 6: category\)"):
+    wide = [{**f, "dim": 8} if f["column"] == "category" else f for f in SCHEMA["features"]]
+    with pytest.raises(UserError, match=r"same dim \(4: .*; 8: category\)"):
         net_of(Schema.model_validate({**SCHEMA, "features": wide}).only(("post",)))
     alone = Schema.model_validate({**SCHEMA, "features": SCHEMA["features"][:1]}).only(("post",))
     with pytest.raises(UserError, match="only one"):
