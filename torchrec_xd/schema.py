@@ -175,7 +175,7 @@ class Schema(Settings):
         """All embedding tables, by first use.
 
         Raises:
-            ValueError: two features share a table with different `rows` or `dim`, or a table's width is no multiple of 4.
+            ValueError: features share a table with different `rows` or `dim`, or its width is no multiple of 4.
         """
         by_name: dict[str, list[Feature]] = {}
         for feature in self.features:
