@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import plotly.graph_objects as go
-from plotly.colors.qualitative import Dark24
+from plotly.colors import qualitative
 
 from torchrec_xd.page import Grid, save_page
 from torchrec_xd.statistics import mean_spread
@@ -123,7 +123,7 @@ def _across(results: Results) -> list[Part]:
     if any(oracle):
         lines.append(["oracle", *("–" if best is None else f"{best:.4f}" for best in oracle)])
         figure.add_scatter(x=datasets, y=oracle, name="oracle", line={"dash": "dot", "color": "#1c2733"})
-    figure.update_layout(title="AUC by data set", height=460, margin=MARGIN, colorway=Dark24)
+    figure.update_layout(title="AUC by data set", height=460, margin=MARGIN, colorway=qualitative.Dark24)
     speed = [[m, *(_whole(_of(rows[data], m, "rows_per_second")) for data in datasets)] for m in models]
     return [
         f"AUC; better or worse than '{results['reference']}' where a verdict says so.",
