@@ -113,6 +113,7 @@ def test_paths_by_split() -> None:
             "unknown key 'task'; did you mean 'tasks'?; valid keys: activity, dim, domains, features, name,",
         ),
         ({"dim": 0}, "'dim': Input should be greater than 0 (got 0)"),
+        ({"dim": 6}, "the schema, for feature 'age': dim 6 is no multiple of 4"),
         (feature("age", dim=6), "feature 'age': dim 6 is no multiple of 4, as FBGEMM needs it; 8 is the next one"),
         ({"tasks": []}, "at least one domain, one task and one feature"),
         ({"features": []}, "at least one domain, one task and one feature"),

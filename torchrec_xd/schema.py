@@ -193,8 +193,9 @@ class Schema(Settings):
                     )
             assert first.rows is not None
             if self.dim_of(first) % 4:
+                whose = f"feature '{first.column}'" if first.dim else f"the schema, for feature '{first.column}'"
                 raise ValueError(
-                    f"feature '{first.column}': dim {self.dim_of(first)} is no multiple of 4, as FBGEMM needs it; "
+                    f"{whose}: dim {self.dim_of(first)} is no multiple of 4, as FBGEMM needs it; "
                     f"{self.dim_of(first) // 4 * 4 + 4} is the next one"
                 )
             tables.append(Table(name, first.rows, self.dim_of(first), tuple(features)))

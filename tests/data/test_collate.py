@@ -163,3 +163,11 @@ def test_the_largest_id_survives_shuffling(rows: int) -> None:
         [rows_of(schema, table, "a")], np.array([1, 0]), Decoder(schema, "a", labels=True, extra=()).id_types
     )
     assert gathered.ids[0].values.tolist() == [0, rows - 1]
+    assert gathered.ids[0].values.dtype == (np.int32 if rows == 2**31 else np.int64)
+
+
+def test_unsigned_ids_are_shuffled() -> None:
+    schema = schema_of({"column": "item", "kind": "id", "rows": ROWS})
+    table = pa.table({"item": pa.array([ROWS - 1, 0], pa.uint64()), "user": [1, 2], "click": [0, 1]})
+    gathered = Rows.gather([rows_of(schema, table, "a")], np.array([1, 0]), ID_TYPES[:1])
+    assert gathered.ids[0].values.tolist() == [0, ROWS - 1]

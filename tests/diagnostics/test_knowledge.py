@@ -31,8 +31,8 @@ def test_knowledge_cosines_are_those_of_the_parts(schema, batches):
                     torch.cat([rows[own], lookups.specific[domain].flatten(1)], dim=1)
                 )
                 cosines[domain].append(functional.cosine_similarity(common[domain], independent, dim=1))
-    curve = [{"step": step, "items": 0.5, "video": 0.25, "post": 0.75 / step} for step in (2, 4)]
-    found = KnowledgeCosines(task.net, curve)
+    curves = {"items": [], "video": [], "post": [{"step": step, "cosine": 0.75 / step} for step in (2, 4)]}
+    found = KnowledgeCosines(task.net, curves)
     diagnosis.measure(task, [found], batches)
     values = found.values()
     for domain, parts in cosines.items():
@@ -40,7 +40,7 @@ def test_knowledge_cosines_are_those_of_the_parts(schema, batches):
         assert said["count"] == len(cosine) == sum(said["histogram"])
         assert said["mean"] == pytest.approx(cosine.mean().item(), abs=1e-5)
         assert said["std"] == pytest.approx(cosine.std(correction=0).item(), abs=1e-5)
-    assert values["over_time"] == curve
+    assert values["over_time"] == curves
     (figure,) = [part for part in found.parts(values)[2:] if not isinstance(part, str)]
     assert {line.name: line.y for line in figure.data}["post"] == (0.375, 0.1875)
 

@@ -64,10 +64,11 @@ def test_a_later_slice_goes_on_with_every_weight(runs):
         torch.testing.assert_close(second[name], first[name], rtol=0, atol=1e-20)
 
 
-def test_the_source_tower_says_of_target_rows_what_the_source_model_would_without_its_own_features(runs):
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_source_tower_says_of_target_rows_what_the_source_model_would_without_its_own_features(runs, dropout):
     """In a row of the source whose specific features read as zero, and that is otherwise a row of the target."""
     schema = Schema.model_validate(schema_at(runs / "feed"))
-    task, batch = ctnet(schema), only(schema, 32, "post")
+    task, batch = ctnet(schema, source={**SOURCE, "dropout": dropout}), only(schema, 32, "post")
     model = materialise(build_single(schema.only(("items",)), settings_of(**SOURCE), EMBEDDINGS, 0))
     task.teacher.net.load_state_dict(
         {n: v for n, v in model.net.state_dict().items() if n.startswith(("vectors.", "trunk."))}

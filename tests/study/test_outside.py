@@ -177,7 +177,7 @@ def test_data_without_any_trained_model_are_refused(place):
     data = {"feed": {"task": "click@post"}, "again": {"task": "click@post"}}
     path = write_outside(place, models, data=data, reference="given")
     study = select(load_study(path), data=["again"])
-    with pytest.raises(UserError, match=r"data.again: no model is trained on it \(given: from outside\)"):
+    with pytest.raises(UserError, match=r"data.again: no model that is shown is trained on it \(given: from outside\)"):
         run_study(study, path, place / "out")
 
 

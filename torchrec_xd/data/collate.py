@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -64,16 +62,8 @@ class Jagged:
         return Jagged(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
-def _taken(values: NDArray[Any], order: Integers) -> NDArray[Any]:
-    """`values[order]`: of single numbers by Arrow, which needs a fifth of the time that np.take does."""
-    if values.ndim > 1:
-        return np.take(values, order, axis=0)
-    taken: NDArray[Any] = pc.take(pa.array(values), pa.array(order), boundscheck=False).to_numpy()
-    return taken
-
-
 def _gather(parts: Sequence[NDArray[Any]], order: Integers) -> NDArray[Any]:
-    return _taken(np.concatenate(parts), order)
+    return np.take(np.concatenate(parts), order, axis=0)
 
 
 def _gather_jagged(parts: Sequence[Jagged], order: Integers, dtype: IdType) -> Jagged:
@@ -81,11 +71,11 @@ def _gather_jagged(parts: Sequence[Jagged], order: Integers, dtype: IdType) -> J
     if not len(values):
         return Jagged.empty(len(order))
     if all(part.offsets is None for part in parts):
-        return Jagged(_taken(values, order), None)
+        return Jagged(np.take(values, order), None)  # np.take: values[order] needs twice the time
     lengths = np.concatenate([part.lengths for part in parts])
     starts = np.cumsum(lengths) - lengths
     lengths = lengths[order]
-    return Jagged.of_lengths(_taken(values, spans(starts[order], lengths)), lengths)
+    return Jagged.of_lengths(np.take(values, spans(starts[order], lengths)), lengths)
 
 
 @dataclass(frozen=True)

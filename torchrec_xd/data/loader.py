@@ -218,7 +218,7 @@ class _WindowReader:
     def _table(self, row_group: RowGroup) -> pa.Table:
         """The row group; the last one is kept, as a large one spans several windows."""
         if self._last is None or self._last[0] != row_group:
-            self._last = None  # two row groups never lie in memory at once
+            self._last = None  # only what windows still look into stays in memory beside the next one
             self._last = (row_group, self._read_row_group(row_group))
         return self._last[1]
 

@@ -62,8 +62,11 @@ def read_predictions(path: Path, column: str) -> NDArray[Any]:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if column not in names:
-                raise UserError(f"{path}: has no column '{column}'; its columns are: {', '.join(names)}")
+            if names.count(column) != 1:
+                raise UserError(
+                    f"{path}: has {names.count(column) or 'no'} columns '{column}', one is needed; its columns are: "
+                    f"{', '.join(names)}"
+                )
             found = file.read([column])[column]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None

@@ -158,16 +158,14 @@ def _as_trained(batches: Iterable[Batch], config: RunConfig) -> Iterable[Batch]:
         yield batch if config.trainer.weighted else replace(batch, weight_B=torch.ones_like(batch.weight_B))
 
 
-def logged_cosines(directory: Path, schema: Schema) -> list[dict[str, float]]:
-    """`step` and the cosine of every domain in MKT's stage 1, as metrics.jsonl has them: means over a batch."""
+def logged_cosines(directory: Path, schema: Schema) -> dict[str, list[dict[str, float]]]:
+    """Domain to `step` and `cosine` of MKT's stage 1, as metrics.jsonl has them: means over its rows of a batch."""
     path = directory / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    keys = {domain: f"cosine/{domain}" for domain in schema.domains}
-    return [
-        {"step": line["step"], **{domain: line[key] for domain, key in keys.items()}}
-        for line in lines
-        if all(key in line for key in keys.values())
-    ]
+    return {
+        domain: [{"step": line["step"], "cosine": line[key]} for line in lines if (key := f"cosine/{domain}") in line]
+        for domain in schema.domains
+    }
 
 
 def noise_features(schema: Schema) -> frozenset[str] | None:

@@ -33,7 +33,7 @@ class KnowledgeCosines:
 
     Args:
         net: MEM.
-        curve: lines with `step` and, by domain, the cosine's mean over a batch, as training logged them.
+        curves: by domain `step` and `cosine`, the mean over its rows of a batch, as training logged them.
     """
 
     name = "knowledge"
@@ -43,8 +43,8 @@ class KnowledgeCosines:
         "independent one repeats what the domains have in common."
     )
 
-    def __init__(self, net: MultiEntityModel, curve: Sequence[Mapping[str, float]]) -> None:
-        self.curve = curve
+    def __init__(self, net: MultiEntityModel, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+        self.curves = curves
         self.common: dict[str, Tensor] = {}
         self.spread = {domain: Distribution(-1, 1, 2 * BINS) for domain in net.common.outputs}
         net.common.register_forward_hook(self._keep)
@@ -62,17 +62,18 @@ class KnowledgeCosines:
         """The hooks have seen all."""
 
     def values(self) -> dict[str, Any]:
-        """`domains`: summaries of the cosine by domain; `over_time`: `step` and every domain's mean, from training."""
-        domains = {name: spread.summary() for name, spread in self.spread.items()}
-        return {"domains": domains, "over_time": list(self.curve)}
+        """By domain: `domains`, summaries of the cosine; `over_time`, its mean by `step` of training."""
+        return {"domains": {name: spread.summary() for name, spread in self.spread.items()}, "over_time": self.curves}
 
     def parts(self, values: dict[str, Any]) -> list[str | Grid | go.Figure]:
         """The distributions, and the curve of training."""
-        domains, curve = values["domains"], values["over_time"]
+        domains, curves = values["domains"], values["over_time"]
         found: list[str | Grid | go.Figure] = [summary_grid("domain", domains), histogram_figure(domains, "cosine")]
-        if curve:
-            steps = [point["step"] for point in curve]
-            lines = [go.Scatter(name=d, x=steps, y=[point[d] for point in curve], mode="lines") for d in domains]
+        if any(curves.values()):
+            lines = [
+                go.Scatter(name=d, x=[p["step"] for p in curve], y=[p["cosine"] for p in curve], mode="lines")
+                for d, curve in curves.items()
+            ]
             found += ["Over time, as training logged it:", laid_out(go.Figure(lines), "step", "cosine")]
         return found
 

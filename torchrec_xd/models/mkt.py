@@ -145,7 +145,7 @@ class MultiEntityModel(nn.Module):
         output = logit_output(logits, self.schema, batch, self.settings.domain_weight)
         if self.settings.gamma:
             output.loss["pdl"] = self.settings.gamma * torch.stack(list(cosines.values())).sum()
-        output.monitors.update({f"cosine/{domain}": cosine.detach() for domain, cosine in cosines.items()})
+        output.monitors.update({f"cosine/{d}": cosine.detach() for d, cosine in cosines.items() if len(common[d])})
         return output
 
 

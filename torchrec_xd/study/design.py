@@ -211,7 +211,10 @@ class Ablation(Matrix):
         """
         known("base: model", self.base, self.models)
         if self.models[self.base].config is None:
-            raise UserError(f"base: '{self.base}' has scores and is not trained here, so no switch can change it")
+            raise UserError(
+                f"base: '{self.base}' has scores and is not trained here, so no switch can change it; name a model "
+                f"with a config: {', '.join(name for name, model in self.models.items() if model.config is not None)}"
+            )
         chain = (self.base, *self.ancestors(self.base))
         models = dict(self.models)
         for switch, assign in self.switches.items():

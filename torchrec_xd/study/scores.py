@@ -67,8 +67,8 @@ def outside_scores(study: Study, folder: Path, every: Sequence[Cell]) -> list[Ou
         like = next((cell for cell in every if cell.data == data and cell.task is not None), None)
         if like is None:
             raise UserError(
-                f"data.{data}: no model is trained on it ({', '.join(files)}: from outside); one at least is needed, "
-                "whose config says what the columns mean"
+                f"data.{data}: no model that is shown is trained on it ({', '.join(files)}: from outside); one is "
+                "needed, whose config says what the columns mean"
             )
         schema = _only(like.schema, entry.task)
         batches = list(_batches(schema, Evaluation(schema, like.config.metrics).extra))
@@ -128,7 +128,7 @@ def _given(path: Path, schema: Schema, batches: Sequence[Batch], key: str) -> Ar
     except UserError as error:
         raise UserError(
             f"{key}: {error}. A model from outside gives '{schema.user}' and 'score_{task}' of all test rows, in the "
-            "order of their files, as `torchrec-xd score --parts` writes them; or leave it out by --models"
+            "order of their files, as `torchrec-xd score --parts` writes them; or take it out of the study"
         ) from None
     return score_R.astype(np.float64)
 
