@@ -56,7 +56,9 @@ class ExitSettings(Settings):
     """False is the ablation "w/o ICL": no L1 term, the whole prediction learns `y_t` by cross entropy."""
     transfer_loss: Literal["whole", "transfer"] = "whole"
     """What the L1 term holds against what. whole: the prediction P against the label `y_icl`. transfer: `P_tr` against
-    `c`, over rows with `y_s = 1`. The summaries of the paper that we have allow both readings."""
+    `c`, over rows with `y_s = 1`. The summaries of the paper that we have allow both readings. An absolute error is
+    least at the median: with `whole`, `P_tr` falls to 0 where most rows have no fitting interest; take `transfer`
+    where `P_tr` is to be read (docs/results/homepage_2026-11-22.md)."""
     target_weight: NonNegativeFloat = 1.0
     """lambda 1, of the target tower's cross entropy."""
     source_weight: NonNegativeFloat = 1.0

@@ -19,7 +19,7 @@ Row = dict[str, Any]
 Part: TypeAlias = "str | Grid | go.Figure"
 LABELS = {"auc": "AUC", "gauc": "GAUC", "logloss": "log loss", "ne": "NE", "calibration": "calibration"}
 COLOURS = {"better": "#1a7f37", "worse": "#c62828", "can't tell": "#7a869a"}
-COLOURS = qualitative.Dark24
+PALETTE = qualitative.Dark24
 """Of models, where a plot tells them by nothing else."""
 MARGIN = {"t": 50, "b": 45, "l": 150, "r": 20}
 
@@ -126,7 +126,7 @@ def _across(results: Results) -> list[Part]:
     if any(oracle):
         lines.append(["oracle", *("–" if best is None else f"{best:.4f}" for best in oracle)])
         figure.add_scatter(x=datasets, y=oracle, name="oracle", line={"dash": "dot", "color": "#1c2733"})
-    figure.update_layout(title="AUC by data set", height=460, margin=MARGIN, colorway=COLOURS)
+    figure.update_layout(title="AUC by data set", height=460, margin=MARGIN, colorway=PALETTE)
     speed = [[m, *(_whole(_of(rows[data], m, "rows_per_second")) for data in datasets)] for m in models]
     return [
         f"AUC; better or worse than '{results['reference']}' where a verdict says so.",
@@ -254,6 +254,6 @@ def _group_figure(rows: Sequence[Row], models: Sequence[str], column: str) -> go
     for model in models:
         means = [_mean(_of(rows, model, "groups", column, group, "auc")) for group in groups]
         figure.add_scatter(x=groups, y=means, mode="markers", name=model, marker={"size": 9})
-    figure.update_layout(colorway=COLOURS, title=f"AUC by {column}", height=380, margin=MARGIN)
+    figure.update_layout(colorway=PALETTE, title=f"AUC by {column}", height=380, margin=MARGIN)
     figure.update_xaxes(type="category", title=column)
     return figure
