@@ -62,11 +62,9 @@ def read_predictions(path: Path, column: str) -> NDArray[Any]:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if names.count(column) != 1:
-                raise UserError(
-                    f"{path}: has {names.count(column) or 'no'} columns '{column}', one is needed; its columns are: "
-                    f"{', '.join(names)}"
-                )
+            if (count := names.count(column)) != 1:
+                told = f"has no column '{column}'" if not count else f"has column '{column}' {count} times"
+                raise UserError(f"{path}: {told}; its columns are: {', '.join(names)}")
             found = file.read([column])[column]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
