@@ -22,13 +22,13 @@ def test_a_schema_file_lies_relative_to_its_config(tmp_path):
 
 
 def test_what_is_dumped_says_the_same_and_needs_no_other_file(tmp_path):
-    config = load_config(write(tmp_path, seed=7, domains=["items", "post"]), ["trainer.epochs=3", "schema.dim=6"])
+    config = load_config(write(tmp_path, seed=7, domains=["items", "post"]), ["trainer.epochs=3", "schema.dim=8"])
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(config.dump())
     (tmp_path / "schema.yaml").unlink()
     again = load_run(tmp_path / "run")
     assert again == config
-    assert (again.trainer.epochs, again.data_schema.dim, again.seed) == (3, 6, 7)
+    assert (again.trainer.epochs, again.data_schema.dim, again.seed) == (3, 8, 7)
     with pytest.raises(UserError, match="no run folder"):
         load_run(tmp_path)
 

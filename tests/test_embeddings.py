@@ -97,14 +97,14 @@ def changed(column, **settings):
 
 
 def test_unequal_widths_of_specific_features_are_refused_by_name():
-    with pytest.raises(UserError, match=r"'post'.*style 6.*topic 4"):
-        layout(changed("style", dim=6))
+    with pytest.raises(UserError, match=r"'post'.*style 8.*topic 4"):
+        layout(changed("style", dim=8))
 
 
 def test_other_widths_elsewhere_are_fine(tmp_path):
-    schema = changed("hour", dim=6).model_copy(update={"root": str(write_feed(tmp_path))})
+    schema = changed("hour", dim=8).model_copy(update={"root": str(write_feed(tmp_path))})
     batch = next(iter(Loader(schema, LoaderSettings(batch_size=48), "train").batches()))
-    assert embeddings(schema)(batch).groups["context"].shape[1] == 6
+    assert embeddings(schema)(batch).groups["context"].shape[1] == 8
 
 
 def test_a_table_pooled_both_ways_is_refused():
