@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,11 @@ def test_several_locations_in_their_order(tmp_path: Path) -> None:
         pq.write_table(pa.table({"x": [1]}), far)
     with pytest.raises(UserError, match="on another file system"):
         ParquetFiles(["a.parquet", "memory://far.parquet"], str(tmp_path), lambda file, schema: None)
+
+
+@pytest.mark.parametrize("location", ["hf://datasets/a/b.parquet", "fsspec+nosuch://b/c.parquet"])
+def test_a_file_system_whose_package_is_missing(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyArrow answers some schemes with what Python says of a missing package."""
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"neither PyArrow \(.*\) nor fsspec \(.*\) can open a file system"):
+        ParquetFiles((location,), "", lambda file, schema: None)

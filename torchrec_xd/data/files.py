@@ -99,7 +99,7 @@ def _filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
     try:
         filesystem, base = fs.FileSystem.from_uri(f"{scheme}://{host}/{question}{query}")
         return filesystem, f"{base.rstrip('/')}/{path}"
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (ValueError, NotImplementedError, ImportError) as error:  # unknown, not built in, a package is missing
         if query and isinstance(error, pa.ArrowInvalid) and scheme in _ARROW_SCHEMES:
             raise UserError(f"{location}: {error}; mend what follows the question mark") from error
         return _fsspec(scheme, location, error)
