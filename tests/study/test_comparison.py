@@ -227,8 +227,12 @@ def test_several_data_sets_side_by_side(lab, tmp_path):
     twice = {**found, "tasks": {**found["tasks"], "other": "click@post"}, "oracle": {"feed": {"auc": 0.9}}}
     twice["cells"] = [*found["cells"], *({**row, "data": "other"} for row in found["cells"])]
     verdict = {"model": "mkt", "data": "feed", "metric": "auc", "verdict": "better"}
+    chosen = ["a.lr=0.0123456", "a.rows=100000", "a.lr=0.2", "a.kind=mean"]
+    best = {data: {"mkt": chosen} for data in ("feed", "other")}
+    twice["tuned"] = {"trials": 3, "on": {"feed": "feed", "other": "feed"}, "best": best}
     twice["verdicts"] = [verdict | {"delta": 0.1, "low": 0.05, "high": 0.2, "p_holm": 0.01}]
     save_results(twice, tmp_path / "both")
+    assert "| mkt | a.lr=0.0123; a.rows=100000; a.lr=0.2; a.kind=mean |" in (tmp_path / "both.md").read_text()
     lines = (tmp_path / "both.md").read_text().split("## All data sets")[1].split("## feed")[0].splitlines()
     [mkt, speed] = [line.split(" | ") for line in lines if line.startswith("| mkt |")]
     assert mkt[1].endswith(" better")
