@@ -20,7 +20,7 @@ LAYERS = (
     ("settings",),
     ("schema", "batch", "log", "page", "world", "doctor", "modules", "losses", "statistics"),
     ("embeddings", "data", "prepare"),
-    ("models",),
+    ("models", "cpu_lookup"),
     ("trainer", "checkpoint", "metrics", "sharding", "planner", "report"),
     ("config",),
     ("run",),
@@ -37,7 +37,7 @@ MAY_IMPORT = {
     # Collectives: process group and sharded model, gathering for exact metrics, reading and writing of shards.
     "torch.distributed": ("sharding", "metrics", "checkpoint", "world"),
     # The planner takes what describes shards and prices; what needs a process group is for sharding alone.
-    "torchrec.distributed": ("sharding", "planner"),
+    "torchrec.distributed": ("sharding", "planner", "cpu_lookup"),
     "torchrec.distributed.comm": ("sharding",),
     "torchrec.distributed.model_parallel": ("sharding",),
     "torchrec.distributed.DistributedModelParallel": ("sharding",),

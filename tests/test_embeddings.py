@@ -1,10 +1,14 @@
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from tests.feeds import SCHEMA, schema_at, write_feed
 from tests.unsharded import materialise
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, layout, table_configs
+from torchrec_xd.modules.rows import beside, by_domain
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import UserError
 
@@ -38,6 +42,58 @@ def test_groups_are_the_features_side_by_side_in_schema_order(schema, batch):
     age = batch.dense_BN[:, :1] * weight + bias
     torch.testing.assert_close(lookups.groups["user"], torch.cat([user, age], dim=1))
     assert lookups.groups["scene"].shape == (len(batch), 0)
+
+
+@given(st.permutations([f for f in SCHEMA["features"] if f["column"] != "hist"]), st.data())
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_features_are_found_whatever_their_order(schema, features, data):
+    """In the schema, in the tables, and in what a plan makes of them: every column holds its own feature's vector."""
+    history = next(f for f in SCHEMA["features"] if f["column"] == "hist")
+    shuffled = Schema.model_validate({**schema.model_dump(by_alias=True), "features": [*features, history]})
+    module = embeddings(shuffled)
+    batch = next(iter(Loader(shuffled, LoaderSettings(batch_size=16), "train").batches()))
+    vectors = module.bags(batch.bags).to_dict()
+    module.bags = Reordered(module.bags, data.draw(st.permutations(sorted(vectors))))
+    lookups = module(batch)
+    for group in ("user", "shared", "context"):
+        at = 0
+        for feature in [f for f in shuffled.features if f.group == group]:
+            width = module.dims[feature.column]
+            if feature.column in vectors:
+                torch.testing.assert_close(lookups.groups[group][:, at : at + width], vectors[feature.column])
+            at += width
+        assert at == lookups.groups[group].shape[1]
+    for domain, own in lookups.rows.items():
+        for i, feature in enumerate(shuffled.features_of(domain, "specific")):
+            if feature.column in vectors:
+                torch.testing.assert_close(lookups.specific[domain][:, i], vectors[feature.column][own])
+
+
+class Reordered(torch.nn.Module):
+    """Tables whose features come back in another order, as from a sharded collection."""
+
+    def __init__(self, bags, keys):
+        super().__init__()
+        self.bags, self.keys = bags, keys
+
+    def forward(self, ids):
+        found = self.bags(ids).to_dict()
+        parts = [found[key] for key in self.keys]
+        return KeyedTensor(self.keys, [part.shape[1] for part in parts], torch.cat(parts, dim=1))
+
+
+def test_rows_by_domain_and_tensors_side_by_side():
+    rows = {"a": slice(0, 2), "b": slice(2, 2), "c": slice(2, 3)}
+    x = torch.arange(6.0).view(3, 2).requires_grad_()
+    cut = by_domain(x, rows)
+    assert {name: part.tolist() for name, part in cut.items()} == {"a": [[0, 1], [2, 3]], "b": [], "c": [[4, 5]]}
+    (cut["a"].sum() + 3 * cut["c"].sum()).backward()
+    assert x.grad.tolist() == [[1, 1], [1, 1], [3, 3]]
+    assert by_domain(x, {"a": slice(0, 3)})["a"] is x
+    none = torch.zeros(3, 0)
+    assert beside([none, x]) is x
+    assert beside([x, none, x]).shape == (3, 4)
+    assert beside([none, none]).shape == (3, 0)
 
 
 def test_specific_features_are_the_domains_own_rows(schema, batch):

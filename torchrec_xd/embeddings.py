@@ -11,6 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -27,6 +28,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from torchrec_xd.batch import Batch
 from torchrec_xd.modules.numeric import NumericEmbedding
+from torchrec_xd.modules.rows import beside
 from torchrec_xd.schema import Feature, Group, Schema, Table
 from torchrec_xd.settings import Settings, UserError
 
@@ -43,6 +45,10 @@ class EmbeddingSettings(Settings):
     """Type of the weights; the optimizer state stays fp32."""
     init_std: float = 0.01
     """Standard deviation of a table's first weights."""
+
+
+Run = tuple[str, ...]
+"""Columns whose vectors lie side by side and are read together."""
 
 
 class Sequence(NamedTuple):
@@ -113,6 +119,8 @@ class Embeddings(nn.Module):
         super().__init__()
         self.schema = schema
         self.read = schema if batches is None else _common(schema, batches)
+        self.dims = {f.column: schema.dim_of(f) for f in schema.features}
+        self.next_of = _neighbours(schema)
         self.batch_dense = [f.column for f in (batches or schema).features if f.kind == "dense"]
         tables = self.read.tables()
         dtype = {"fp32": DataType.FP32, "fp16": DataType.FP16}[settings.dtype]
@@ -148,47 +156,67 @@ class Embeddings(nn.Module):
 
     def forward(self, batch: Batch) -> Lookups:
         """One lookup per collection for all features, then views by group."""
-        # Features are taken by key: a sharded collection returns them in the order of its plan.
-        pooled: Mapping[str, Tensor] = self.bags(batch.bags).to_dict() if self.bags is not None else {}
+        vectors = self._numeric_vectors(batch.dense_BN)
+        if self.bags is not None:
+            pooled = self.bags(batch.bags)
+            # Features are taken by key: a sharded collection returns them in the order of its plan.
+            vectors |= self._runs(pooled.values(), pooled.keys())
         jagged = dict(self.sequences(batch.sequences).items()) if self.sequences is not None else {}
-        vectors = {**pooled, **self._numeric_vectors(batch.dense_BN)}
-        vectors.update(
-            {f.column: _first(jagged[f.column]) for f in self.read.features if f.column in jagged and f.kind == "id"}
-        )
+        ids = [f.column for f in self.read.features if f.kind == "id" and f.column in jagged]
+        firsts = {column: _first(jagged[column]) for column in ids}
+        vectors |= {(column,): first for column, first in firsts.items()}
         rows = {domain: batch.rows(i) for i, domain in enumerate(self.read.domains)}
         groups = {group: self._concat(vectors, group, batch) for group in FLAT_GROUPS}
         specific = {domain: self._specific(vectors, domain, own, batch) for domain, own in rows.items()}
         sequences = {
-            f.column: self._sequence(f, jagged, vectors, batch) for f in self.schema.features if f.kind == "sequence"
+            f.column: self._sequence(f, jagged, firsts, batch) for f in self.schema.features if f.kind == "sequence"
         }
         return Lookups(groups, specific, sequences, rows)
 
-    def _numeric_vectors(self, dense_BN: Tensor) -> dict[str, Tensor]:
-        vectors: dict[str, Tensor] = {}
+    def _numeric_vectors(self, dense_BN: Tensor) -> dict[Run, Tensor]:
+        vectors: dict[Run, Tensor] = {}
         for module in self.numeric.values():
             columns = [name.removeprefix("n_") for name in cast(NumericEmbedding, module).names]
             given = (
                 dense_BN if columns == self.batch_dense else dense_BN[:, [self.batch_dense.index(c) for c in columns]]
             )
-            vectors.update(zip(columns, module(given).unbind(1), strict=True))
+            vectors |= self._runs(module(given).flatten(1), columns)
         return vectors
 
-    def _concat(self, vectors: Mapping[str, Tensor], group: Group, batch: Batch) -> Tensor:
-        members = [
-            vectors[f.column] if f.column in vectors else batch.dense_BN.new_zeros(len(batch), self.schema.dim_of(f))
-            for f in self.schema.features
-            if f.group == group
-        ]
-        return torch.cat(members, dim=1).float() if members else batch.dense_BN.new_zeros(len(batch), 0)
+    def _runs(self, vectors_BV: Tensor, columns: Iterable[str]) -> dict[Run, Tensor]:
+        """Vectors that lie side by side, cut only where what is read together ends: few wide views, hardly a copy."""
+        runs: list[Run] = []
+        for column in columns:
+            if runs and self.next_of.get(runs[-1][-1]) == column:
+                runs[-1] = (*runs[-1], column)
+            else:
+                runs.append((column,))
+        widths = [sum(self.dims[column] for column in run) for run in runs]
+        return dict(zip(runs, torch.split_with_sizes(vectors_BV, widths, dim=1), strict=True))
 
-    def _specific(self, vectors: Mapping[str, Tensor], domain: str, own: slice, batch: Batch) -> Tensor:
-        members = [vectors[f.column][own] for f in self.read.features_of(domain, "specific")]
-        if members:
-            return torch.stack(members, dim=1).float()
-        return batch.dense_BN.new_zeros(own.stop - own.start, 0, self.schema.dim)
+    def _concat(self, vectors: Mapping[Run, Tensor], group: Group, batch: Batch) -> Tensor:
+        members = [f.column for f in self.schema.features if f.group == group]
+        return self._beside(vectors, members, batch).float()
+
+    def _specific(self, vectors: Mapping[Run, Tensor], domain: str, own: slice, batch: Batch) -> Tensor:
+        members = [f.column for f in self.read.features_of(domain, "specific")]
+        dim = self.dims[members[0]] if members else self.schema.dim
+        own_BV = self._beside(vectors, members, batch)[own].float()
+        return own_BV.view(len(own_BV), len(members), dim)
+
+    def _beside(self, vectors: Mapping[Run, Tensor], columns: list[str], batch: Batch) -> Tensor:
+        """`[B, sum of widths]` of columns that runs cover whole; zero where the batch lacks one."""
+        runs = {run[0]: run for run in vectors}
+        parts: list[Tensor] = []
+        while columns:
+            run = runs.get(columns[0], (columns[0],))
+            given = vectors.get(run)
+            parts.append(batch.dense_BN.new_zeros(len(batch), self.dims[run[0]]) if given is None else given)
+            columns = columns[len(run) :]
+        return beside(parts) if parts else batch.dense_BN.new_zeros(len(batch), 0)
 
     def _sequence(
-        self, feature: Feature, jagged: Mapping[str, JaggedTensor], vectors: Mapping[str, Tensor], batch: Batch
+        self, feature: Feature, jagged: Mapping[str, JaggedTensor], firsts: Mapping[str, Tensor], batch: Batch
     ) -> Sequence:
         assert feature.length is not None
         zero_BD = batch.dense_BN.new_zeros(len(batch), self.schema.dim_of(feature))
@@ -196,9 +224,16 @@ class Embeddings(nn.Module):
             return Sequence(zero_BD[:, None, :][:, :0], zero_BD.new_zeros(len(batch), dtype=torch.int64), zero_BD)
         keys_BLD = jagged[feature.column].to_padded_dense(feature.length).float()
         # Several ids may share the table (an item and its substitute): a row queries with the sum of those it carries.
-        queries = [vectors[f.column] for f in self.queries[feature.column]]
+        queries = [firsts[f.column] for f in self.queries[feature.column]]
         query_BD = torch.stack(queries).sum(0).float() if queries else zero_BD
         return Sequence(keys_BLD, jagged[feature.column].lengths(), query_BD)
+
+
+def _neighbours(schema: Schema) -> dict[str, str]:
+    """Column to the one behind it in its group, where all that read the one read the other too."""
+    groups = [[f for f in schema.features if f.group == group] for group in (*FLAT_GROUPS, "specific")]
+    pairs = [pair for features in groups for pair in pairwise(features)]
+    return {left.column: right.column for left, right in pairs if left.domains == right.domains}
 
 
 def _common(schema: Schema, batches: Schema) -> Schema:

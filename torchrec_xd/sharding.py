@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import nn
 from torch.distributed.optim import (  # type: ignore[attr-defined]
     _apply_optimizer_in_backward as apply_optimizer_in_backward,
 )
-from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding
-from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
@@ -29,8 +26,8 @@ from torchrec.distributed.types import (
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from torchrec_xd.cpu_lookup import MOST_GROUPS, deal_tables, look_up_as_bags, look_up_side_by_side
 from torchrec_xd.embeddings import Initialiser, table_initialisers, table_parameters
 from torchrec_xd.models.task import TrainTask
 from torchrec_xd.settings import Settings, UserError
@@ -157,6 +154,9 @@ def shard(
         UserError: tables that the plan replicates (data_parallel) and that have no optimizer for that.
     """
     tables = table_initialisers(task)
+    threads = min(world.least(torch.get_num_threads()), MOST_GROUPS) if world.device.type == "cpu" else 1
+    if threads > 1:
+        deal_tables(task, threads)
     model = DistributedModelParallel(
         task,
         env=ShardingEnv.from_process_group(world.group),
@@ -169,7 +169,10 @@ def shard(
     for name, parameter in model.named_parameters():
         if name.startswith("teacher.") and parameter.is_leaf:
             parameter.requires_grad_(False)  # a replicated table would otherwise wait for a gradient
-    _look_up_as_bags(model)
+    if world.device.type == "cpu":
+        look_up_as_bags(model)
+    if threads > 1:
+        look_up_side_by_side(model, threads)
     _fill_shards(model, tables)
     if world.size > 1:
         model.init_data_parallel()  # a single process has nobody to average with, and would copy all gradients
@@ -212,37 +215,6 @@ def _local(held: Any) -> list[torch.Tensor]:
     if hasattr(held, "local_shards"):
         return [shard.tensor for shard in held.local_shards()]
     return [held] if isinstance(held, torch.Tensor) else []
-
-
-def _look_up_as_bags(model: nn.Module) -> None:
-    """On CPU, let sequences be looked up as bags of one id each: the same vectors and updates.
-
-    FBGEMM's backward pass for unpooled lookups takes a microsecond per row there, for pooled ones 15 times less
-    (docs/decisions.md).
-    """
-    collections = [module for module in model.modules() if isinstance(module, ShardedEmbeddingCollection)]
-    # torchrec hides what lies inside of a sharded collection from modules().
-    kernels = [kernel for collection in collections for lookup in collection._lookups for kernel in lookup._emb_modules]
-    for kernel in kernels:
-        if isinstance(kernel, BatchedFusedEmbedding) and kernel.emb_module.use_cpu:
-            kernel.emb_module.pooling_mode, kernel.emb_module.is_nobag = PoolingMode.SUM, False
-            kernel.forward = partial(_bags_of_one, kernel.emb_module)
-
-
-def _bags_of_one(tables: nn.Module, features: KeyedJaggedTensor) -> torch.Tensor:
-    """The vectors of all ids, `[N, D]`, feature after feature.
-
-    A pooled lookup wants equally many bags of every feature: those with fewer ids get empty bags, which are dropped.
-    """
-    counts = features.length_per_key()
-    count_F1 = torch.tensor(counts).unsqueeze(1)
-    bags = max(*counts, 1)
-    within_FN = torch.minimum(torch.arange(bags), count_F1)
-    offsets = torch.cat([(count_F1.cumsum(0) - count_F1 + within_FN).flatten(), count_F1.sum(0)])
-    pooled: torch.Tensor = tables(indices=features.values().long(), offsets=offsets)
-    if len(counts) == 1:
-        return pooled[: counts[0]]
-    return torch.cat([vectors[:n] for n, vectors in zip(counts, pooled.chunk(len(counts), dim=1), strict=True)])
 
 
 def _fill_shards(model: nn.Module, tables: dict[str, Initialiser]) -> None:

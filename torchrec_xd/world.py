@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import platform
 import re
@@ -19,8 +20,10 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""glibc's names, from malloc.h."""
+M_TRIM_THRESHOLD, M_MMAP_MAX, MADV_HUGEPAGE = -1, -4, 14
+"""Names of the C library, from malloc.h and mman.h."""
+HUGE_PAGES = 4 << 30
+"""Bytes of addresses, not of memory, that are to be backed by huge pages."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,13 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether any process says yes (a collective)."""
-        said = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(said, dist.ReduceOp.MAX, self.group)
-        return bool(said.item())
+        return self.least(int(not flag)) == 0
+
+    def least(self, value: int) -> int:
+        """The least that any process says (a collective)."""
+        said = torch.tensor(value, device=self.device)
+        dist.all_reduce(said, dist.ReduceOp.MIN, self.group)
+        return int(said.item())
 
 
 def peak_memory(device: torch.device) -> int:
@@ -85,15 +92,25 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed: a step allocates the same tensors as the one before it.
+    """Have glibc keep what is freed, and in huge pages: a step allocates the same tensors as the one before it.
 
-    By default it returns large tensors to the system, which hands them back page by page, zeroed (docs/decisions.md).
-    Other C libraries are left as they are.
+    By default it returns large tensors to the system, which hands them back page by page, zeroed; and the processor
+    looks up an address for every 4 KiB of them (docs/decisions.md). Other C libraries are left as they are.
     """
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, -1)
+    # Addresses that malloc gives away later; nothing is touched here, so no memory is used yet.
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.free.argtypes = [ctypes.c_void_p]
+    block = libc.malloc(HUGE_PAGES)
+    if block:  # else the system does not give away more addresses than it has memory
+        start = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
+        libc.madvise(start, HUGE_PAGES - mmap.PAGESIZE, MADV_HUGEPAGE)
+        libc.free(block)
 
 
 @contextmanager

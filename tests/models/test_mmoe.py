@@ -16,7 +16,7 @@ def test_a_task_mixes_all_experts_by_its_own_gate(schema, batch):
         gate = scores / scores.sum(1, keepdim=True)
         torch.testing.assert_close(gate.sum(1), torch.ones(len(gate)))
         mixture = sum(gate[:, [e]] * net.experts[e](x[own]) for e in range(3))
-        expected = net.towers.towers[f"click@{domain}"](mixture).squeeze(1).sigmoid()
+        expected = net.towers[f"click@{domain}"](mixture).squeeze(1).sigmoid()
         torch.testing.assert_close(task(batch)[1].score[f"click@{domain}"], expected)
 
 

@@ -17,6 +17,7 @@ from torchrec_xd.embeddings import Lookups
 from torchrec_xd.models.joint import JointRows, JointSettings, Towers, Widths
 from torchrec_xd.models.task import Output
 from torchrec_xd.modules.cross_connection import CrossConnection
+from torchrec_xd.modules.rows import by_domain
 from torchrec_xd.schema import Schema
 
 
@@ -50,9 +51,7 @@ class CollaborativeCrossNetworks(nn.Module):
         for layer in below:
             states = {domain: self.dropout(layer(states, domain)) for domain in self.domains}
         # The last layer's other towers would be read by nobody: a row passes through its own domain's alone.
-        hidden = {
-            domain: self.dropout(last({name: state[own] for name, state in states.items()}, domain))
-            for domain, own in lookups.rows.items()
-        }
+        cuts = {name: by_domain(state, lookups.rows) for name, state in states.items()}
+        hidden = {d: self.dropout(last({name: cut[d] for name, cut in cuts.items()}, d)) for d in self.domains}
         output: Output = self.towers(hidden, batch)
         return output

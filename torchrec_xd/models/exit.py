@@ -20,6 +20,7 @@ from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layou
 from torchrec_xd.losses import absolute_error_sum, bce_sum, probability_bce_sum
 from torchrec_xd.models.task import Output, RowVectors, TrainTask, task_rows
 from torchrec_xd.modules.ipn import InterestPredictionNetwork
+from torchrec_xd.modules.rows import beside, by_domain
 from torchrec_xd.modules.ssn import ConstantSelector, SceneSelectorNetwork
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import Settings, UserError
@@ -105,14 +106,15 @@ class ExplicitInterestTransfer(nn.Module):
         """Scores: the target task gets P and, as a view, `P_t`; `wanted` tasks get `P_s`, `fit` tasks `P_tr`."""
         settings, sources = self.settings, self.settings.sources
         rows = task_rows(self.schema, batch)
-        rows_BW = torch.cat(list(self.vectors(lookups).values()), dim=1)
-        own = rows[settings.target]
-        logit = {settings.target: self.ipn(rows_BW[own], settings.target)}
+        of_domain = by_domain(beside(self.vectors(lookups).values()), lookups.rows)
+        of_task = {task.name: of_domain[task.domain] for task in self.schema.tasks}
+        rows_BW = of_task[settings.target]
+        logit = {settings.target: self.ipn(rows_BW, settings.target)}
         for name, source in sources.items():
-            logit[source.wanted] = self.ipn(rows_BW[own], name)
+            logit[source.wanted] = self.ipn(rows_BW, name)
             if source.own is not None:
-                logit[source.own] = self.ipn(rows_BW[rows[source.own]], name)
-        transfer_BK = self.selector(rows_BW[own], lookups.groups["scene"][own]).sigmoid()
+                logit[source.own] = self.ipn(of_task[source.own], name)
+        transfer_BK = self.selector(rows_BW, lookups.groups["scene"][rows[settings.target]]).sigmoid()
         score = {task: values.sigmoid() for task, values in logit.items()}
         score |= {source.fit: transfer_BK[:, k] for k, source in enumerate(sources.values())}
         score[settings.alone] = score[settings.target]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from torchrec_xd.models.task import (
 )
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
+from torchrec_xd.modules.rows import beside
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import Settings
 
@@ -64,7 +64,7 @@ class JointRows(nn.Module):
     def forward(self, lookups: Lookups) -> Tensor:
         """`[B, out_dim]`."""
         aligned = [] if self.align is None else [self.align(lookups)]
-        return torch.cat([*self.vectors(lookups).values(), *aligned], dim=1)
+        return beside([*self.vectors(lookups).values(), *aligned])
 
 
 class Towers(nn.Module):

@@ -19,6 +19,7 @@ from torchrec_xd.models.task import Output, SpecificAlignment, TrainTask
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.minet import InterestAttention, ItemAttention
 from torchrec_xd.modules.mlp import MLP
+from torchrec_xd.modules.rows import by_domain
 from torchrec_xd.schema import Group, Schema
 from torchrec_xd.settings import UserError
 
@@ -81,12 +82,13 @@ class MixedInterestNetwork(nn.Module):
         """Binary cross entropy of every task, the target's and, as in the paper's joint loss, the sources'."""
         user = torch.cat([lookups.groups[group] for group in USER], dim=1)
         candidate = torch.cat([lookups.groups["shared"], self.align(lookups)], dim=1)
-        hidden = {}
-        for domain, own in lookups.rows.items():
+        users, hidden = by_domain(user, lookups.rows), {}
+        for domain, candidate_BQ in by_domain(candidate, lookups.rows).items():
+            user_BU = users[domain]
             if domain == self.target:
-                mixed = self.interests(self.mixed_interests(lookups, candidate[own], user[own]), candidate[own])
+                mixed = self.interests(self.mixed_interests(lookups, candidate_BQ, user_BU), candidate_BQ)
             else:
-                mixed = torch.cat([candidate[own], user[own]], dim=1)
+                mixed = torch.cat([candidate_BQ, user_BU], dim=1)
             hidden[domain] = self.trunks[domain](mixed)
         output: Output = self.towers(hidden, batch)
         return output

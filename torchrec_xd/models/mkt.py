@@ -34,6 +34,7 @@ from torchrec_xd.modules.gates import GatedLinearUnit
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
 from torchrec_xd.modules.ple import Experts, ProgressiveLayeredExtraction
+from torchrec_xd.modules.rows import by_domain
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import Settings, UserError
 
@@ -134,8 +135,8 @@ class MultiEntityModel(nn.Module):
         vectors, common = self.common(lookups)
         rows_BV = torch.cat(list(vectors.values()), dim=1)
         independent = {
-            domain: self.independent[domain](with_specific(rows_BV[own], lookups, domain))
-            for domain, own in lookups.rows.items()
+            domain: self.independent[domain](with_specific(own_BV, lookups, domain))
+            for domain, own_BV in by_domain(rows_BV, lookups.rows).items()
         }
         logits = {
             task.name: self.towers[task.name](torch.cat([common[task.domain], independent[task.domain]], dim=1))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from torchrec_xd.batch import Batch
 from torchrec_xd.embeddings import Lookups
-from torchrec_xd.models.joint import JointRows, JointSettings, Towers, Widths
-from torchrec_xd.models.task import Output, task_rows
+from torchrec_xd.models.joint import JointRows, JointSettings, Widths
+from torchrec_xd.models.task import Output, logit_output
 from torchrec_xd.modules.gates import ExpertGate
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
+from torchrec_xd.modules.rows import by_domain
 from torchrec_xd.schema import Schema
 
 
@@ -34,17 +35,21 @@ class MultiGateMixtureOfExperts(nn.Module):
         self.rows = JointRows(schema, settings)
         in_dim, widths, count = self.rows.out_dim, settings.expert_widths, settings.num_experts
         self.experts = nn.ModuleList(MLP(in_dim, widths, dropout=settings.dropout) for _ in range(count))
-        self.schema = schema
+        self.schema, self.settings = schema, settings
         self.gates = ModuleMap({task.name: ExpertGate(in_dim, count) for task in schema.tasks})
-        self.towers = Towers(widths[-1], schema, settings)
+        self.towers = ModuleMap(
+            {task.name: MLP(widths[-1], (*settings.tower_widths, 1), head=True) for task in schema.tasks}
+        )
 
     def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
         """Binary cross entropy of every task; every expert sees all rows, a gate those of its task's domain."""
         x_BI = self.rows(lookups)
-        said = [expert(x_BI) for expert in self.experts]
-        hidden = {
-            task: self.gates[task](x_BI[own], [expert_BW[own] for expert_BW in said])
-            for task, own in task_rows(self.schema, batch).items()
-        }
-        output: Output = self.towers(hidden, batch)
-        return output
+        own_BI = by_domain(x_BI, lookups.rows)
+        said = [by_domain(expert(x_BI), lookups.rows) for expert in self.experts]
+        logits = {}
+        for task in self.schema.tasks:
+            tower, gate = cast(MLP, self.towers[task.name]), self.gates[task.name]
+            # A gate's weights add up to 1, so that mixing behind a linear layer comes to the same, and is narrower.
+            first = [tower.first(own_BW[task.domain]) for own_BW in said]
+            logits[task.name] = tower.rest(gate(own_BI[task.domain], first))
+        return logit_output(logits, self.schema, batch, self.settings.domain_weight)

@@ -13,6 +13,7 @@ from torchrec_xd.embeddings import Lookups
 from torchrec_xd.models.joint import JointRows, JointSettings, Towers, Widths
 from torchrec_xd.models.task import Output
 from torchrec_xd.modules.mlp import MLP
+from torchrec_xd.modules.rows import by_domain
 from torchrec_xd.schema import Schema
 
 
@@ -36,5 +37,5 @@ class SharedBottom(nn.Module):
     def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
         """Binary cross entropy of every task."""
         hidden_BW = self.trunk(self.rows(lookups))
-        output: Output = self.towers({domain: hidden_BW[own] for domain, own in lookups.rows.items()}, batch)
+        output: Output = self.towers(by_domain(hidden_BW, lookups.rows), batch)
         return output

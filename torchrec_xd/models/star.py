@@ -18,6 +18,7 @@ from torchrec_xd.embeddings import Lookups
 from torchrec_xd.models.joint import JointRows, JointSettings, Widths
 from torchrec_xd.models.task import Output, logit_output
 from torchrec_xd.modules.mlp import MLP
+from torchrec_xd.modules.rows import by_domain
 from torchrec_xd.modules.star import PartitionedNorm, StarLinear
 from torchrec_xd.schema import Schema
 
@@ -54,10 +55,9 @@ class StarTopologyAdaptiveRecommender(nn.Module):
 
     def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
         """Binary cross entropy of every task; output i of a domain is its i-th task."""
-        x_BI = self.rows(lookups)
         logits = {}
-        for domain, own in lookups.rows.items():
-            logit_BO = self.star(x_BI[own], domain) + self.aside(x_BI[own], domain)
+        for domain, x_BI in by_domain(self.rows(lookups), lookups.rows).items():
+            logit_BO = self.star(x_BI, domain) + self.aside(x_BI, domain)
             logits.update({task: logit_BO[:, [i]] for i, task in enumerate(self.outputs[domain])})
         return logit_output(logits, self.schema, batch, self.settings.domain_weight)
 

@@ -18,6 +18,7 @@ from torchrec_xd.losses import bce_sum
 from torchrec_xd.modules.attention import SequencePooling
 from torchrec_xd.modules.hfa import HeterogeneousFeatureAlignment
 from torchrec_xd.modules.mapping import ModuleMap
+from torchrec_xd.modules.rows import beside
 from torchrec_xd.schema import Group, Schema
 from torchrec_xd.settings import UserError
 
@@ -52,7 +53,7 @@ class RowVectors(nn.Module):
 
     def forward(self, lookups: Lookups) -> dict[str, Tensor]:
         """Name to `[B, dims[name]]`."""
-        user = torch.cat([lookups.groups[group] for group in self.moment], dim=1)
+        user = beside(lookups.groups[group] for group in self.moment)
         every = {"user": user, "sequence": self.pooling(lookups.sequences), "shared": lookups.groups["shared"]}
         return {name: every[name] for name in self.dims}
 

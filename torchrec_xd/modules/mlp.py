@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class MLP(nn.Sequential):
@@ -22,3 +22,14 @@ class MLP(nn.Sequential):
                 # one module, so that weights are called the same whatever the dropout
                 self.append(nn.Sequential(nn.ReLU(), nn.Dropout(dropout)) if dropout else nn.ReLU())
             in_dim = width
+
+    def first(self, x: Tensor) -> Tensor:
+        """What the first layer, a linear one, makes of `[..., in_dim]`."""
+        first: Tensor = self[0](x)
+        return first
+
+    def rest(self, first: Tensor) -> Tensor:
+        """What all other layers make of that: `rest(first(x))` is the whole."""
+        for layer in list(self)[1:]:
+            first = layer(first)
+        return first

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchrec_xd.modules.gates import ExpertGate
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
+from torchrec_xd.modules.rows import by_domain
 
 SHARED = "*shared"
 """Name of the path that all domains feed; no domain can have it."""
@@ -91,10 +92,11 @@ class ProgressiveLayeredExtraction(nn.Module):
         paths = dict.fromkeys(self.paths, x_BI)
         for level in self.levels:
             paths = level(paths)
-        shared = self.last.run(SHARED, paths[SHARED])
+        shared = [by_domain(expert, rows) for expert in self.last.run(SHARED, paths[SHARED])]
+        # With one level all paths are the same rows, which are cut once.
+        cuts = by_domain(x_BI, rows) if not self.levels else {d: by_domain(paths[d], rows)[d] for d in self.outputs}
         common = {}
         for domain in self.outputs:
-            own_BI = paths[domain][rows[domain]]
-            experts = self.last.run(domain, own_BI) + [expert[rows[domain]] for expert in shared]
-            common[domain] = self.last.gates[domain](own_BI, experts)
+            experts = self.last.run(domain, cuts[domain]) + [expert[domain] for expert in shared]
+            common[domain] = self.last.gates[domain](cuts[domain], experts)
         return common

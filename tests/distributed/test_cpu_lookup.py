@@ -1,0 +1,119 @@
+"""Tables looked up by several threads train as those looked up by one."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+
+import pytest
+import torch
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+
+from tests.distributed.ranks import run_ranks
+from tests.distributed.sharded import sharded, world_of
+from tests.distributed.test_sharding import assert_same_training, batches, settings, task_of, train_plain, train_sharded
+from tests.feeds import schema_at, write_feed
+from torchrec_xd.cpu_lookup import _pool, _SideBySide, deal_tables
+from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, table_configs, table_parameters
+from torchrec_xd.planner import ShardingSettings
+from torchrec_xd.schema import Schema
+from torchrec_xd.sharding import TableOptimizerSettings, fuse_optimizers
+
+
+@pytest.fixture
+def content(tmp_path):
+    return schema_at(write_feed(tmp_path))
+
+
+def on_threads(rank: int, threads: tuple[int, ...], *args):
+    torch.set_num_threads(threads[rank])
+    return train_sharded(rank, *args)
+
+
+@pytest.mark.parametrize(("threads", "name"), [((2,), "rowwise_adagrad"), ((3,), "sgd"), ((2, 2), "adagrad")])
+def test_several_threads_train_as_the_plain_model_does(content, threads, name):
+    ranks = len(threads)
+    expected = train_plain(Schema.model_validate(content), name, ranks)
+    found = run_ranks(ranks, on_threads, threads, content, name, ShardingSettings())
+    assert_same_training(found, expected)
+
+
+def test_ranks_with_unlike_numbers_of_threads_agree_on_the_groups(content):
+    """Each rank works out how the others group: alone with its groups it would read vectors in another order.
+
+    The table that pools by mean stands between others, and behind them where there is one group of each pooling.
+    """
+    expected = train_plain(Schema.model_validate(content), "adagrad", 2)
+    placement = ShardingSettings(types=("row_wise",))
+    assert_same_training(run_ranks(2, on_threads, (1, 2), content, "adagrad", placement), expected)
+
+
+def seen(rank: int, content: dict, threads: int) -> list:
+    """Groups of each collection, the threads that looked them up, what those and this one say of their number."""
+    torch.set_num_threads(threads)
+    schema = Schema.model_validate(content)
+    model, optimizers = sharded(task_of(schema), settings("adagrad"), world_of(rank))
+    kinds = ShardedEmbeddingBagCollection | ShardedEmbeddingCollection
+    lookups = [lookup for module in model.modules() if isinstance(module, kinds) for lookup in module._lookups]
+    noted = []
+    for lookup in lookups:
+        for kernel in lookup._emb_modules:
+            kernel.emb_module.register_forward_hook(
+                lambda *_: noted.append((threading.current_thread().name[:6], torch.get_num_threads()))
+            )
+    optimizers.begin(0, 1)
+    loss, _ = model(batches(schema, 0, 1)[0])
+    loss.backward()
+    with torch.no_grad():
+        free = model(batches(schema, 0, 1)[0])[0]
+    return [[len(lookup._emb_modules) for lookup in lookups], noted, torch.get_num_threads(), free.requires_grad]
+
+
+def test_each_group_has_a_thread_that_starts_no_others(content):
+    [[groups, noted, mine, free]] = run_ranks(1, seen, content, 2)
+    assert max(groups) >= 2  # one per thread, and per kind of pooling
+    assert set(noted) == {("lookup", 1)}
+    assert mine == 2  # the dense part keeps its own
+    assert not free
+    [[groups_of_one, noted, _, _]] = run_ranks(1, seen, content, 1)
+    assert sum(groups_of_one) < sum(groups)
+    assert set(noted) == {("MainTh", 1)}
+
+
+def test_tables_are_dealt_by_the_features_that_read_them(content):
+    task = Embeddings(Schema.model_validate(content), EmbeddingSettings(), seed=0)
+    holder = torch.nn.Module()
+    holder.embeddings, holder.teacher = task, None
+    fuse_optimizers(holder, TableOptimizerSettings())
+    deal_tables(holder, 2)
+    readers = [len(config.feature_names) for config in table_configs(holder)]
+    groups = [table._optimizer_kwargs[0]["_batch_key"] for table in table_parameters(holder)]
+    assert groups == sorted(groups)
+    share = [sum(n for n, group in zip(readers, groups, strict=True) if group == g) for g in (0, 1)]
+    assert abs(share[0] - share[1]) <= max(readers)
+
+
+def test_what_fails_in_a_thread_is_raised():
+    def fail():
+        raise ValueError("table 3")
+
+    with pytest.raises(ValueError, match="table 3"):
+        _SideBySide.apply(torch.empty(0, requires_grad=True), 2, [fail, partial(torch.ones, 1)], True)
+
+
+def test_gradients_reach_each_part_and_come_back_through_it():
+    """Two calls of unlike width: x * 2 and x * 3, whose gradients are 2 and 3 times what comes in."""
+    x = [torch.ones(2, 1, requires_grad=True), torch.ones(2, 2, requires_grad=True)]
+    parts = _SideBySide.apply(torch.empty(0, requires_grad=True), 2, [lambda: x[0] * 2, lambda: x[1] * 3], True)
+    (torch.cat(parts, dim=1) * torch.tensor([[1.0, 10, 100]])).sum().backward()
+    assert x[0].grad.tolist() == [[2.0], [2.0]]
+    assert x[1].grad.tolist() == [[30.0, 300.0]] * 2
+
+
+def test_starting_the_threads_leaves_the_number_of_this_one():
+    before = torch.get_num_threads()
+    _pool.cache_clear()
+    _pool(3)
+    assert torch.get_num_threads() == before
+    assert list(_pool(3).map(lambda _: torch.get_num_threads(), range(3))) == [1, 1, 1]

@@ -1,0 +1,134 @@
+"""How FBGEMM's kernels are called on CPU: sequences as bags, and several groups of tables at the same time.
+
+FBGEMM walks through the tables of a group on one thread there, forward and backward. So tables are dealt into as many
+groups as there are threads, each with a kernel of its own. A table is still moved by one thread: all else is the same.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from typing import Any
+
+import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
+from torch import Tensor, nn
+from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding, BatchedFusedEmbeddingBag
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from torchrec_xd.embeddings import table_configs, table_parameters
+
+MOST_GROUPS = 8
+"""Each group costs a call of FBGEMM's, half a millisecond of Python that the threads have to share."""
+GROUP = "_batch_key"
+"""TorchRec's name of a setting that does nothing but keep tables in groups of their own."""
+
+
+def deal_tables(module: nn.Module, groups: int) -> None:
+    """Say which group each table goes to, in order, as many features to each; before sharding, alike on all ranks."""
+    tables = list(zip(table_configs(module), table_parameters(module), strict=True))
+    total, before = sum(len(config.feature_names) for config, _ in tables), 0
+    for config, table in tables:
+        settings = table._optimizer_kwargs[0]  # type: ignore[attr-defined]
+        table._optimizer_kwargs = [{**settings, GROUP: before * groups // total}]  # type: ignore[attr-defined]
+        before += len(config.feature_names)
+
+
+def look_up_as_bags(model: nn.Module) -> None:
+    """Let sequences be looked up as bags of one id each: the same vectors and updates.
+
+    FBGEMM's backward pass for unpooled lookups takes a microsecond per row on CPU, for pooled ones 15 times less
+    (docs/decisions.md).
+    """
+    for lookup, pooled in _lookups(model):
+        for kernel in [] if pooled else lookup._emb_modules:
+            if isinstance(kernel, BatchedFusedEmbedding):
+                kernel.emb_module.pooling_mode, kernel.emb_module.is_nobag = PoolingMode.SUM, False
+                kernel.forward = partial(_bags_of_one, kernel.emb_module)
+
+
+def look_up_side_by_side(model: nn.Module, threads: int) -> None:
+    """Let the groups of every sharded collection run at the same time."""
+    for lookup, pooled in _lookups(model):
+        kernels = lookup._emb_modules
+        if kernels and all(isinstance(k, BatchedFusedEmbedding | BatchedFusedEmbeddingBag) for k in kernels):
+            lookup.forward = partial(_look_up, lookup, threads, pooled)
+
+
+def _lookups(model: nn.Module) -> Iterator[tuple[Any, bool]]:
+    """What looks up the groups of each sharded collection, and whether it pools; torchrec hides it from modules()."""
+    for module in model.modules():
+        pooled = isinstance(module, ShardedEmbeddingBagCollection)
+        if pooled or isinstance(module, ShardedEmbeddingCollection):
+            lookups: Iterable[Any] = module._lookups  # type: ignore[assignment]
+            yield from ((lookup, pooled) for lookup in lookups)
+
+
+def _bags_of_one(tables: nn.Module, features: KeyedJaggedTensor) -> Tensor:
+    """The vectors of all ids, `[N, D]`, feature after feature.
+
+    A pooled lookup wants equally many bags of every feature: those with fewer ids get empty bags, which are dropped.
+    """
+    counts = features.length_per_key()
+    count_F1 = torch.tensor(counts).unsqueeze(1)
+    bags = max(*counts, 1)
+    within_FN = torch.minimum(torch.arange(bags), count_F1)
+    offsets = torch.cat([(count_F1.cumsum(0) - count_F1 + within_FN).flatten(), count_F1.sum(0)])
+    pooled: Tensor = tables(indices=features.values().long(), offsets=offsets)
+    if len(counts) == 1:
+        return pooled[: counts[0]]
+    return torch.cat([vectors[:n] for n, vectors in zip(counts, pooled.chunk(len(counts), dim=1), strict=True)])
+
+
+def _look_up(lookup: Any, threads: int, pooled: bool, features: KeyedJaggedTensor) -> Tensor:
+    """What the lookup's own forward returns: pooled vectors `[B, sum of widths]`, or all unpooled ones in one row."""
+    parts = features.split(lookup._feature_splits)
+    calls = [partial(kernel, part) for kernel, part in zip(lookup._emb_modules, parts, strict=True)]
+    anchor = torch.empty(0, requires_grad=True)  # without an input that wants a gradient there is no way back
+    vectors: tuple[Tensor, ...] = _SideBySide.apply(anchor, threads, calls, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    if not pooled:
+        vectors = tuple(group.view(-1) for group in vectors)
+    return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=-1)
+
+
+class _SideBySide(torch.autograd.Function):
+    """Calls whose graphs are kept apart from the rest and from each other, so that a thread each can walk them back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: Tensor, threads: int, calls: Sequence[Callable[[], Tensor]], wants_gradient: bool
+    ) -> tuple[Tensor, ...]:
+        def run(call: Callable[[], Tensor]) -> Tensor:
+            with torch.set_grad_enabled(wants_gradient):
+                return call()
+
+        ctx.threads = threads
+        with torch.profiler.record_function("tables: lookup"):
+            ctx.vectors = list(_pool(threads).map(run, calls))
+        return tuple(vectors.detach() for vectors in ctx.vectors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
+        with torch.profiler.record_function("tables: backward and update"):
+            list(_pool(ctx.threads).map(torch.autograd.backward, ctx.vectors, gradients))
+        return None, None, None, None
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that start none of their own: FBGEMM sorts a few thousand ids slower on two than on one."""
+    own, started = torch.get_num_threads(), threading.Barrier(threads)
+
+    def start(_: int) -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # a thread's first question has torch set the number anew, to what was set last: 1
+        started.wait()
+
+    pool = ThreadPoolExecutor(threads, "lookup")
+    list(pool.map(start, range(threads)))
+    torch.set_num_threads(own)  # what is set in one thread holds for libraries and threads to come, too
+    return pool
