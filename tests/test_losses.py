@@ -1,8 +1,9 @@
 import math
 
 import torch
+from torch.nn import functional
 
-from torchrec_xd.losses import bce_sum, polarized_distribution_loss
+from torchrec_xd.losses import bce_sum, cosine, polarized_distribution_loss
 
 
 def test_bce_by_hand_with_weights():
@@ -48,3 +49,16 @@ def test_minimising_pdl_turns_the_vectors_apart():
     with torch.no_grad():
         after = pdl((common - common.grad, independent - independent.grad))
     assert after < before
+
+
+def test_cosine_is_torchs_own_in_value_and_gradients():
+    torch.manual_seed(0)
+    scale = torch.tensor([[1.0], [1e-6], [1e6], [0.0]])  # the last row is a zero vector
+    pairs = [[(scale * torch.randn(4, 5)).requires_grad_(), torch.randn(4, 5).requires_grad_()]]
+    pairs.append([part.detach().clone().requires_grad_() for part in pairs[0]])
+    weigh = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    for found, (a, b) in zip((cosine(*pairs[0]), functional.cosine_similarity(*pairs[1], dim=1)), pairs, strict=True):
+        torch.testing.assert_close(found, functional.cosine_similarity(a, b, dim=1))
+        (weigh * found).sum().backward()
+    for mine, theirs in zip(*pairs, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)

@@ -26,7 +26,7 @@ from torchrec_xd.world import keep_freed_memory
 
 
 def reader(
-    rows: Annotated[int, typer.Option(help="Rows of the data set, half of them each domain's.")] = 1_000_000,
+    rows: Annotated[int, typer.Option(help="Rows of the data set, half of them each domain's.")] = 4_000_000,
     batch_size: BatchSize = 4096,
     threads: Annotated[int, typer.Option(min=1, help="Arrow's CPU threads, for both.")] = 2,
     repeats: Repeats = 5,
