@@ -20,7 +20,7 @@ from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_xd.embeddings import table_configs, table_parameters
+from torchrec_xd.embeddings import table_collections, table_configs, table_parameters
 
 MOST_GROUPS = 8
 """Each group costs a call of FBGEMM's, half a millisecond of Python that the threads have to share."""
@@ -29,13 +29,17 @@ GROUP = "_batch_key"
 
 
 def deal_tables(module: nn.Module, groups: int) -> None:
-    """Say which group each table goes to, in order, as many features to each; before sharding, alike on all ranks."""
-    tables = list(zip(table_configs(module), table_parameters(module), strict=True))
-    total, before = sum(len(config.feature_names) for config, _ in tables), 0
-    for config, table in tables:
-        settings = table._optimizer_kwargs[0]  # type: ignore[attr-defined]
-        table._optimizer_kwargs = [{**settings, GROUP: before * groups // total}]  # type: ignore[attr-defined]
-        before += len(config.feature_names)
+    """Say which group of its collection each table goes to: in order, as many features to each.
+
+    Before sharding, and alike on all ranks.
+    """
+    for collection in table_collections(module):
+        tables = list(zip(table_configs(collection), table_parameters(collection), strict=True))
+        total, before = sum(len(config.feature_names) for config, _ in tables), 0
+        for config, table in tables:
+            settings = table._optimizer_kwargs[0]  # type: ignore[attr-defined]
+            table._optimizer_kwargs = [{**settings, GROUP: before * groups // total}]  # type: ignore[attr-defined]
+            before += len(config.feature_names)
 
 
 def look_up_as_bags(model: nn.Module) -> None:

@@ -309,13 +309,13 @@ def weight_prefixes(schema: Schema) -> dict[str, str]:
 
 def table_parameters(module: nn.Module) -> Iterable[nn.Parameter]:
     """The parameters of all embedding collections inside `module`."""
-    for collection in _collections(module):
+    for collection in table_collections(module):
         yield from collection.parameters()
 
 
 def table_configs(module: nn.Module) -> Iterable[BaseEmbeddingConfig]:
     """The configurations of all tables inside `module`."""
-    for collection in _collections(module):
+    for collection in table_collections(module):
         pooled = isinstance(collection, EmbeddingBagCollection)
         yield from collection.embedding_bag_configs() if pooled else collection.embedding_configs()
 
@@ -331,5 +331,6 @@ def table_initialisers(module: nn.Module) -> dict[str, Initialiser]:
     return found
 
 
-def _collections(module: nn.Module) -> Iterable[EmbeddingBagCollection | EmbeddingCollection]:
+def table_collections(module: nn.Module) -> Iterable[EmbeddingBagCollection | EmbeddingCollection]:
+    """All embedding collections inside `module`."""
     return (m for m in module.modules() if isinstance(m, EmbeddingBagCollection | EmbeddingCollection))

@@ -12,10 +12,20 @@ from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
 from tests.distributed.ranks import run_ranks
 from tests.distributed.sharded import sharded, world_of
-from tests.distributed.test_sharding import assert_same_training, batches, settings, task_of, train_plain, train_sharded
+from tests.distributed.test_sharding import (
+    MATRIX,
+    Trained,
+    assert_same_training,
+    batches,
+    settings,
+    task_of,
+    train_or_tell,
+    train_plain,
+    train_sharded,
+)
 from tests.feeds import schema_at, write_feed
 from torchrec_xd.cpu_lookup import _pool, _SideBySide, deal_tables
-from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, table_configs, table_parameters
+from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, table_collections, table_configs, table_parameters
 from torchrec_xd.planner import ShardingSettings
 from torchrec_xd.schema import Schema
 from torchrec_xd.sharding import TableOptimizerSettings, fuse_optimizers
@@ -47,6 +57,20 @@ def test_ranks_with_unlike_numbers_of_threads_agree_on_the_groups(content):
     expected = train_plain(Schema.model_validate(content), "adagrad", 2)
     placement = ShardingSettings(types=("row_wise",))
     assert_same_training(run_ranks(2, on_threads, (1, 2), content, "adagrad", placement), expected)
+
+
+def each_on_threads(rank: int, content: dict) -> list[Trained | str]:
+    torch.set_num_threads(2)
+    return [train_or_tell(rank, content, kinds, "adagrad") for kinds in MATRIX]
+
+
+def test_every_sharding_type_trains_on_several_threads(content):
+    """Replicated tables, whose gradients the ranks average, are no business of these threads, and are left alone."""
+    content = {**content, "dim": 64}
+    expected = train_plain(Schema.model_validate(content), "adagrad", 2)
+    for found in zip(*run_ranks(2, each_on_threads, content, timeout=150), strict=True):
+        assert all(isinstance(one, Trained) for one in found), found[0]
+        assert_same_training(list(found), expected)
 
 
 def seen(rank: int, content: dict, threads: int) -> list:
@@ -82,16 +106,20 @@ def test_each_group_has_a_thread_that_starts_no_others(content):
 
 
 def test_tables_are_dealt_by_the_features_that_read_them(content):
-    task = Embeddings(Schema.model_validate(content), EmbeddingSettings(), seed=0)
-    holder = torch.nn.Module()
-    holder.embeddings, holder.teacher = task, None
+    """Each collection's apart: a teacher's tables are no counterpart of the student's."""
+    schema, holder = Schema.model_validate(content), torch.nn.Module()
+    holder.embeddings = Embeddings(schema, EmbeddingSettings(), seed=0)
+    holder.teacher = Embeddings(schema, EmbeddingSettings(), seed=0)
     fuse_optimizers(holder, TableOptimizerSettings())
     deal_tables(holder, 2)
-    readers = [len(config.feature_names) for config in table_configs(holder)]
-    groups = [table._optimizer_kwargs[0]["_batch_key"] for table in table_parameters(holder)]
-    assert groups == sorted(groups)
-    share = [sum(n for n, group in zip(readers, groups, strict=True) if group == g) for g in (0, 1)]
-    assert abs(share[0] - share[1]) <= max(readers)
+    collections = list(table_collections(holder))
+    assert len(collections) == 4
+    for collection in collections:
+        readers = [len(config.feature_names) for config in table_configs(collection)]
+        groups = [table._optimizer_kwargs[0]["_batch_key"] for table in table_parameters(collection)]
+        assert groups == sorted(groups)
+        share = [sum(n for n, group in zip(readers, groups, strict=True) if group == g) for g in (0, 1)]
+        assert abs(share[0] - share[1]) <= max(readers)
 
 
 def test_what_fails_in_a_thread_is_raised():

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated, Literal, cast
+from functools import partial
+from multiprocessing import get_context
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import typer
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 
 from tools.benchmark.measure import BatchSize, Json, Repeats, Result, RowsPerTable, Threads, alternate, ratio
 from tools.benchmark.step import Dtype, Precision
-from tools.benchmark.workbench import synthetic_run, workbench
+from tools.benchmark.workbench import WARM_UP, synthetic_run, workbench
 from torchrec_xd.batch import Batch
 from torchrec_xd.embeddings import FLAT_GROUPS, Lookups, Sequence
 from torchrec_xd.losses import bce_sum
@@ -143,29 +146,41 @@ def plain(
     dtype: Dtype = "fp16",
     threads: Threads = 0,
     repeats: Repeats = 7,
-    steps: Annotated[int, typer.Option(help="Steps of one measurement.")] = 5,
+    steps: Annotated[int, typer.Option(help="Steps of one measurement.")] = 20,
     out: Json = None,
 ) -> None:
-    """Rows per second on batches in memory, ours and the straightforward version in turns."""
-    with (
-        synthetic_run(model, rows_per_table, batch_size, precision, dtype) as config,
-        workbench(config, threads) as bench,
-    ):
-        schema = config.schema_in_use
-        batches = [plain_batch(batch, schema) for batch in bench.batches]
-        stepped = _plain_run(build(config).net, schema, batches)
-        stepped(2)
-        runs = {
-            "ours": lambda: bench.speed(steps),
-            "straightforward": lambda: steps * bench.rows / stepped(steps),
-        }
-        speed = alternate(runs, repeats)
+    """Rows per second on batches in memory: ours and the straightforward version in turns, each a process."""
+    choices = (model, rows_per_table, batch_size, precision, dtype, threads, steps)
+    runs = {version: partial(_apart, version, *choices) for version in ("ours", "straightforward")}
+    speed = alternate(runs, repeats)
     settings = {"model": model, "rows per table": rows_per_table, "batch": batch_size, "precision": precision}
-    result = Result("plain", {**settings, "tables": dtype, "threads": torch.get_num_threads()})
+    result = Result("plain", {**settings, "tables": dtype, "threads": threads or torch.get_num_threads()})
     result.rows = [{"what": name, "rows/s": value} for name, value in speed.items()]
     result.more = {"ratio": ratio(speed["ours"], speed["straightforward"])}
     result.settings["ratio"] = str(result.more["ratio"])
     result.report(out)
+
+
+def _apart(*choices: Any) -> float:
+    """`_speed` in a process of its own: how one version uses memory shapes what the other would find there."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(_speed, *choices).result()
+
+
+def _speed(
+    version: str, model: str, rows_per_table: int, batch_size: int, precision: str, dtype: str, threads: int, steps: int
+) -> float:
+    """Rows per second of one version."""
+    with (
+        synthetic_run(model, rows_per_table, batch_size, precision, dtype) as config,
+        workbench(config, threads) as bench,
+    ):
+        if version == "ours":
+            return bench.speed(steps)
+        schema = config.schema_in_use
+        stepped = _plain_run(build(config).net, schema, [plain_batch(batch, schema) for batch in bench.batches])
+        stepped(WARM_UP)
+        return steps * bench.rows / stepped(steps)
 
 
 def _plain_run(net: nn.Module, schema: Schema, batches: list[PlainBatch]) -> Callable[[int], float]:
