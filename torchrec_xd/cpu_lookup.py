@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding, BatchedFusedEmbeddingBag
 from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
@@ -64,12 +65,15 @@ def look_up_side_by_side(model: nn.Module, threads: int) -> None:
 
 
 def _lookups(model: nn.Module) -> Iterator[tuple[Any, bool]]:
-    """What looks up the groups of each sharded collection, and whether it pools; torchrec hides it from modules()."""
+    """What looks up the groups of each sharded collection, and whether it pools; torchrec hides it from modules().
+
+    Replicated tables, which torchrec has put into DistributedDataParallel by then, are left out.
+    """
     for module in model.modules():
         pooled = isinstance(module, ShardedEmbeddingBagCollection)
         if pooled or isinstance(module, ShardedEmbeddingCollection):
             lookups: Iterable[Any] = module._lookups  # type: ignore[assignment]
-            yield from ((lookup, pooled) for lookup in lookups)
+            yield from ((each, pooled) for each in lookups if not isinstance(each, DistributedDataParallel))
 
 
 def _bags_of_one(tables: nn.Module, features: KeyedJaggedTensor) -> Tensor:
