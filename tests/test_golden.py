@@ -1,0 +1,41 @@
+"""Golden losses: a change of structure changes no number. On one machine `tools.golden compare` asks for equal bits."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from tools.golden import CASES, differences, record
+from torchrec_xd.models import MODELS
+
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
+TOLERANCE = 1e-3
+"""Relative. Other CPUs add up in another order (AMX, AVX-512 or AVX2), which Adam's first steps make larger; an honest
+change of mathematics moves losses by more than this, and then `python -m tools.golden write tests/golden.json`."""
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("golden"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_losses_and_weights_are_the_recorded_ones(recorded, name):
+    assert recorded[name]["losses"] == pytest.approx(GOLDEN[name]["losses"], rel=TOLERANCE)
+    assert recorded[name]["weights"] == pytest.approx(GOLDEN[name]["weights"], rel=TOLERANCE)
+
+
+def test_every_model_has_a_case():
+    assert {case.model["name"] for case in CASES.values()} == set(MODELS)
+    assert set(GOLDEN) == set(CASES)
+
+
+def test_a_difference_of_one_bit_is_found(recorded):
+    assert differences(recorded, recorded) == []
+    other = copy.deepcopy(recorded)
+    other["ple"]["losses"][-1] += 2.0**-24
+    other["star"]["sha256"] = "another"
+    del other["mmoe"]["weights"]["net.gates.m_click@target.linear.weight"]
+    found = differences(recorded, other)
+    assert [line.split(":")[0] for line in found] == ["mmoe", "ple", "star"]

@@ -1,0 +1,46 @@
+"""What version 0.1.0 wrote can still be used: a run folder of MKT's first stage, trained on the small feed."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.feeds import schema_at, write_feed
+from torchrec_xd.config import RunConfig
+from torchrec_xd.run import evaluate_run, score, train
+from torchrec_xd.settings import validate
+
+
+@pytest.fixture
+def old_run(tmp_path, monkeypatch):
+    """The run folder, in a working directory from which its data are found."""
+    monkeypatch.chdir(tmp_path)
+    write_feed(Path("feed"))
+    with tarfile.open(Path(__file__).parent / "run_of_0_1_0.tar.xz") as tar:
+        tar.extractall(tmp_path, filter="data")
+    return tmp_path / "pretrain"
+
+
+def test_it_is_measured_as_it_was(old_run):
+    written = json.loads((old_run / "metrics.json").read_text())
+    assert evaluate_run(old_run, "test", "last")["eval"]["click@post"] == pytest.approx(
+        written["eval"]["click@post"], rel=1e-4
+    )
+
+
+def test_it_scores(old_run, tmp_path):
+    assert score(old_run, None, tmp_path / "scores.parquet", "post", "best") == 200
+
+
+def test_the_second_stage_begins_with_it(old_run, tmp_path):
+    content = {
+        "schema": schema_at(Path("feed")),
+        "model": {"name": "mkt_finetune", "widths": [8], "head_widths": [4]},
+        "domains": ["post"],
+        "init_from": str(old_run),
+        "loader": {"batch_size": 128},
+    }
+    train(validate(RunConfig, content, "stage 2"), tmp_path / "finetune")
+    loaded = json.loads((tmp_path / "finetune" / "transfer.json").read_text())["loaded"]
+    assert "teacher.net.common.ple.last.gates.m_post.linear.weight" in loaded
