@@ -7,7 +7,7 @@ import math
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_xd.batch import Batch, Position
+from torchrec_xd.batch import Batch, LoaderState
 from torchrec_xd.schema import Schema
 
 SCHEMA = Schema.model_validate(
@@ -44,5 +44,5 @@ def batch_of(offsets, label, weight=None, user=None, extra=None):
         user_B=torch.arange(rows) if user is None else torch.as_tensor(user),
         extra_BK=torch.empty(rows, 0, dtype=torch.int64) if extra is None else torch.as_tensor(extra),
         offsets=tuple(offsets),
-        position=Position(0, 1),
+        position=LoaderState(0, 1),
     )

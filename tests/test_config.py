@@ -5,7 +5,7 @@ import yaml
 
 from tests.feeds import SCHEMA
 from torchrec_xd.config import load_config, load_run
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
 
 
 def write(folder: Path, schema=SCHEMA, **settings) -> Path:

@@ -8,9 +8,9 @@ from tests.feeds import SCHEMA, schema_at, write_feed
 from tests.unsharded import materialise
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, layout, table_configs
-from torchrec_xd.modules.rows import beside, by_domain
+from torchrec_xd.errors import UserError
+from torchrec_xd.modules.rows import by_domain, concat
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import UserError
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +91,9 @@ def test_rows_by_domain_and_tensors_side_by_side():
     assert x.grad.tolist() == [[1, 1], [1, 1], [3, 3]]
     assert by_domain(x, {"a": slice(0, 3)})["a"] is x
     none = torch.zeros(3, 0)
-    assert beside([none, x]) is x
-    assert beside([x, none, x]).shape == (3, 4)
-    assert beside([none, none]).shape == (3, 0)
+    assert concat([none, x]) is x
+    assert concat([x, none, x]).shape == (3, 4)
+    assert concat([none, none]).shape == (3, 0)
 
 
 def test_specific_features_are_the_domains_own_rows(schema, batch):

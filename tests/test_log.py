@@ -17,8 +17,8 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from torchrec_xd.errors import UserError
 from torchrec_xd.log import Progress, RunLog
-from torchrec_xd.settings import UserError
 
 
 def rows(directory: Path) -> list[dict[str, object]]:

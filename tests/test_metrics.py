@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
 from tests.batches import SCHEMA, TASK_DOMAIN, batch_of
-from torchrec_xd.metrics import Evaluation, MetricSettings, binary_metrics
-from torchrec_xd.settings import UserError, validate
+from torchrec_xd.errors import UserError
+from torchrec_xd.evaluation.metrics import Evaluation, MetricSettings, binary_metrics
+from torchrec_xd.settings import validate
 
 
 def slow_auc(score, label, weight):

@@ -8,8 +8,9 @@ import pytest
 
 from tests.feeds import schema_at, write_feed
 from torchrec_xd.config import RunConfig
-from torchrec_xd.run import evaluate_run, score, train
 from torchrec_xd.settings import validate
+from torchrec_xd.training.inference import evaluate, score
+from torchrec_xd.training.train_run import train
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def old_run(tmp_path, monkeypatch):
 
 def test_it_is_measured_as_it_was(old_run):
     written = json.loads((old_run / "metrics.json").read_text())
-    assert evaluate_run(old_run, "test", "last")["eval"]["click@post"] == pytest.approx(
+    assert evaluate(old_run, "test", "last")["eval"]["click@post"] == pytest.approx(
         written["eval"]["click@post"], rel=1e-4
     )
 

@@ -2,7 +2,7 @@
 
 import plotly.graph_objects as go
 
-from torchrec_xd.page import Grid, save_page
+from torchrec_xd.reports.page import Grid, save_page
 
 
 def test_a_page_escapes_what_it_is_given(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from torchrec_xd.report import NUM_BINS, TransferTally, save_report
+from torchrec_xd.reports.run_report import NUM_BINS, TransferTally, save_report
 
 
 def tally():

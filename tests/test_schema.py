@@ -11,8 +11,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema, load_schema
-from torchrec_xd.settings import UserError, validate
+from torchrec_xd.settings import validate
 
 CONTENT: dict[str, Any] = {
     "name": "shop",

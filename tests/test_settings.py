@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, PositiveInt, ValidationError
 
-from torchrec_xd.settings import Settings, UserError, load_yaml, merge, override, validate
+from torchrec_xd.errors import UserError
+from torchrec_xd.settings import Settings, load_yaml, merge, override, validate
 
 
 class Optimizer(Settings):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 from sklearn.metrics import log_loss, roc_auc_score
 
-from torchrec_xd.settings import UserError
-from torchrec_xd.statistics import (
+from torchrec_xd.errors import UserError
+from torchrec_xd.evaluation.significance import (
     Comparison,
     Metric,
     Resampled,
@@ -257,5 +257,5 @@ def test_verdicts():
 
 
 def test_no_torch():
-    code = "import sys, torchrec_xd.statistics; sys.exit('torch' in sys.modules)"
+    code = "import sys, torchrec_xd.evaluation.significance; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
-from torchrec_xd import trainer, world
-from torchrec_xd.trainer import TrainerSettings, Training, _Stopwatch, train_step
-from torchrec_xd.world import World
+from torchrec_xd import processes, trainer
+from torchrec_xd.distributed.process_group import Processes
+from torchrec_xd.training.trainer import TrainerSettings, Training, _Stopwatch, train_step
 
 
 def test_the_clock_of_steps_leaves_out_validation_and_checkpoints(monkeypatch):
@@ -29,7 +29,7 @@ def test_the_clock_of_steps_leaves_out_validation_and_checkpoints(monkeypatch):
     assert clock.median() == 1.0
 
 
-CPU = World(rank=0, size=1, local_size=1, device=torch.device("cpu"), group=None)
+CPU = Processes(rank=0, size=1, local_size=1, device=torch.device("cpu"), group=None)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ CPU = World(rank=0, size=1, local_size=1, device=torch.device("cpu"), group=None
     [({}, False), ({"avx512_f": True}, False), ({"amx_bf16": True}, True), ({"avx512_bf16": True}, True)],
 )
 def test_auto_takes_bf16_where_the_cpu_has_hardware_for_it(monkeypatch, capabilities, fast):
-    monkeypatch.setattr(world.torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(processes.torch.cpu, "get_capabilities", lambda: capabilities)
     bf16 = {name: Training(None, None, TrainerSettings(precision=name), CPU).bf16 for name in ("fp32", "bf16", "auto")}
     assert bf16 == {"fp32": False, "bf16": True, "auto": fast}
 
@@ -76,7 +76,7 @@ def test_the_dense_part_runs_in_the_chosen_precision(precision):
 
 
 @pytest.mark.parametrize(("given", "kept"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
-@pytest.mark.parametrize("package", ["torchrec_xd", "tools.benchmark.measure"])
+@pytest.mark.parametrize("package", ["torchrec_xd", "torchrec_xd.benchmark.measure"])
 def test_threads_are_told_how_long_to_spin_before_torch_is_there(package, given, kept):
     code = (
         "import os, sys; seen = []; hook = type('Hook', (), {'find_spec': lambda self, name, path, target=None: "

@@ -9,7 +9,7 @@ import sys
 MEMORY = """
 import json, re, resource, sys
 import torch
-from torchrec_xd.world import keep_freed_memory
+from torchrec_xd.distributed.memory import keep_freed_memory
 
 def flags(address):
     for area in re.split(r"\\n(?=[0-9a-f]+-[0-9a-f]+ )", open("/proc/self/smaps").read()):

@@ -35,7 +35,7 @@ from rich.text import Text
 from torchrec_xd.checkpoint.reading import Reader, load
 from torchrec_xd.cli import EXIT_USER_ERROR
 from torchrec_xd.config import load_config
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
 
 POLL_SECONDS = 0.005
 EVERY_STEPS = 10

@@ -26,9 +26,9 @@ import typer
 
 from torchrec_xd.checkpoint.reading import Reader, load
 from torchrec_xd.config import RunConfig
-from torchrec_xd.prepare import prepare_world
-from torchrec_xd.run import train
+from torchrec_xd.datasets import prepare_world
 from torchrec_xd.settings import load_yaml, validate
+from torchrec_xd.training.train_run import train
 
 Record = dict[str, Any]
 

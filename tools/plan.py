@@ -19,19 +19,20 @@ import yaml
 from rich.console import Console
 
 from tools.workload import Workload, list_workload, with_wishes
-from torchrec_xd.planner.advice import explain, remedies
-from torchrec_xd.planner.check import check_run
-from torchrec_xd.planner.comparison import StockPlan, stock_plan
-from torchrec_xd.planner.console import check_view, comparison_view, lookups_view, plan_view, verdicts_view
-from torchrec_xd.planner.measurement import RankLookups, measure_ranks
-from torchrec_xd.planner.measurement import calibrate as measured_costs
-from torchrec_xd.planner.page import save_page
+from torchrec_xd.distributed.memory import peak_memory
+from torchrec_xd.distributed.optimizers import TableOptimizer
+from torchrec_xd.errors import UserError
+from torchrec_xd.planner.api import InfeasibleError, Planning, make_plan
+from torchrec_xd.planner.costs.measurement import RankLookups, measure_ranks
+from torchrec_xd.planner.costs.measurement import calibrate as measured_costs
+from torchrec_xd.planner.inputs.cluster import Cluster, load_cluster
+from torchrec_xd.planner.inputs.tables import WeightType
 from torchrec_xd.planner.plan import diff_plans, read_plan
-from torchrec_xd.planner.planning import InfeasibleError, Planning, make_plan
-from torchrec_xd.planner.tables import OptimizerName, WeightType
-from torchrec_xd.planner.topology import Cluster, load_cluster
-from torchrec_xd.settings import UserError
-from torchrec_xd.world import peak_memory
+from torchrec_xd.planner.report.check import check_run
+from torchrec_xd.planner.report.console import check_view, comparison_view, lookups_view, plan_view, verdicts_view
+from torchrec_xd.planner.report.explanation import explain, remedies
+from torchrec_xd.planner.report.page import save_plan_page
+from torchrec_xd.planner.report.torchrec_default import StockPlan, stock_plan
 
 CLUSTERS = Path(__file__).parent.parent / "configs" / "clusters"
 """Named cluster profiles."""
@@ -58,7 +59,7 @@ def plan(
     reservation: Annotated[float | None, typer.Option(help="Share of memory kept free of tables, 0 to 1.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples per rank and step; a config's own, else 512.")] = None,
     weights: Annotated[WeightType | None, typer.Option(help="Weight type; a config's own, else fp32.")] = None,
-    optimizer: Annotated[OptimizerName | None, typer.Option(help="A config's own, else rowwise_adagrad.")] = None,
+    optimizer: Annotated[TableOptimizer | None, typer.Option(help="A config's own, else rowwise_adagrad.")] = None,
     pooling: Annotated[Path | None, typer.Option(help="YAML, feature: mean ids per sample.")] = None,
     measure_pooling: Annotated[
         bool, typer.Option("--measure-pooling", help="Take these means from the config's training files.")
@@ -119,7 +120,7 @@ def plan(
         if out is not None:
             planning.plan.save(out)
         if html is not None:
-            save_page(planning.plan, html)
+            save_plan_page(planning.plan, html)
         if report is not None:
             _write(report, _summary(planning, stock, lookups))
 
@@ -158,7 +159,7 @@ def _workload(
     config: Path | None,
     tables: Path | None,
     weights: WeightType | None,
-    optimizer: OptimizerName | None,
+    optimizer: TableOptimizer | None,
     *,
     measure_pooling: bool,
 ) -> Workload:
@@ -189,7 +190,7 @@ def _check(run: Path, report: Path | None) -> None:
         _write(report, {"run": str(run), "ranks": ranks})
 
 
-def _calibrate(machine: Cluster, optimizer: OptimizerName, path: Path) -> None:
+def _calibrate(machine: Cluster, optimizer: TableOptimizer, path: Path) -> None:
     if machine.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--calibrate measures this machine, which has no CUDA device; choose a cpu cluster")
     calibration = measured_costs(machine.device, optimizer)

@@ -19,9 +19,9 @@ from rich.table import Table
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from torchrec_xd.data.predictions import PredictionWriter
-from torchrec_xd.metrics import Result, binary_metrics
-from torchrec_xd.prepare.journey import PROVENANCE
-from torchrec_xd.settings import UserError
+from torchrec_xd.datasets.complete_journey.journey import PROVENANCE
+from torchrec_xd.errors import UserError
+from torchrec_xd.evaluation.metrics import Result, binary_metrics
 
 DOMAIN, LABEL, USER = "coupon", "redeemed", "household"
 TASK = f"{LABEL}@{DOMAIN}"

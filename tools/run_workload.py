@@ -11,20 +11,22 @@ from torch import nn
 from tools.workload import Workload
 from torchrec_xd.config import load_config
 from torchrec_xd.data.files import ParquetFiles
+from torchrec_xd.distributed.optimizers import TableOptimizer, announce_optimizer
+from torchrec_xd.distributed.sharders import sharders
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings
-from torchrec_xd.planner.planning import PlannerSettings
-from torchrec_xd.planner.tables import OptimizerName, WeightType, schema_tables, set_optimizer
-from torchrec_xd.run import build
+from torchrec_xd.errors import UserError
+from torchrec_xd.planner.api import PlannerSettings
+from torchrec_xd.planner.inputs.tables import WeightType, schema_tables
 from torchrec_xd.schema import Schema, load_schema
-from torchrec_xd.settings import UserError, load_yaml
-from torchrec_xd.sharding import sharders
+from torchrec_xd.settings import load_yaml
+from torchrec_xd.training.building import build
 
 ROW_GROUPS_MEASURED = 8
 """Row groups of each domain that `measured_pooling` reads."""
 
 
 def config_workload(
-    path: Path, weights: WeightType | None, optimizer: OptimizerName | None, *, measure_pooling: bool
+    path: Path, weights: WeightType | None, optimizer: TableOptimizer | None, *, measure_pooling: bool
 ) -> Workload:
     """The tables of a run config as its run would hold them, or those of a schema.
 
@@ -39,7 +41,7 @@ def config_workload(
         means = measured_pooling(schema) if measure_pooling else {}
         settings = PlannerSettings(pooling=schema_tables(schema, means).pooling())
         chosen = optimizer or "rowwise_adagrad"
-        set_optimizer(embeddings, chosen)
+        announce_optimizer(embeddings, chosen)
         # The path under which a trained model holds its tables.
         return Workload(nn.ModuleDict({"embeddings": embeddings}), chosen, sharders(), settings)
     config = load_config(path)
@@ -48,10 +50,10 @@ def config_workload(
     schema = config.schema_in_use
     task = build(config)
     chosen = optimizer or config.optimizer.tables.name
-    set_optimizer(task.embeddings, chosen)
+    announce_optimizer(task.embeddings, chosen)
     if task.teacher is not None:
         # Frozen tables keep no optimizer state.
-        set_optimizer(task.teacher, "sgd")
+        announce_optimizer(task.teacher, "sgd")
     means = measured_pooling(schema) if measure_pooling else {}
     settings = PlannerSettings(
         batch_size=config.loader.batch_size,

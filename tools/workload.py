@@ -8,10 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from torchrec_xd.planner.lists import load_constraints, load_tables
-from torchrec_xd.planner.planning import PlannerSettings
-from torchrec_xd.planner.tables import OptimizerName, Sharders, TableModule, WeightType, default_sharders, set_optimizer
-from torchrec_xd.settings import UserError, load_yaml, validate
+from torchrec_xd.distributed.optimizers import TableOptimizer, announce_optimizer
+from torchrec_xd.distributed.sharders import torchrec_sharders
+from torchrec_xd.errors import UserError
+from torchrec_xd.planner.api import PlannerSettings
+from torchrec_xd.planner.inputs.table_lists import load_constraints, load_tables
+from torchrec_xd.planner.inputs.tables import Sharders, TableModule, WeightType
+from torchrec_xd.settings import load_yaml, validate
 
 
 @dataclass(frozen=True)
@@ -19,14 +22,14 @@ class Workload:
     """A module on the meta device and how it is to be planned."""
 
     module: nn.Module
-    optimizer: OptimizerName
+    optimizer: TableOptimizer
     """Fused into the tables that are trained."""
     sharders: Sharders
     """What offers ways to shard them."""
     settings: PlannerSettings
 
 
-def list_workload(path: Path, weights: WeightType, optimizer: OptimizerName) -> Workload:
+def list_workload(path: Path, weights: WeightType, optimizer: TableOptimizer) -> Workload:
     """The tables of a list.
 
     Raises:
@@ -34,9 +37,9 @@ def list_workload(path: Path, weights: WeightType, optimizer: OptimizerName) -> 
     """
     listed = load_tables(path)
     module = TableModule(listed, weights)
-    set_optimizer(module, optimizer)
+    announce_optimizer(module, optimizer)
     return Workload(
-        module, optimizer, default_sharders(), PlannerSettings(pooling=listed.pooling(), constraints=listed.constraints)
+        module, optimizer, torchrec_sharders(), PlannerSettings(pooling=listed.pooling(), constraints=listed.constraints)
     )
 
 

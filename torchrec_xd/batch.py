@@ -16,12 +16,12 @@ from torchrec.streamable import Pipelineable
 
 
 @dataclass(frozen=True)
-class Position:
-    """How far a reader has come; with seed, rank and world size it says everything about what follows."""
+class LoaderState:
+    """How far a loader has read; with seed, rank and world size it determines everything that follows."""
 
     epoch: int
     step: int
-    """Batches of this epoch that are behind us, this one included."""
+    """Completed batches of this epoch, this one included."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Batch(Pipelineable):
     """int64 columns that metrics slice by, in the order they were asked for."""
     offsets: tuple[int, ...]
     """Cumulative rows by domain, len(domains) + 1 entries from 0 to B."""
-    position: Position
+    position: LoaderState
 
     def __len__(self) -> int:
         return self.offsets[-1]
@@ -54,7 +54,7 @@ class Batch(Pipelineable):
         return slice(self.offsets[domain_index], self.offsets[domain_index + 1])
 
     def padding(self) -> Batch:
-        """One row that is nobody's, on the same device: of the first domain, without ids, of weight 0.
+        """A dummy row on the same device: of the first domain, without ids, of weight 0.
 
         For a rank that has no row where others have: TorchRec's sharded collections take no batch of 0 rows, and the
         others would wait for it forever.

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from torchrec_xd.settings import InterruptedRunError, UserError
+from torchrec_xd.errors import InterruptedRunError, UserError
 
 # torch and torchrec take seconds to import: each command imports what it needs, so that --help and errors come at once.
 # ruff: noqa: PLC0415
@@ -53,8 +53,8 @@ def prepare(
     engine: Annotated[Literal["duckdb", "spark"] | None, typer.Option(help="What runs the queries.")] = None,
 ) -> None:
     """Write a data set as Parquet, once: from the real events, or a planted world, whose best metrics are known."""
-    from torchrec_xd.prepare import PRESETS, PrepareSettings, prepare_world
-    from torchrec_xd.prepare import prepare as run_prepare
+    from torchrec_xd.datasets import PRESETS, PrepareSettings, prepare_world
+    from torchrec_xd.datasets import prepare as run_prepare
     from torchrec_xd.settings import load_yaml, override, validate
 
     content = override(
@@ -81,8 +81,8 @@ def label(
     assign: Annotated[list[str] | None, typer.Option("--set", help="a.b=VALUE on top of the config.")] = None,
 ) -> None:
     """Add EXIT's interest combination labels to any exposures, from logs of actions."""
-    from torchrec_xd.prepare import LabelStepSettings
-    from torchrec_xd.prepare import label as run_label
+    from torchrec_xd.datasets import LabelStepSettings
+    from torchrec_xd.datasets import label as run_label
     from torchrec_xd.settings import load_yaml, override, validate
 
     settings = validate(LabelStepSettings, override(load_yaml(config), assign or []), str(config))
@@ -102,7 +102,7 @@ def train(
 ) -> None:
     """Train, validate and evaluate one model."""
     from torchrec_xd.config import load_config
-    from torchrec_xd.run import train as run_train
+    from torchrec_xd.training.train_run import train as run_train
 
     settings = load_config(config, assign)
     content = run_train(settings, run_dir, resume=resume, restartable=restartable)
@@ -121,9 +121,9 @@ def evaluate(
     """Exact metrics of a finished run."""
     import json
 
-    from torchrec_xd.run import evaluate_run
+    from torchrec_xd.training.inference import evaluate
 
-    report = evaluate_run(run, split, checkpoint, page)
+    report = evaluate(run, split, checkpoint, page)
     if os.environ.get("RANK", "0") != "0":
         return
     if out is not None:
@@ -140,7 +140,7 @@ def diagnose(
     checkpoint: Checkpoint = "best",
 ) -> None:
     """What passes between the domains of a run, as diagnostics.json and diagnostics.html."""
-    from torchrec_xd.diagnostics import diagnose as run_diagnose
+    from torchrec_xd.training.diagnosis import diagnose as run_diagnose
 
     folder = run if out is None else out
     content = run_diagnose(run, folder, split, checkpoint, batches=batches)
@@ -159,7 +159,7 @@ def score(
     parts: Annotated[bool, typer.Option("--parts", help="Also score_NAME: untruncated, each part by itself.")] = False,
 ) -> None:
     """Write a run's predictions as Parquet, in the order of the input."""
-    from torchrec_xd.run import score as run_score
+    from torchrec_xd.training.inference import score as run_score
 
     count = run_score(run, rows, out, domain, checkpoint, parts=parts)
     screen.print(f"{count:,} predictions in {out}", markup=False)

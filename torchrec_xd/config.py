@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, PlainValidator, SerializeAsAny, model_validator
 
 from torchrec_xd.checkpoint import CheckpointSettings
 from torchrec_xd.data.loader import LoaderSettings
+from torchrec_xd.distributed.optimizers import OptimizerSettings
 from torchrec_xd.embeddings import EmbeddingSettings
-from torchrec_xd.metrics import MetricSettings
-from torchrec_xd.models import MODELS, ModelSettings
+from torchrec_xd.errors import UserError
+from torchrec_xd.evaluation.metrics import MetricSettings
+from torchrec_xd.models import find_model
 from torchrec_xd.planner import ShardingSettings
+from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.schema import Schema, Split
-from torchrec_xd.settings import Settings, UserError, load_yaml, override, validate
-from torchrec_xd.sharding import OptimizerSettings
-from torchrec_xd.trainer import TrainerSettings
+from torchrec_xd.settings import ChosenByName, Settings, load_yaml, override, validate
+from torchrec_xd.training.trainer import TrainerSettings
+
+
+def _model_settings(content: Any) -> Any:
+    """The settings of the model that `name` chooses."""
+    if isinstance(content, Settings):
+        return content
+    name = content.get("name") if isinstance(content, dict) else None
+    if not isinstance(name, str):
+        raise ValueError("name the model: model: {name: single, ...}")
+    return find_model(name).settings.model_validate(content)
+
+
+ModelSettings = Annotated[
+    SerializeAsAny[Any], PlainValidator(_model_settings), ChosenByName(lambda name: find_model(name).settings)
+]
 
 
 class RunConfig(Settings):
@@ -26,15 +43,15 @@ class RunConfig(Settings):
     data_schema: Schema = Field(alias="schema")
     """The schema itself, or in a file the path of one, relative to that file."""
     model: ModelSettings
-    """`name` chooses the model; the other keys are its own."""
+    """`name` chooses the model, one of this package's or your own; the other keys are that model's."""
     domains: tuple[str, ...] | None = None
-    """Train on these domains alone; all of the schema unless told."""
+    """Train on these domains only. Default: all of the schema."""
     tasks: tuple[str, ...] | None = None
-    """Train and measure these tasks (`<label>@<domain>`) alone; all of the domains' unless told."""
+    """Train and measure these tasks (`<label>@<domain>`) only. Default: all tasks of the domains."""
     without: tuple[str, ...] = ()
     """Features that are left out."""
     init_from: Path | None = None
-    """Run folder that the model begins with (mkt_finetune: the stage-1 run; single: the source's, to fine-tune it)."""
+    """Run folder that the model starts from (mkt_finetune: the stage-1 run; single: the source's, to fine-tune it)."""
     init_checkpoint: Literal["last", "best"] = "best"
     """Which checkpoint of it: the one with the best validation score, or the last."""
     train_on_valid: bool = False
@@ -50,7 +67,7 @@ class RunConfig(Settings):
     monitor: Literal["auc", "gauc"] = "auc"
     """Metric on validation rows by which the best checkpoint is known."""
     monitor_tasks: tuple[str, ...] | None = None
-    """Of these tasks, averaged; of all tasks of the target domains unless told."""
+    """The metric is averaged over these tasks. Default: all tasks of the target domains."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     seed: NonNegativeInt = 0
     """Seeds the weights, the order of rows and dropout."""
@@ -74,10 +91,10 @@ class RunConfig(Settings):
         names = [task.name for task in self.schema_in_use.tasks]
         for task in self.monitor_tasks or ():
             if task not in names:
-                raise ValueError(f"monitor_tasks: '{task}' is no task in use; these are: {', '.join(names)}")
-        transfer = MODELS[self.model.name].transfer
+                raise ValueError(f"monitor_tasks: '{task}' is not a task in use; these are: {', '.join(names)}")
+        transfer = find_model(self.model.name).transfer
         if transfer is not None and transfer.required and self.init_from is None:
-            raise ValueError(f"model '{self.model.name}' begins with another run: set init_from to its folder")
+            raise ValueError(f"model '{self.model.name}' starts from another run: set init_from to its folder")
         if transfer is None and self.init_from is not None:
             raise ValueError(f"model '{self.model.name}' takes nothing from another run: remove init_from")
         return self
@@ -107,6 +124,7 @@ def load_run(directory: Path) -> RunConfig:
     Raises:
         UserError: the folder is no run.
     """
-    if not (directory / "config.yaml").is_file():
+    folder = RunFolder(directory)
+    if not folder.exists():
         raise UserError(f"{directory} is no run folder: it has no config.yaml; name the --run-dir of a finished train")
-    return load_config(directory / "config.yaml")
+    return load_config(folder.config)

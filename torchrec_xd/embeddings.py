@@ -27,13 +27,16 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from torchrec_xd.batch import Batch
+from torchrec_xd.errors import UserError
 from torchrec_xd.modules.numeric import NumericEmbedding
-from torchrec_xd.modules.rows import beside
+from torchrec_xd.modules.rows import concat
 from torchrec_xd.schema import Feature, Group, Schema, Table
-from torchrec_xd.settings import Settings, UserError
+from torchrec_xd.settings import Settings
 
 BLOCK_ROWS = 1 << 20
 """Rows of a table that are drawn at a time."""
+TABLE_DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
+"""Types of table weights, by name. Runs train fp32 and fp16; the planner also plans bf16."""
 FLAT_GROUPS: tuple[Group, ...] = ("user", "shared", "context", "scene")
 """Groups that every row carries; `specific` and `sequence` have shapes of their own."""
 
@@ -47,11 +50,11 @@ class EmbeddingSettings(Settings):
     """Standard deviation of a table's first weights."""
 
 
-Run = tuple[str, ...]
+ColumnRun = tuple[str, ...]
 """Columns whose vectors lie side by side and are read together."""
 
 
-class Sequence(NamedTuple):
+class SequenceLookup(NamedTuple):
     """A behaviour sequence as looked up, oldest first."""
 
     keys_BLD: Tensor
@@ -68,7 +71,7 @@ class Lookups:
     """`user`, `shared`, `context`, `scene` to `[B, F * D]`, features in schema order."""
     specific: dict[str, Tensor]
     """Domain to the specific features of its own rows, `[B_d, N, D]`; N is 0 where it has none."""
-    sequences: dict[str, Sequence]
+    sequences: dict[str, SequenceLookup]
     """Sequence column to its lookup."""
     rows: dict[str, slice]
     """Domain to its rows of the batch."""
@@ -123,7 +126,7 @@ class Embeddings(nn.Module):
         self.next_of = _neighbours(schema)
         self.batch_dense = [f.column for f in (batches or schema).features if f.kind == "dense"]
         tables = self.read.tables()
-        dtype = {"fp32": DataType.FP32, "fp16": DataType.FP16}[settings.dtype]
+        dtype = TABLE_DTYPES[settings.dtype]
         meta = torch.device("meta")
 
         def described(table: Table) -> dict[str, Any]:
@@ -173,8 +176,8 @@ class Embeddings(nn.Module):
         }
         return Lookups(groups, specific, sequences, rows)
 
-    def _numeric_vectors(self, dense_BN: Tensor) -> dict[Run, Tensor]:
-        vectors: dict[Run, Tensor] = {}
+    def _numeric_vectors(self, dense_BN: Tensor) -> dict[ColumnRun, Tensor]:
+        vectors: dict[ColumnRun, Tensor] = {}
         for module in self.numeric.values():
             columns = [name.removeprefix("n_") for name in cast(NumericEmbedding, module).names]
             given = (
@@ -183,9 +186,9 @@ class Embeddings(nn.Module):
             vectors |= self._runs(module(given).flatten(1), columns)
         return vectors
 
-    def _runs(self, vectors_BV: Tensor, columns: Iterable[str]) -> dict[Run, Tensor]:
+    def _runs(self, vectors_BV: Tensor, columns: Iterable[str]) -> dict[ColumnRun, Tensor]:
         """Vectors that lie side by side, cut only where what is read together ends: few wide views, hardly a copy."""
-        runs: list[Run] = []
+        runs: list[ColumnRun] = []
         for column in columns:
             if runs and self.next_of.get(runs[-1][-1]) == column:
                 runs[-1] = (*runs[-1], column)
@@ -194,17 +197,17 @@ class Embeddings(nn.Module):
         widths = [sum(self.dims[column] for column in run) for run in runs]
         return dict(zip(runs, torch.split_with_sizes(vectors_BV, widths, dim=1), strict=True))
 
-    def _concat(self, vectors: Mapping[Run, Tensor], group: Group, batch: Batch) -> Tensor:
+    def _concat(self, vectors: Mapping[ColumnRun, Tensor], group: Group, batch: Batch) -> Tensor:
         members = [f.column for f in self.schema.features if f.group == group]
         return self._beside(vectors, members, batch).float()
 
-    def _specific(self, vectors: Mapping[Run, Tensor], domain: str, own: slice, batch: Batch) -> Tensor:
+    def _specific(self, vectors: Mapping[ColumnRun, Tensor], domain: str, own: slice, batch: Batch) -> Tensor:
         members = [f.column for f in self.read.features_of(domain, "specific")]
         dim = self.dims[members[0]] if members else self.schema.dim
         own_BV = self._beside(vectors, members, batch)[own].float()
         return own_BV.view(len(own_BV), len(members), dim)
 
-    def _beside(self, vectors: Mapping[Run, Tensor], columns: list[str], batch: Batch) -> Tensor:
+    def _beside(self, vectors: Mapping[ColumnRun, Tensor], columns: list[str], batch: Batch) -> Tensor:
         """`[B, sum of widths]` of columns that runs cover whole; zero where the batch lacks one."""
         runs = {run[0]: run for run in vectors}
         parts: list[Tensor] = []
@@ -213,20 +216,20 @@ class Embeddings(nn.Module):
             given = vectors.get(run)
             parts.append(batch.dense_BN.new_zeros(len(batch), self.dims[run[0]]) if given is None else given)
             columns = columns[len(run) :]
-        return beside(parts) if parts else batch.dense_BN.new_zeros(len(batch), 0)
+        return concat(parts) if parts else batch.dense_BN.new_zeros(len(batch), 0)
 
     def _sequence(
         self, feature: Feature, jagged: Mapping[str, JaggedTensor], firsts: Mapping[str, Tensor], batch: Batch
-    ) -> Sequence:
+    ) -> SequenceLookup:
         assert feature.length is not None
         zero_BD = batch.dense_BN.new_zeros(len(batch), self.schema.dim_of(feature))
         if feature.column not in jagged:
-            return Sequence(zero_BD[:, None, :][:, :0], zero_BD.new_zeros(len(batch), dtype=torch.int64), zero_BD)
+            return SequenceLookup(zero_BD[:, None, :][:, :0], zero_BD.new_zeros(len(batch), dtype=torch.int64), zero_BD)
         keys_BLD = jagged[feature.column].to_padded_dense(feature.length).float()
         # Several ids may share the table (an item and its substitute): a row queries with the sum of those it carries.
         queries = [firsts[f.column] for f in self.queries[feature.column]]
         query_BD = torch.stack(queries).sum(0).float() if queries else zero_BD
-        return Sequence(keys_BLD, jagged[feature.column].lengths(), query_BD)
+        return SequenceLookup(keys_BLD, jagged[feature.column].lengths(), query_BD)
 
 
 def _neighbours(schema: Schema) -> dict[str, str]:

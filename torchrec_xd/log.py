@@ -1,4 +1,4 @@
-"""What a run leaves to read: a log file per rank, metrics as JSON lines and TensorBoard events, and a progress bar."""
+"""The log of a run: a file per rank, metrics as JSON lines and TensorBoard events, and a progress bar."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from torch.utils.tensorboard import SummaryWriter
 
-from torchrec_xd.settings import UserError
+from torchrec_xd.atomic_write import write_text
+from torchrec_xd.errors import UserError
+from torchrec_xd.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ class RunLog:
         self.directory = directory
         self.rank = rank
         self._console = Console(stderr=True, quiet=rank != 0)
-        self._metrics = directory / "metrics.jsonl" if directory and rank == 0 else None
+        self._metrics = RunFolder(directory).metric_lines if directory and rank == 0 else None
         self._events: SummaryWriter | None = None
         self._purge_step: int | None = None
         self._opened = ExitStack()
@@ -53,9 +55,9 @@ class RunLog:
         if self.directory is None:
             return self
         self.directory.mkdir(parents=True, exist_ok=True)
-        name = "log.txt" if self.rank == 0 else f"log.rank{self.rank}.txt"
+        path = RunFolder(self.directory).log(self.rank)
         with ExitStack() as opened:
-            file = opened.enter_context((self.directory / name).open("a", buffering=1, encoding="utf-8"))
+            file = opened.enter_context(path.open("a", buffering=1, encoding="utf-8"))
             screen = opened.enter_context(_stderr_into(file))
             opened.enter_context(_logging_into(file))
             self._console = Console(file=screen, quiet=self.rank != 0)
@@ -111,18 +113,16 @@ class RunLog:
         lines = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
         kept = [line for number, line in enumerate(whole, 1) if _step_of(line, f"{self._metrics}:{number}") <= step]
-        partial = self._metrics.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(self._metrics)
+        write_text(self._metrics, "".join(kept))
 
     def progress(self, total: int, done: int = 0) -> Progress:
-        """A progress display over `total` steps of which `done` are behind us; silent on ranks other than 0."""
+        """A progress display over `total` steps of which `done` are completed; silent on ranks other than 0."""
         return Progress(self._console, total, done)
 
     def _tensorboard(self) -> SummaryWriter:
         if self._events is None:
             assert self.directory is not None
-            self._events = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self._purge_step)
+            self._events = SummaryWriter(str(RunFolder(self.directory).tensorboard), purge_step=self._purge_step)
         return self._events
 
 
@@ -157,7 +157,7 @@ class Progress:
             self._line(time.monotonic())
 
     def update(self, done: int, text: str = "") -> None:
-        """Tell that `done` steps are behind us; `text` (the loss, the speed) stands beside the count."""
+        """Show that `done` steps are completed; `text` (the loss, the speed) follows the count."""
         self._done, self._text = done, text
         now = time.monotonic()
         if not self._bar.disable:

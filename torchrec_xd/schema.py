@@ -9,7 +9,8 @@ from typing import Literal
 
 from pydantic import PositiveInt, model_validator
 
-from torchrec_xd.settings import Settings, UserError, load_yaml, validate
+from torchrec_xd.errors import UserError
+from torchrec_xd.settings import Settings, load_yaml, validate
 
 Kind = Literal["id", "bag", "sequence", "dense"]
 Group = Literal["user", "sequence", "shared", "specific", "context", "scene"]

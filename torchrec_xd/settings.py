@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-
-class UserError(ValueError):
-    """Something the user can mend: its text says the value, the rule and the fix. Shown without a traceback."""
-
-
-class InterruptedRunError(Exception):
-    """The run was asked to stop (SIGINT, SIGTERM) and wrote a checkpoint; `--resume` goes on from there."""
+from torchrec_xd.errors import UserError
 
 
 class Settings(BaseModel):
@@ -34,7 +29,7 @@ class Settings(BaseModel):
             value = content.get(field.alias or name) if isinstance(content, dict) else None
             if isinstance(value, bool) and "bool" not in str(field.annotation):
                 raise ValueError(
-                    f"'{name}' is no switch, but YAML reads yes, no, on, off as {value}: quote it, if meant"
+                    f"'{name}' must not be a boolean; YAML reads yes, no, on and off as {value}: quote it if a text is meant"
                 )
         return content
 
@@ -150,7 +145,7 @@ def _fault(kind: type[BaseModel], content: Any, fault: Any) -> str:
     location = [str(part) for part in fault["loc"]]
     key = ".".join(location) or "(whole file)"
     if fault["type"] == "extra_forbidden":
-        valid = _valid_keys(kind, location[:-1])
+        valid = _valid_keys(kind, location[:-1], content)
         near = difflib.get_close_matches(location[-1], valid, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         choices = f"; valid keys: {', '.join(valid)}" if valid else ""
@@ -161,19 +156,29 @@ def _fault(kind: type[BaseModel], content: Any, fault: Any) -> str:
     return f"'{key}': {message}" + ("" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})")
 
 
-def _valid_keys(kind: type[BaseModel], location: list[str]) -> list[str]:
-    """The keys that the settings object at `location` knows, walking annotations, list items and unions by tag."""
+@dataclass(frozen=True)
+class ChosenByName:
+    """Marks a field whose settings class depends on the key `name` in it: for messages that list the valid keys."""
+
+    find: Callable[[str], type[BaseModel]]
+
+
+def _valid_keys(kind: type[BaseModel], location: list[str], content: Any) -> list[str]:
+    """The keys that the settings object at `location` of `content` knows."""
     models: list[type[BaseModel]] = [kind]
     for part in location:
-        models = [found for model in models for found in _models_below(model, part)] or models
+        content = content.get(part) if isinstance(content, dict) else None
+        models = [found for model in models for found in _models_below(model, part, content)] or models
     return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
 
 
-def _models_below(model: type[BaseModel], part: str) -> list[type[BaseModel]]:
+def _models_below(model: type[BaseModel], part: str, content: Any) -> list[type[BaseModel]]:
     field = {field.alias or name: field for name, field in model.model_fields.items()}.get(part)
     if field is None:
-        tagged = model.model_fields.get("name")
-        return [model] if tagged is not None and tagged.default == part else []
+        return []
+    for chosen in field.metadata:
+        if isinstance(chosen, ChosenByName):
+            return [chosen.find(content["name"])]  # it was found before, or its other keys would not be at fault
     return _models_in(field.annotation)
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tools.benchmark import peers, synthetic
-from tools.benchmark.__main__ import app
-from tools.benchmark.history import compare
-from tools.benchmark.measure import Spread, alternate, ratio
-from tools.benchmark.report import cost_figure
-from tools.benchmark.step import count
-from torchrec_xd.settings import UserError
+from torchrec_xd.benchmark import peers, synthetic
+from torchrec_xd.benchmark.__main__ import app
+from torchrec_xd.benchmark.history import compare
+from torchrec_xd.benchmark.measure import Spread, alternate, ratio
+from torchrec_xd.benchmark.report import cost_figure
+from torchrec_xd.benchmark.step import count
+from torchrec_xd.errors import UserError
 
 SMALL = ("--batch-size", "64", "--rows-per-table", "100", "--threads", "1", "--repeats", "2")
 STEPS = ("--steps", "2")
@@ -91,7 +91,7 @@ def test_lookups_beside_plain_bags(out: Path) -> None:
 
 
 def test_dense_adam_is_left_out_where_memory_would_end(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tools.benchmark.lookup.DENSE_BYTES", 1000)
+    monkeypatch.setattr("torchrec_xd.benchmark.lookup.DENSE_BYTES", 1000)
     content = run(out, "lookup", "--tables", "3", *SMALL)
     assert "dense Adam" not in [row["what"] for row in content["rows"]]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tools.benchmark import synthetic
-from tools.benchmark.plain import PlainEmbeddings, plain_batch, plain_loss
-from tools.benchmark.workbench import synthetic_run, workbench
-from torchrec_xd.run import build
+from torchrec_xd.benchmark import synthetic
+from torchrec_xd.benchmark.plain import PlainEmbeddings, plain_batch, plain_loss
+from torchrec_xd.benchmark.workbench import synthetic_run, workbench
+from torchrec_xd.training.building import build
 
 SMALL = {
     "mkt_pretrain": {"expert_widths": (16, 8), "tower_widths": (4,), "aligned_dim": 8},

@@ -11,17 +11,17 @@ import pytest
 
 from tests.data.tables import ROWS, row_lists, rows_of, schema_of
 from tests.data.test_hashing import INTEGERS, STRINGS
-from torchrec_xd.batch import Position
+from torchrec_xd.batch import LoaderState
 from torchrec_xd.data.arrow import Decoder, Origin
 from torchrec_xd.data.collate import Collator, Rows
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
 
 
 def one_column(feature: dict[str, Any], values: pa.Array) -> list[list[int]]:
     """The ids of a feature, row by row, as they stand in a batch."""
     schema = schema_of({"column": "x", "rows": ROWS, **feature})
     table = pa.table({"x": values, "user": [1] * len(values), "click": [0] * len(values)})
-    batch = Collator(schema, 0)([[rows_of(schema, table, "a")], []], Position(0, 1))
+    batch = Collator(schema, 0)([[rows_of(schema, table, "a")], []], LoaderState(0, 1))
     return row_lists(batch.sequences if feature["kind"] == "sequence" else batch.bags)["x"]
 
 

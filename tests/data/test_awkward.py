@@ -10,14 +10,14 @@ import torch
 from tests.data.numbered import Layout, users, write
 from torchrec_xd.batch import Batch
 from torchrec_xd.data.loader import Loader, LoaderSettings
-from torchrec_xd.data.shards import Share
+from torchrec_xd.data.shards import ShardSpec
 
 
 def read(root: Path, domains: list[Layout], ranks: int, batch_size: int) -> list[list[Batch]]:
     """An epoch of every rank."""
     schema, _ = write(root, domains)
     settings = LoaderSettings(batch_size=batch_size)
-    loaders = [Loader(schema, settings, "train", Share(rank, ranks)) for rank in range(ranks)]
+    loaders = [Loader(schema, settings, "train", ShardSpec(rank, ranks)) for rank in range(ranks)]
     found = [list(loader.batches()) for loader in loaders]
     assert [len(batches) for batches in found] == [loader.steps for loader in loaders]
     assert min(len(batch) for batches in found for batch in batches) >= loaders[0].smallest_batch

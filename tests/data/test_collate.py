@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.tables import ROWS, row_lists, rows_of, schema_of
-from torchrec_xd.batch import Position
+from torchrec_xd.batch import LoaderState
 from torchrec_xd.data.arrow import Decoder
 from torchrec_xd.data.collate import Collator, Rows
 
@@ -88,9 +88,9 @@ def test_a_batch_of_two_domains_equals_the_slow_reference(
         return rows_of(SCHEMA, pa.table(columns), domain, extra=("recent",))
 
     parts = [[rows("a", of_a)], [rows("b", records) for records in of_b]]
-    batch = Collator(SCHEMA, 1)(parts, Position(2, 3))
+    batch = Collator(SCHEMA, 1)(parts, LoaderState(2, 3))
     expected = reference([("a", row) for row in of_a] + [("b", row) for records in of_b for row in records])
-    assert batch.position == Position(2, 3)
+    assert batch.position == LoaderState(2, 3)
     assert batch.offsets == (0, len(of_a), len(of_a) + sum(map(len, of_b)))
     assert row_lists(batch.bags) == expected["bags"]
     assert row_lists(batch.sequences) == expected["sequences"]
@@ -129,7 +129,7 @@ def test_gathering_and_slicing_rows_equals_picking_them(records: list[dict[str, 
     )
     picked = rows([records[i] for i in order[start:stop]])
     collate = Collator(SCHEMA, 1)
-    one, other = (collate([[], [part]], Position(0, 0)) for part in (gathered, picked))
+    one, other = (collate([[], [part]], LoaderState(0, 0)) for part in (gathered, picked))
     assert row_lists(one.bags) == row_lists(other.bags)
     assert row_lists(one.sequences) == row_lists(other.sequences)
     for name in ("dense_BN", "weight_B", "user_B", "extra_BK"):
@@ -138,7 +138,7 @@ def test_gathering_and_slicing_rows_equals_picking_them(records: list[dict[str, 
 
 
 def test_a_batch_without_rows() -> None:
-    batch = Collator(SCHEMA, 2)([[], []], Position(0, 1)).to(torch.device("cpu"))
+    batch = Collator(SCHEMA, 2)([[], []], LoaderState(0, 1)).to(torch.device("cpu"))
     assert (len(batch), batch.offsets) == (0, (0, 0, 0))
     assert [t.shape for t in (batch.dense_BN, batch.label_BT, batch.extra_BK)] == [(0, 2), (0, 2), (0, 2)]
     assert [t.shape for t in (batch.weight_B, batch.user_B)] == [(0,), (0,)]
@@ -150,7 +150,7 @@ def test_a_batch_without_rows() -> None:
 def test_a_schema_without_bags_or_without_sequences() -> None:
     schema = schema_of({"column": "price", "kind": "dense"})
     table = pa.table({"price": [1.5, 2.5], "user": [1, 2], "click": [0, 1]})
-    batch = Collator(schema, 0)([[rows_of(schema, table, "a")], []], Position(0, 1)).to(torch.device("cpu"))
+    batch = Collator(schema, 0)([[rows_of(schema, table, "a")], []], LoaderState(0, 1)).to(torch.device("cpu"))
     for jagged in (batch.bags, batch.sequences):
         assert (jagged.keys(), jagged.stride(), jagged.values().numel()) == ([], 2, 0)
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from torchrec_xd.data.files import ParquetFiles
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
 
 
 def write(path: Path, rows: int = 3, **options: Any) -> None:

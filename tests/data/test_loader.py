@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.data.numbered import Layout, content, users, write
-from torchrec_xd.batch import Position
+from torchrec_xd.batch import LoaderState
 from torchrec_xd.data.loader import Loader, LoaderSettings
-from torchrec_xd.data.shards import Share
+from torchrec_xd.data.shards import ShardSpec
+from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import UserError
 
 layouts = st.lists(
     st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=1, max_size=3).filter(
@@ -40,12 +40,12 @@ def test_every_row_once_an_epoch_in_equal_steps_over_all_ranks(
 ) -> None:
     schema, totals = write(root, domains)
     cut = LoaderSettings(batch_size=batch_size, shuffle_rows=window)
-    loaders = [Loader(schema, cut, "train", Share(rank, world_size, 3, shuffle)) for rank in range(world_size)]
+    loaders = [Loader(schema, cut, "train", ShardSpec(rank, world_size, 3, shuffle)) for rank in range(world_size)]
     read = [list(loader.batches(epochs=2)) for loader in loaders]
     steps = -(-sum(totals) // (world_size * batch_size))
     assert {(loader.steps, loader.rows) for loader in loaders} == {(steps, sum(totals))}
     assert [[b.position for b in batches] for batches in read] == [
-        [Position(epoch, step) for epoch in range(2) for step in range(1, steps + 1)]
+        [LoaderState(epoch, step) for epoch in range(2) for step in range(1, steps + 1)]
     ] * world_size
     for epoch, (domain, total) in itertools.product(range(2), enumerate(totals)):
         ranks = [batches[epoch * steps : (epoch + 1) * steps] for batches in read]
@@ -72,18 +72,18 @@ def test_resuming_anywhere_yields_what_was_left(
     mixed = mixed and min(totals) >= world_size and len(totals) == 2
     mixing = {"d0": 1.0, "d1": 2.0} if mixed and sum(totals) > 5 else None
     cut = LoaderSettings(batch_size=batch_size, shuffle_rows=window, mixing=mixing)
-    share = Share(data.draw(st.integers(0, world_size - 1)), world_size)
+    share = ShardSpec(data.draw(st.integers(0, world_size - 1)), world_size)
     whole = [content(batch) for batch in Loader(schema, cut, "train", share).batches(epochs=3)]
     done = data.draw(st.integers(0, len(whole)))
     loader = Loader(schema, cut, "train", share)
-    start = whole[done - 1]["position"] if done else Position(0, 0)
+    start = whole[done - 1]["position"] if done else LoaderState(0, 0)
     assert [content(batch) for batch in loader.batches(start, epochs=3)] == whole[done:]
 
 
 def test_a_resumed_reader_does_not_read_what_is_past(root: Path, read: list[int]) -> None:
     schema, _ = write(root, [[[100] * 10]])
-    loader = Loader(schema, LoaderSettings(batch_size=10, shuffle_rows=100), "train", Share(shuffle=False))
-    assert len(list(loader.batches(Position(0, 85)))) == 15
+    loader = Loader(schema, LoaderSettings(batch_size=10, shuffle_rows=100), "train", ShardSpec(shuffle=False))
+    assert len(list(loader.batches(LoaderState(0, 85)))) == 15
     assert read == [8, 9]
 
 
@@ -91,7 +91,7 @@ def test_epochs_seeds_and_windows_change_the_order_and_nothing_else_does(root: P
     schema, _ = write(root, [[[30, 30], [40]]])
 
     def order(seed: int = 0, window: int = 50, batch_size: int = 10, epochs: int = 2) -> list[int]:
-        loader = Loader(schema, LoaderSettings(batch_size=batch_size, shuffle_rows=window), "train", Share(seed=seed))
+        loader = Loader(schema, LoaderSettings(batch_size=batch_size, shuffle_rows=window), "train", ShardSpec(seed=seed))
         return [user for batch in loader.batches(epochs=epochs) for user in users(batch, 0)]
 
     assert order() == order() == order(batch_size=7)
@@ -109,7 +109,7 @@ def test_a_window_larger_than_the_data_shuffles_across_files(root: Path) -> None
 
 def test_without_shuffling_rows_come_in_file_order_and_batches_group_domains(root: Path) -> None:
     schema, _ = write(root, [[[3], [2, 1]], [[3]]])
-    loader = Loader(schema, LoaderSettings(batch_size=3), "test", Share(shuffle=False), labels=False)
+    loader = Loader(schema, LoaderSettings(batch_size=3), "test", ShardSpec(shuffle=False), labels=False)
     read = [(batch.offsets, users(batch, 0), users(batch, 1)) for batch in loader.batches()]
     assert read == [
         ((0, 2, 3), [0, 1], [0]),
@@ -120,13 +120,13 @@ def test_without_shuffling_rows_come_in_file_order_and_batches_group_domains(roo
 
 def test_small_domains_give_their_rows_in_different_steps(root: Path) -> None:
     schema, _ = write(root, [[[2]], [[2]]])
-    loader = Loader(schema, LoaderSettings(batch_size=1), "train", Share(shuffle=False))
+    loader = Loader(schema, LoaderSettings(batch_size=1), "train", ShardSpec(shuffle=False))
     assert [batch.offsets for batch in loader.batches()] == [(0, 0, 1), (0, 1, 1), (0, 0, 1), (0, 1, 1)]
 
 
 def test_more_ranks_than_rows_give_empty_batches(root: Path) -> None:
     schema, _ = write(root, [[[2]]])
-    read = [list(Loader(schema, LoaderSettings(), "train", Share(rank, 5)).batches()) for rank in range(5)]
+    read = [list(Loader(schema, LoaderSettings(), "train", ShardSpec(rank, 5)).batches()) for rank in range(5)]
     assert [[len(batch) for batch in batches] for batches in read] == [[0], [0], [1], [0], [1]]
     assert all(batches[0].bags.stride() == len(batches[0]) for batches in read)
 
@@ -137,7 +137,7 @@ def test_more_ranks_than_rows_give_empty_batches(root: Path) -> None:
 def test_mixing_by_hand(root: Path) -> None:
     schema, _ = write(root, [[[90]], [[10]]])
     mixing = LoaderSettings(batch_size=10, shuffle_rows=4, mixing={"d0": 1, "d1": 1})
-    loaders = [Loader(schema, mixing, "train", Share(rank, 2)) for rank in range(2)]
+    loaders = [Loader(schema, mixing, "train", ShardSpec(rank, 2)) for rank in range(2)]
     assert {(loader.steps, loader.rows) for loader in loaders} == {(5, 100)}
     read = [list(loader.batches(epochs=9)) for loader in loaders]
     assert all(batch.offsets == (0, 5, 10) for batches in read for batch in batches)
@@ -195,10 +195,10 @@ def test_a_domain_without_rows(root: Path) -> None:
 def test_a_position_beyond_the_epoch(root: Path) -> None:
     schema, _ = write(root, [[[30]]])
     loader = Loader(schema, LoaderSettings(batch_size=10), "train")
-    assert [batch.position for batch in loader.batches(Position(0, 3), epochs=2)] == [Position(1, s) for s in (1, 2, 3)]
-    assert list(loader.batches(Position(2, 0), epochs=2)) == []
+    assert [batch.position for batch in loader.batches(LoaderState(0, 3), epochs=2)] == [LoaderState(1, s) for s in (1, 2, 3)]
+    assert list(loader.batches(LoaderState(2, 0), epochs=2)) == []
     with pytest.raises(UserError, match="step 4 lies beyond the 3 steps of an epoch"):
-        loader.batches(Position(0, 4))
+        loader.batches(LoaderState(0, 4))
 
 
 # ---- files that are not as they should be ----------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_extra_columns_that_some_files_lack(root: Path) -> None:
     schema, _ = write(root, [[[2], [2]]])
     table = pq.read_table(root / "d0" / "1.parquet")
     pq.write_table(table.append_column("recent", pa.array([5, None])), root / "d0" / "1.parquet")
-    loader = Loader(schema, LoaderSettings(), "test", Share(shuffle=False), extra=("item", "recent"))
+    loader = Loader(schema, LoaderSettings(), "test", ShardSpec(shuffle=False), extra=("item", "recent"))
     (batch,) = loader.batches()
     assert batch.extra_BK.tolist() == [[0, -1], [1, -1], [2, 5], [3, -1]]
 
@@ -230,7 +230,7 @@ def test_types_may_differ_from_file_to_file(root: Path) -> None:
         [("user", pa.uint16()), ("item", pa.int64()), ("history", pa.large_list(pa.int8())), ("y", pa.bool_())]
     )
     pq.write_table(table.cast(large), root / "d0" / "1.parquet")
-    (batch,) = Loader(schema, LoaderSettings(), "test", Share(shuffle=False)).batches()
+    (batch,) = Loader(schema, LoaderSettings(), "test", ShardSpec(shuffle=False)).batches()
     assert content(batch)["user"] == content(batch)["bags"][0] == content(batch)["sequences"][0] == [0, 1, 2, 3]
 
 
@@ -246,7 +246,7 @@ def spoil(root: Path) -> Schema:
 
 
 def test_a_bad_value_is_raised_in_the_consumer_once_it_is_reached(root: Path) -> None:
-    loader = Loader(spoil(root), LoaderSettings(batch_size=5, shuffle_rows=5), "train", Share(shuffle=False))
+    loader = Loader(spoil(root), LoaderSettings(batch_size=5, shuffle_rows=5), "train", ShardSpec(shuffle=False))
     batches = loader.batches()
     assert [users(next(batches), 0)[0] for _ in range(5)] == [0, 5, 10, 15, 20]
     with pytest.raises(UserError, match=r"d0/1\.parquet: row 7, column 'item': 10 lies outside \[0, 10\)"):
@@ -264,6 +264,6 @@ def test_the_row_in_an_error_is_counted_in_the_file(root: Path, monkeypatch: pyt
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", chunked)
     for shuffle in (True, False):
-        loader = Loader(spoil(root), LoaderSettings(shuffle_rows=window), "train", Share(shuffle=shuffle))
+        loader = Loader(spoil(root), LoaderSettings(shuffle_rows=window), "train", ShardSpec(shuffle=shuffle))
         with pytest.raises(UserError, match=r"d0/1\.parquet: row 7, column 'item': 10 lies outside"):
             list(loader.batches())

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from tests.data.numbered import content, write
-from torchrec_xd.batch import Batch, Position
+from torchrec_xd.batch import Batch, LoaderState
 from torchrec_xd.data.collate import Rows
 from torchrec_xd.data.loader import Loader, LoaderSettings
-from torchrec_xd.data.shards import Share
+from torchrec_xd.data.shards import ShardSpec
 
 
 def loader_threads() -> list[str]:
@@ -67,7 +67,7 @@ def test_what_the_thread_raises_is_raised_in_the_consumer(root: Path, monkeypatc
     loader = Loader(schema, LoaderSettings(batch_size=10), "train")
     collate = loader._collate
 
-    def failing(parts: Any, position: Position) -> Batch:
+    def failing(parts: Any, position: LoaderState) -> Batch:
         if position.step == 3:
             raise KeyboardInterrupt("not even an Exception")
         return collate(parts, position)
@@ -84,10 +84,10 @@ def test_what_the_thread_raises_is_raised_in_the_consumer(root: Path, monkeypatc
 def test_the_queue_is_bounded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     schema, _ = write(root, [[[10] * 100]])
     loader = Loader(schema, LoaderSettings(batch_size=10, shuffle_rows=10, prefetch=2), "train")
-    made: list[Position] = []
+    made: list[LoaderState] = []
     collate = loader._collate
 
-    def noted(parts: Any, position: Position) -> Batch:
+    def noted(parts: Any, position: LoaderState) -> Batch:
         made.append(position)
         return collate(parts, position)
 
@@ -110,7 +110,7 @@ def test_two_readers_of_one_loader_do_not_disturb_each_other(root: Path) -> None
 
 def test_the_next_window_is_read_ahead_and_the_one_after_it_is_not(root: Path, read: list[int]) -> None:
     schema, _ = write(root, [[[100] * 5]])
-    loader = Loader(schema, LoaderSettings(batch_size=10, shuffle_rows=100, prefetch=1), "train", Share(shuffle=False))
+    loader = Loader(schema, LoaderSettings(batch_size=10, shuffle_rows=100, prefetch=1), "train", ShardSpec(shuffle=False))
     batches = loader.batches()
     next(batches)
     late = time.monotonic() + 10
@@ -130,7 +130,7 @@ def test_a_row_group_larger_than_the_window_is_read_once(root: Path, read: list[
 def test_batches_own_their_memory(root: Path) -> None:
     schema, _ = write(root, [[[40]]])
     for shuffle in (True, False):
-        batches = Loader(schema, LoaderSettings(batch_size=20), "train", Share(shuffle=shuffle)).batches()
+        batches = Loader(schema, LoaderSettings(batch_size=20), "train", ShardSpec(shuffle=shuffle)).batches()
         first = next(batches)
         for part in (
             first.user_B,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrec_xd.data.shards import Piece, RowGroup, Shard, Share, Window, mixed_rows
-from torchrec_xd.settings import UserError
+from torchrec_xd.data.shards import Piece, RowGroup, Shard, ShardSpec, Window, mixed_rows
+from torchrec_xd.errors import UserError
 
 sizes = st.lists(st.integers(1, 12), min_size=1, max_size=8)
 
@@ -35,7 +35,7 @@ def rows_of_pass(shard: Shard, number: int) -> list[int]:
 
 def test_two_ranks_by_hand() -> None:
     groups = row_groups([3, 2, 2])
-    first, second = (Shard("d", groups, Share(rank, 2, shuffle=False), window_rows=2) for rank in (0, 1))
+    first, second = (Shard("d", groups, ShardSpec(rank, 2, shuffle=False), window_rows=2) for rank in (0, 1))
     assert (first.total_rows, first.rows, second.rows) == (7, 3, 4)
     assert list(first.windows(0, 3)) == [Window(0, 0, 2), Window(0, 2, 3)]
     assert first.pieces(Window(0, 2, 3)) == [Piece(groups[0], 2, 3)]
@@ -47,7 +47,7 @@ def test_two_ranks_by_hand() -> None:
 
 def test_a_row_group_that_straddles_two_ranks_is_cut() -> None:
     groups = row_groups([5])
-    shards = [Shard("d", groups, Share(rank, 2), window_rows=9) for rank in (0, 1)]
+    shards = [Shard("d", groups, ShardSpec(rank, 2), window_rows=9) for rank in (0, 1)]
     assert [shard.pieces(shard.window_at(0)) for shard in shards] == [
         [Piece(groups[0], 0, 2)],
         [Piece(groups[0], 2, 5)],
@@ -59,7 +59,7 @@ def test_every_row_is_read_by_exactly_one_rank_in_each_pass(
     rows: list[int], world_size: int, window_rows: int, number: int, shuffle: bool
 ) -> None:
     shards = [
-        Shard("d", row_groups(rows), Share(rank, world_size, 7, shuffle), window_rows) for rank in range(world_size)
+        Shard("d", row_groups(rows), ShardSpec(rank, world_size, 7, shuffle), window_rows) for rank in range(world_size)
     ]
     read = [rows_of_pass(shard, number) for shard in shards]
     joined = [row for part in read for row in part]
@@ -73,13 +73,13 @@ def test_every_row_is_read_by_exactly_one_rank_in_each_pass(
 
 def test_order_depends_on_seed_domain_pass_and_rank_and_on_nothing_else() -> None:
     def read(domain: str = "d", seed: int = 0, number: int = 0) -> list[int]:
-        return rows_of_pass(Shard(domain, row_groups([20] * 5), Share(seed=seed), window_rows=40), number)
+        return rows_of_pass(Shard(domain, row_groups([20] * 5), ShardSpec(seed=seed), window_rows=40), number)
 
     assert read() == read()
     orders = [read(), read("e"), read(seed=1), read(seed=-1), read(number=1), read(number=2)]
     assert len({tuple(order) for order in orders}) == len(orders)
     windows = [
-        Shard("d", row_groups([40]), Share(rank, 2), window_rows=10).order(Window(0, first, first + 10))
+        Shard("d", row_groups([40]), ShardSpec(rank, 2), window_rows=10).order(Window(0, first, first + 10))
         for rank in (0, 1)
         for first in (0, 10)
     ]
@@ -87,13 +87,13 @@ def test_order_depends_on_seed_domain_pass_and_rank_and_on_nothing_else() -> Non
 
 
 def test_row_groups_are_shuffled_beyond_the_window() -> None:
-    read = rows_of_pass(Shard("d", row_groups([10] * 50), Share(), window_rows=10), 0)
+    read = rows_of_pass(Shard("d", row_groups([10] * 50), ShardSpec(), window_rows=10), 0)
     assert [row // 10 for row in read[::10]] != sorted(row // 10 for row in read[::10])
 
 
 def test_a_share_outside_the_world_is_refused() -> None:
     with pytest.raises(ValueError, match=r"rank 2 is not in \[0, 2\)"):
-        Share(2, 2)
+        ShardSpec(2, 2)
 
 
 def test_mixing_by_hand() -> None:

@@ -8,10 +8,11 @@ from typer.testing import CliRunner
 
 from torchrec_xd.cli import app
 from torchrec_xd.config import load_run
-from torchrec_xd.diagnostics import diagnose, diagnosis
+from torchrec_xd.diagnostics import diagnosis
+from torchrec_xd.distributed.process_group import Processes, process_group
+from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import UserError
-from torchrec_xd.world import World, process_group
+from torchrec_xd.training.diagnosis import diagnose
 
 
 def test_the_first_stage_from_folder_to_files(runs, tmp_path):
@@ -84,8 +85,8 @@ def test_misuse(runs, tmp_path, monkeypatch):
         diagnose(tmp_path / "begun", out)
     with pytest.raises(UserError, match="--batches 0: at least one batch"):
         diagnose(runs / "mem", out, batches=0)
-    with process_group() as world:
-        two = World(0, 2, 2, world.device, world.group)
+    with process_group() as processes:
+        two = Processes(0, 2, 2, processes.device, processes.group)
     monkeypatch.setattr(diagnosis, "process_group", lambda: nullcontext(two))
     with pytest.raises(UserError, match="in one process; run it without torchrun"):
         diagnose(runs / "mem", out)

@@ -11,13 +11,13 @@ from torch.nn import functional
 from tests.models.small import JOINT, joint_model
 from torchrec_xd.config import load_run
 from torchrec_xd.data.loader import Loader, LoaderSettings
-from torchrec_xd.data.shards import Share
+from torchrec_xd.data.shards import ShardSpec
 from torchrec_xd.diagnostics import diagnosis
 from torchrec_xd.diagnostics.gradients import GradientCosines, block_of
-from torchrec_xd.run import build, sharded
+from torchrec_xd.distributed.optimizers import OptimizerSettings
+from torchrec_xd.distributed.process_group import process_group
 from torchrec_xd.schema import Schema
-from torchrec_xd.sharding import OptimizerSettings
-from torchrec_xd.world import process_group
+from torchrec_xd.training.building import build, build_sharded
 
 
 def cosine_of(pairs, block, *domains):
@@ -72,7 +72,7 @@ def twins(feed):
     task = joint_model(schema, "shared_bottom").eval()
     towers = task.net.towers.towers
     towers["click@b"].load_state_dict(towers["click@a"].state_dict())
-    batch = next(iter(Loader(schema, LoaderSettings(batch_size=100), "train", Share(shuffle=False)).batches()))
+    batch = next(iter(Loader(schema, LoaderSettings(batch_size=100), "train", ShardSpec(shuffle=False)).batches()))
     assert batch.offsets == (0, 40, 80)
     return schema, task, batch
 
@@ -123,8 +123,8 @@ def test_no_weight_and_no_optimizer_moves(runs, batches):
         states = {"weights": model.state_dict(), "optimizers": optimizers.state.state_dict()["state"]}
         return dict(copies(states))
 
-    with process_group() as world:
-        model, optimizers = sharded(build(config), config, world)
+    with process_group() as processes:
+        model, optimizers = build_sharded(build(config), config, processes)
         before = bits(model, optimizers)
         found, _ = diagnosis.applying(model.module, config, "test", {}, runs / "mem")
         diagnosis.measure(model.module, found, batches)

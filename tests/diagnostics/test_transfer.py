@@ -7,9 +7,9 @@ import pytest
 
 from tests import placements
 from tests.models.small import train_run
-from torchrec_xd.diagnostics import diagnose
 from torchrec_xd.diagnostics.transfer import agreement, reliability, scene_means
-from torchrec_xd.run import score
+from torchrec_xd.training.diagnosis import diagnose
+from torchrec_xd.training.inference import score
 
 
 def test_agreement_on_planted_numbers():

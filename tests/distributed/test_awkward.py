@@ -13,8 +13,10 @@ from tests.feeds import schema_at, write_feed
 from tests.planner.cases import gpus
 from torchrec_xd import run, trainer
 from torchrec_xd.config import RunConfig
-from torchrec_xd.planner import Constraint, PlannerSettings, default_sharders, make_plan
-from torchrec_xd.settings import UserError, validate
+from torchrec_xd.distributed.sharders import torchrec_sharders
+from torchrec_xd.errors import UserError
+from torchrec_xd.planner import Constraint, PlannerSettings, make_plan
+from torchrec_xd.settings import validate
 
 MODEL = {"name": "mkt_pretrain", "expert_widths": [8, 6], "aligned_dim": 4, "tower_widths": [4]}
 
@@ -102,7 +104,7 @@ def test_what_is_refused_is_refused_on_all_ranks_before_anything_is_written(tmp_
     few = write_feed(tmp_path / "few", rows=1)
     task = run.build(config_of(folder))
     wishes = (Constraint(tables=("t_user",), sharding_types=("table_row_wise",)),)
-    plan = make_plan(task, default_sharders(), gpus(2), PlannerSettings(constraints=wishes)).plan
+    plan = make_plan(task, torchrec_sharders(), gpus(2), PlannerSettings(constraints=wishes)).plan
     plan.save(tmp_path / "plan.json")
     cases = [
         (config_of(folder, sharding={"plan": str(tmp_path / "plan.json")}), tmp_path / "gpu"),

@@ -16,26 +16,26 @@ import torch
 from tests.distributed.ranks import run_ranks
 from tests.distributed.sharded import sharded, world_of
 from tests.feeds import schema_at, write_feed
-from torchrec_xd.batch import Position
+from torchrec_xd.batch import LoaderState
 from torchrec_xd.checkpoint import Checkpoints, CheckpointSettings, read_saved, transfer
 from torchrec_xd.checkpoint import checkpoints as saving
 from torchrec_xd.checkpoint.reading import Reader
 from torchrec_xd.data.loader import Loader, LoaderSettings
-from torchrec_xd.data.shards import Share
+from torchrec_xd.data.shards import ShardSpec
+from torchrec_xd.distributed.optimizers import DenseOptimizerSettings, OptimizerSettings
 from torchrec_xd.embeddings import EmbeddingSettings
+from torchrec_xd.errors import UserError
 from torchrec_xd.models.mkt import TRANSFER, FinetuneSettings, PretrainSettings, build_finetune, build_pretrain
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import UserError
-from torchrec_xd.sharding import DenseOptimizerSettings, OptimizerSettings
 
 MODEL = PretrainSettings(expert_widths=(8, 6), aligned_dim=4, tower_widths=(4,), dropout=0.2)
 OPTIMIZERS = OptimizerSettings(dense=DenseOptimizerSettings(lr=0.01, weight_decay=0.01))
 
 
-def model_of(schema, seed, world):
+def model_of(schema, seed, processes):
     torch.manual_seed(seed)
     task = build_pretrain(schema, MODEL, EmbeddingSettings(dtype="fp16"), seed)
-    return sharded(task, OPTIMIZERS, world)
+    return sharded(task, OPTIMIZERS, processes)
 
 
 def advance(model, optimizers, batches):
@@ -65,20 +65,20 @@ def resume_midway(rank: int, content: dict, folder: str, threads: tuple[int, int
     equally many, sums of the dense part may be rounded in another order.
     """
     torch.set_num_threads(threads[0])
-    schema, world = Schema.model_validate(content), world_of(rank)
-    share = Share(rank, world.size, seed=0)
+    schema, processes = Schema.model_validate(content), world_of(rank)
+    share = ShardSpec(rank, processes.size, seed=0)
     loader = Loader(schema, LoaderSettings(batch_size=64), "train", share)
-    checkpoints = Checkpoints(Path(folder), CheckpointSettings(), world, schema.fingerprint())
+    checkpoints = Checkpoints(Path(folder), CheckpointSettings(), processes, schema.fingerprint())
 
-    model, optimizers = model_of(schema, 0, world)
+    model, optimizers = model_of(schema, 0, processes)
     stream = loader.batches()
     advance(model, optimizers, [next(stream) for _ in range(3)])
-    checkpoints.save(model, optimizers, Position(0, 3), 3, None)
+    checkpoints.save(model, optimizers, LoaderState(0, 3), 3, None)
     advance(model, optimizers, [next(stream) for _ in range(3)])
     expected = local({"model": model.state_dict(), "optimizer": optimizers.state.state_dict()["state"]})
 
     torch.set_num_threads(threads[1])
-    model, optimizers = model_of(schema, 1, world)
+    model, optimizers = model_of(schema, 1, processes)
     saved = checkpoints.resume(model, optimizers)
     assert saved is not None
     stream = loader.batches(saved.position)
@@ -104,14 +104,14 @@ def test_a_run_goes_on_with_other_threads(tmp_path, threads):
 
 def attacks(rank: int, content: dict, folder: str) -> None:
     """One process, one sharded model, many ways in which a checkpoint can be wrong."""
-    schema, world, base = Schema.model_validate(content), world_of(rank), Path(folder)
-    model, optimizers = model_of(schema, 0, world)
+    schema, processes, base = Schema.model_validate(content), world_of(rank), Path(folder)
+    model, optimizers = model_of(schema, 0, processes)
     settings = CheckpointSettings(keep=2)
-    checkpoints = Checkpoints(base / "checkpoints", settings, world, schema.fingerprint())
+    checkpoints = Checkpoints(base / "checkpoints", settings, processes, schema.fingerprint())
     assert checkpoints.resume(model, optimizers) is None
     advance(model, optimizers, [next(Loader(schema, LoaderSettings(batch_size=64), "train").batches())])
     for step, score in ((1, 0.9), (2, 0.7), (3, 0.8), (4, None)):
-        checkpoints.save(model, optimizers, Position(0, step), step, score)
+        checkpoints.save(model, optimizers, LoaderState(0, step), step, score)
     names = [folder.name for folder in sorted((base / "checkpoints").iterdir())]
     assert names == ["step_000000001", "step_000000003", "step_000000004"]  # the last two and the best
     assert checkpoints.best().name == "step_000000001"
@@ -121,11 +121,11 @@ def attacks(rank: int, content: dict, folder: str) -> None:
     keep_the_last_when_saving_fails(checkpoints, model, optimizers)
     pass_over_what_is_damaged(base, checkpoints, model, optimizers)
     refuse_foreign_pickles(base, checkpoints, model)
-    refuse_what_does_not_fit(base, checkpoints, schema, world)
+    refuse_what_does_not_fit(base, checkpoints, schema, processes)
 
 
 def refuse_other_schemas(checkpoints, model):
-    other = Checkpoints(checkpoints.directory, checkpoints.settings, checkpoints.world, "beef")
+    other = Checkpoints(checkpoints.directory, checkpoints.settings, checkpoints.processes, "beef")
     with pytest.raises(UserError, match="schema of another meaning"):
         other.load(model, checkpoints.last())
 
@@ -137,11 +137,11 @@ def keep_the_last_when_saving_fails(checkpoints, model, optimizers):
 
     whole, saving.save_distributed = saving.save_distributed, full_disk
     with pytest.raises(UserError, match=r"step 5 could not be written to .*: No space left on device"):
-        checkpoints.save(model, optimizers, Position(0, 5), 5, None)
+        checkpoints.save(model, optimizers, LoaderState(0, 5), 5, None)
     saving.save_distributed = whole
     assert checkpoints.last().name == "step_000000004"
     assert checkpoints.resume(model, optimizers).step == 4
-    checkpoints.save(model, optimizers, Position(0, 5), 5, None)  # and the next one succeeds
+    checkpoints.save(model, optimizers, LoaderState(0, 5), 5, None)  # and the next one succeeds
     assert checkpoints.last().name == "step_000000005"
     assert not list(checkpoints.directory.glob("partial_*"))
 
@@ -160,7 +160,7 @@ def without_checksums(folder):
 def pass_over_what_is_damaged(base, checkpoints, model, optimizers):
     folder = base / "damaged"
     shutil.copytree(checkpoints.directory, folder)
-    copy = Checkpoints(folder, checkpoints.settings, checkpoints.world, checkpoints.schema)
+    copy = Checkpoints(folder, checkpoints.settings, checkpoints.processes, checkpoints.schema)
     steps = sorted(int(path.name[-9:]) for path in folder.iterdir())
     said = []
     newest = copy.last()
@@ -199,18 +199,18 @@ def refuse_foreign_pickles(base, checkpoints, model):
         read_saved(base)
 
 
-def refuse_what_does_not_fit(base, checkpoints, schema, world):
+def refuse_what_does_not_fit(base, checkpoints, schema, processes):
     def student(**changes):
         settings = MODEL.model_copy(update=changes)
         pretrained = (schema, settings, EmbeddingSettings(dtype="fp16"))
         task = build_finetune(schema.only(("post",)), FinetuneSettings(widths=(4,)), EmbeddingSettings(), 0, pretrained)
-        return sharded(task, OPTIMIZERS, world)[0]
+        return sharded(task, OPTIMIZERS, processes)[0]
 
     folder, model = checkpoints.last(), student()
     manifest = transfer(model, folder, TRANSFER.prefixes, TRANSFER.prunable)
     assert {*manifest.loaded, *manifest.fresh} == set(model.state_dict())
     loaded = local({k: v for k, v in model.state_dict().items() if k.startswith("teacher.")})
-    saved = local(sharded_weights(checkpoints, schema, world))
+    saved = local(sharded_weights(checkpoints, schema, processes))
     assert all(torch.equal(value, saved[name.removeprefix("teacher.")]) for name, value in loaded.items())
     wider = student(aligned_dim=5)
     before = local(wider.state_dict())
@@ -221,8 +221,8 @@ def refuse_what_does_not_fit(base, checkpoints, schema, world):
     assert all(torch.equal(value, before[name]) for name, value in local(wider.state_dict()).items())
 
 
-def sharded_weights(checkpoints, schema, world):
-    model, _ = model_of(schema, 7, world)
+def sharded_weights(checkpoints, schema, processes):
+    model, _ = model_of(schema, 7, processes)
     checkpoints.load(model, checkpoints.last())
     return model.state_dict()
 
@@ -259,12 +259,12 @@ def read_only(folder):
 
 
 def cannot_write(rank: int, content: dict, folder: str) -> None:
-    schema, world = Schema.model_validate(content), world_of(rank)
-    model, optimizers = model_of(schema, 0, world)
-    loader = Loader(schema, LoaderSettings(batch_size=64), "train", Share(rank, world.size))
-    checkpoints = Checkpoints(Path(folder), CheckpointSettings(keep=1), world, schema.fingerprint())
+    schema, processes = Schema.model_validate(content), world_of(rank)
+    model, optimizers = model_of(schema, 0, processes)
+    loader = Loader(schema, LoaderSettings(batch_size=64), "train", ShardSpec(rank, processes.size))
+    checkpoints = Checkpoints(Path(folder), CheckpointSettings(keep=1), processes, schema.fingerprint())
     advance(model, optimizers, itertools.islice(loader.batches(), 1))
-    checkpoints.save(model, optimizers, Position(0, 1), 1, None)
+    checkpoints.save(model, optimizers, LoaderState(0, 1), 1, None)
     saved = local(model.state_dict())
     advance(model, optimizers, itertools.islice(loader.batches(), 1))
     for hindrance, said in (
@@ -272,13 +272,13 @@ def cannot_write(rank: int, content: dict, folder: str) -> None:
         (read_only(checkpoints.directory) if rank == 0 else nullcontext(), "Permission denied"),
     ):
         with hindrance, pytest.raises(UserError, match=rf"step 2 could not be written to .*{said}.*\n.*untouched"):
-            checkpoints.save(model, optimizers, Position(0, 2), 2, None)
-        world.barrier()  # both have left the hindrance behind
+            checkpoints.save(model, optimizers, LoaderState(0, 2), 2, None)
+        processes.barrier()  # both have left the hindrance behind
         assert checkpoints.last().name == "step_000000001"
-    other, its = model_of(schema, 1, world)
+    other, its = model_of(schema, 1, processes)
     assert checkpoints.resume(other, its).step == 1
     assert all(torch.equal(value, saved[name]) for name, value in local(other.state_dict()).items())
-    checkpoints.save(model, optimizers, Position(0, 2), 2, None)
+    checkpoints.save(model, optimizers, LoaderState(0, 2), 2, None)
     assert [path.name for path in checkpoints.directory.iterdir()] == ["step_000000002"]
 
 

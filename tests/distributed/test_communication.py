@@ -12,11 +12,12 @@ from tests.distributed.test_sharding import gathered, placed, settings, task_of
 from tests.feeds import schema_at, write_feed
 from torchrec_xd.config import RunConfig
 from torchrec_xd.data.loader import Loader, LoaderSettings
-from torchrec_xd.data.shards import Share
-from torchrec_xd.planner import CommunicationSettings
-from torchrec_xd.run import train
+from torchrec_xd.data.shards import ShardSpec
+from torchrec_xd.distributed.exchange import CommunicationSettings
+from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import UserError, validate
+from torchrec_xd.settings import validate
+from torchrec_xd.training.train_run import train
 
 STEPS = 6
 ERROR = {"fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 2.0**-7}
@@ -60,7 +61,7 @@ def measure(rank: int, content: dict[str, Any], kind: str, forward: str, backwar
         held = {key: gathered(value, world) for key, value in model.state_dict().items() if ".t_" in key}
         return torch.cat([held[key].flatten() for key in sorted(held)])
 
-    batch = next(Loader(schema, LoaderSettings(batch_size=32), "train", Share(rank, world.size)).batches())
+    batch = next(Loader(schema, LoaderSettings(batch_size=32), "train", ShardSpec(rank, world.size)).batches())
     first, embeddings = tables(), model.module.embeddings
     optimizers.begin(0, STEPS)
     bags = embeddings.bags(batch.bags).to_dict()

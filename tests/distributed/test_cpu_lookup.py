@@ -24,11 +24,11 @@ from tests.distributed.test_sharding import (
     train_sharded,
 )
 from tests.feeds import schema_at, write_feed
-from torchrec_xd.cpu_lookup import _pool, _SideBySide, deal_tables
+from torchrec_xd.distributed.cpu_lookup import _pool, _SideBySide, assign_lookup_groups
+from torchrec_xd.distributed.optimizers import TableOptimizerSettings, fuse_optimizers
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, table_collections, table_configs, table_parameters
 from torchrec_xd.planner import ShardingSettings
 from torchrec_xd.schema import Schema
-from torchrec_xd.sharding import TableOptimizerSettings, fuse_optimizers
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_tables_are_dealt_by_the_features_that_read_them(content):
     holder.embeddings = Embeddings(schema, EmbeddingSettings(), seed=0)
     holder.teacher = Embeddings(schema, EmbeddingSettings(), seed=0)
     fuse_optimizers(holder, TableOptimizerSettings())
-    deal_tables(holder, 2)
+    assign_lookup_groups(holder, 2)
     collections = list(table_collections(holder))
     assert len(collections) == 4
     for collection in collections:

@@ -7,10 +7,10 @@ from tests.distributed.sharded import sharded, world_of
 from tests.distributed.test_sharding import assert_same, batches, gathered
 from tests.feeds import schema_at, write_feed
 from tests.models.small import joint_model, settings_of
+from torchrec_xd.distributed.optimizers import DenseOptimizerSettings, OptimizerSettings, TableOptimizerSettings
 from torchrec_xd.embeddings import EmbeddingSettings
 from torchrec_xd.models import MODELS
 from torchrec_xd.schema import Schema
-from torchrec_xd.sharding import DenseOptimizerSettings, OptimizerSettings, TableOptimizerSettings
 
 STAR = {"aligned_dim": 8, "tower_widths": [4], "widths": [16, 8]}
 RATES = OptimizerSettings(

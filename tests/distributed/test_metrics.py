@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from tests.batches import SCHEMA, batch_of
 from tests.distributed.ranks import run_ranks
-from torchrec_xd.metrics import Evaluation, MetricSettings
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
+from torchrec_xd.evaluation.metrics import Evaluation, MetricSettings
 
 SETTINGS = MetricSettings(slices={"campaign": {"A": [1, 2]}, "store": None})
 SCORES = {

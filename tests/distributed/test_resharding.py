@@ -10,11 +10,11 @@ from tests.distributed.sharded import sharded, world_of
 from tests.distributed.test_checkpoint import local
 from tests.distributed.test_sharding import assert_same, batches, gathered, placed, settings, task_of
 from tests.feeds import schema_at, write_feed
-from torchrec_xd.batch import Position
+from torchrec_xd.batch import LoaderState
 from torchrec_xd.checkpoint import Checkpoints, CheckpointSettings
 from torchrec_xd.checkpoint.resharding import recut
+from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import UserError
 
 BEFORE, AFTER = 2, 2
 """Steps before and after the move."""
@@ -40,7 +40,7 @@ def write(rank: int, content: dict, folder: str, cases: list[tuple[str, tuple[st
     for name, placement in cases:
         _, model, optimizers, checkpoints = made(schema, rank, placement, name, f"{folder}/{name}_{placement}")
         advance(model, optimizers, steps_of(schema), range(BEFORE))
-        checkpoints.save(model, optimizers, Position(0, BEFORE), BEFORE, None)
+        checkpoints.save(model, optimizers, LoaderState(0, BEFORE), BEFORE, None)
 
 
 def steps_of(schema):

@@ -16,19 +16,19 @@ from tests.feeds import schema_at, write_feed
 from tests.placements import SETTINGS
 from tests.unsharded import materialise
 from torchrec_xd.data.loader import Loader, LoaderSettings
-from torchrec_xd.data.shards import Share
-from torchrec_xd.embeddings import EmbeddingSettings
-from torchrec_xd.models.exit import ExitSettings, build_exit
-from torchrec_xd.models.mkt import PretrainSettings, build_pretrain
-from torchrec_xd.planner import ShardingSettings
-from torchrec_xd.planner.constraints import Constraint
-from torchrec_xd.schema import Schema
-from torchrec_xd.sharding import (
+from torchrec_xd.data.shards import ShardSpec
+from torchrec_xd.distributed.optimizers import (
     DenseOptimizerSettings,
     OptimizerSettings,
     ScheduleSettings,
     TableOptimizerSettings,
 )
+from torchrec_xd.embeddings import EmbeddingSettings
+from torchrec_xd.models.exit import ExitSettings, build_exit
+from torchrec_xd.models.mkt import PretrainSettings, build_pretrain
+from torchrec_xd.planner import ShardingSettings
+from torchrec_xd.planner.inputs.constraints import Constraint
+from torchrec_xd.schema import Schema
 
 STEPS = 3
 SEARCH = {**SETTINGS["sources"]["search"], "own": "click@search"}
@@ -53,7 +53,7 @@ def task_of(schema):
 
 
 def batches(schema, rank, ranks):
-    loader = Loader(schema, LoaderSettings(batch_size=64 // ranks), "train", Share(rank, ranks, seed=0))
+    loader = Loader(schema, LoaderSettings(batch_size=64 // ranks), "train", ShardSpec(rank, ranks, seed=0))
     return [batch for batch, _ in zip(loader.batches(), range(STEPS), strict=False)]
 
 
@@ -90,7 +90,7 @@ def gathered_states(optimizers, world):
             name = f"{key.partition('.')[2]}/{part.rpartition('.')[2].replace('momentum1', 'sum')}"
             mine[name] = (value.metadata().size, pieces(value)) if hasattr(value, "local_shards") else value
     whole = {}
-    for held in [*world.gather(mine), mine]:  # its own last, where all have the whole
+    for held in [*world.all_gather_object(mine), mine]:  # its own last, where all have the whole
         for name, value in held.items():
             if isinstance(value, tuple):
                 for where, piece in value[1]:

@@ -9,7 +9,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocati
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice, SplitTableBatchedEmbeddingBagsCodegen
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_xd.cpu_lookup import _bags_of_one
+from torchrec_xd.distributed.cpu_lookup import _bags_of_one
 
 ROWS, DIM = 7, 4
 

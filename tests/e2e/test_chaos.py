@@ -15,7 +15,7 @@ from tests.feeds import schema_at, write_feed
 from tools import chaos
 from torchrec_xd import run
 from torchrec_xd.config import load_config
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
 
 # Starts a process that would outlive it, says so, and waits.
 PARENT = """

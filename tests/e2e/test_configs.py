@@ -6,8 +6,8 @@ import pytest
 
 from tests.prepare.raw import varied, write_raw
 from torchrec_xd.config import load_config
-from torchrec_xd.prepare import PrepareSettings, prepare
-from torchrec_xd.run import train
+from torchrec_xd.datasets import PrepareSettings, prepare
+from torchrec_xd.training.train_run import train
 
 CONFIGS = sorted(Path(__file__).parents[2].joinpath("configs").glob("*.yaml"))
 NAMES = [path.stem for path in CONFIGS]

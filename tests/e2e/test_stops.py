@@ -10,8 +10,9 @@ import pytest
 from tests.feeds import schema_at, write_feed
 from torchrec_xd import trainer
 from torchrec_xd.config import RunConfig
-from torchrec_xd.run import train
-from torchrec_xd.settings import InterruptedRunError, UserError, validate
+from torchrec_xd.errors import InterruptedRunError, UserError
+from torchrec_xd.settings import validate
+from torchrec_xd.training.train_run import train
 
 
 def config_of(folder, **changes):

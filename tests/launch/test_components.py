@@ -7,8 +7,8 @@ import pytest
 from torchx.cli.main import main
 from torchx.schedulers import get_scheduler_factories
 
-from launch import components
 from tests.launch.conftest import ROOT
+from torchrec_xd.launch import components
 
 COMPONENTS = {
     "train": ["--config", "configs/single_cj.yaml", "--run_dir", "runs/x"],
@@ -38,7 +38,7 @@ def torchx(component, *arguments):
 def commands(app, module="torchrec_xd.cli"):
     """What torchrun is asked to run on each node, stage by stage."""
     (role,) = app.roles
-    stages = shlex.split(role.args[1].removeprefix("exec python -m launch.stages "))
+    stages = shlex.split(role.args[1].removeprefix("exec python -m torchrec_xd.launch.stages "))
     joined = " ".join(shlex.quote(word) for word in stages).split(" --then ")
     assert all(stage.startswith("torchrun ") for stage in joined)
     return [shlex.split(stage.partition(f" -m {module} ")[2]) for stage in joined]
@@ -91,9 +91,11 @@ def test_the_commands_word_for_word():
     assert finetune[-2:] == ["--set", "init_from=runs/one"]
     (evaluate,) = commands(components.evaluate(run_dir="runs/x", split="valid", checkpoint="last", out="report.json"))
     assert evaluate == ["evaluate", "runs/x", "--split", "valid", "--checkpoint", "last", "--json", "report.json"]
-    (step,) = commands(components.benchmark(command="step", args="'a b.yaml' --steps 5", j="1x1"), "tools.benchmark")
+    (step,) = commands(
+        components.benchmark(command="step", args="'a b.yaml' --steps 5", j="1x1"), "torchrec_xd.benchmark"
+    )
     assert step == ["step", "a b.yaml", "--steps", "5"]
-    assert commands(components.benchmark(command="history", j="1x1"), "tools.benchmark") == [["history"]]
+    assert commands(components.benchmark(command="history", j="1x1"), "torchrec_xd.benchmark") == [["history"]]
 
 
 def test_the_stages_of_mkt_are_given_their_settings_and_ports():

@@ -6,7 +6,7 @@ import pytest
 
 from torchrec_xd import cli, run
 from torchrec_xd.config import load_config
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
 
 
 @pytest.fixture

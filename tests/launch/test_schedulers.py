@@ -16,8 +16,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from torchx.runner import get_runner
 
-from launch import components
 from tests.launch.conftest import ROOT
+from torchrec_xd.launch import components
 
 MODULE = ["-m", "torchrec_xd.cli"]
 
@@ -82,7 +82,7 @@ def in_a_shell(arguments, tmp_path, **environment):
 
 def assert_stages_at(words, host, run_id):
     """Both stages, one after the other, with eight processes on two nodes that meet at `host`."""
-    assert words[:2] == ["-m", "launch.stages"]
+    assert words[:2] == ["-m", "torchrec_xd.launch.stages"]
     place = words.index("--then")
     for port, stage, name in ((29500, words[2:place], "pretrain"), (29501, words[place + 1 :], "finetune")):
         options = dict(zip(stage[1 : stage.index("-m")][::2], stage[1 : stage.index("-m")][1::2], strict=True))

@@ -30,7 +30,7 @@ def start():
     def begin(*commands):
         words = [[sys.executable, "-c", command] for command in commands]
         joined = [word for command in words for word in ("--then", *command)][1:]
-        whole = [sys.executable, "-m", "launch.stages", *joined]
+        whole = [sys.executable, "-m", "torchrec_xd.launch.stages", *joined]
         started.append(subprocess.Popen(whole, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True))
         return started[-1]
 

@@ -8,11 +8,12 @@ from pydantic import TypeAdapter
 from tests.unsharded import materialise
 from torchrec_xd.checkpoint import Checkpoints
 from torchrec_xd.config import RunConfig, load_run
+from torchrec_xd.distributed.process_group import process_group
 from torchrec_xd.embeddings import EmbeddingSettings
 from torchrec_xd.models import MODELS, ModelSettings
-from torchrec_xd.run import build, sharded, train
 from torchrec_xd.settings import validate
-from torchrec_xd.world import process_group
+from torchrec_xd.training.building import build, build_sharded
+from torchrec_xd.training.train_run import train
 
 EMBEDDINGS = EmbeddingSettings(init_std=0.5)
 JOINT = {
@@ -53,10 +54,10 @@ def train_run(folder, name, **content):
 def weights(run):
     """All weights of a run's last checkpoint, by name."""
     config = load_run(run)
-    with process_group() as world:
+    with process_group() as processes:
         task = build(config)
-        model, _ = sharded(task, config, world)
-        Checkpoints(run / "checkpoints", config.checkpoint, world, config.schema_in_use.fingerprint()).load(
+        model, _ = build_sharded(task, config, processes)
+        Checkpoints(run / "checkpoints", config.checkpoint, processes, config.schema_in_use.fingerprint()).load(
             model, max((run / "checkpoints").glob("step_*"))
         )
         state = model.state_dict()

@@ -7,10 +7,10 @@ from tests.feeds import SCHEMA, schema_at, write_feed
 from tests.models.small import EMBEDDINGS, idle, settings_of, train_run, weights
 from tests.models.test_mkt import only
 from tests.unsharded import materialise
+from torchrec_xd.errors import UserError
 from torchrec_xd.models.ctnet import build_ctnet
 from torchrec_xd.models.single import build_single
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import UserError
 
 SOURCE = {"name": "single", "widths": [12, 8]}
 TARGET = {"name": "ctnet", "widths": [10, 6]}

@@ -9,10 +9,11 @@ from tests.placements import SETTINGS, TASKS, schema_at, write_placements
 from tests.unsharded import materialise
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.embeddings import EmbeddingSettings
+from torchrec_xd.errors import UserError
 from torchrec_xd.models.exit import ExitSettings, build_exit
-from torchrec_xd.models.task import score_matrix
+from torchrec_xd.outputs import score_matrix
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import UserError, validate
+from torchrec_xd.settings import validate
 
 EMBEDDINGS = EmbeddingSettings(init_std=0.5)
 

@@ -7,10 +7,10 @@ from tests.feeds import SCHEMA
 from tests.models.small import EMBEDDINGS, idle, settings_of
 from tests.models.test_mkt import only
 from tests.unsharded import materialise
+from torchrec_xd.errors import UserError
 from torchrec_xd.models.fibinet import build_fibinet
 from torchrec_xd.modules.fibinet import BilinearInteraction, SqueezeExcitation
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import UserError
 
 
 def net_of(schema, **settings):

@@ -10,9 +10,9 @@ from torch.distributed.checkpoint import save
 from tests.feeds import SCHEMA, schema_at, write_feed
 from tests.models.small import EMBEDDINGS, settings_of, train_run, weights
 from torchrec_xd.checkpoint import transfer
+from torchrec_xd.errors import UserError
 from torchrec_xd.models.single import CONTINUE, build_single
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import UserError
 
 SINGLE = {"name": "single", "widths": [6, 5], "aligned_dim": 3}
 

@@ -5,7 +5,7 @@ import torch
 
 from tests.models.small import JOINT, idle, joint_model
 from tests.models.test_mkt import as_mixed, only
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
 
 every_model = pytest.mark.parametrize("name", JOINT)
 

@@ -11,10 +11,10 @@ from tests.models.small import EMBEDDINGS, idle, settings_of
 from tests.models.test_mkt import as_mixed, only
 from tests.unsharded import materialise
 from torchrec_xd.data.loader import Loader, LoaderSettings
+from torchrec_xd.errors import UserError
 from torchrec_xd.models.minet import LONG_TERM, build_minet
 from torchrec_xd.modules.minet import InterestAttention, ItemAttention
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import UserError
 
 HISTORIES = [
     {"column": "watched", "kind": "sequence", "group": "sequence", "table": "clip", "rows": 9, "length": 4},

@@ -8,10 +8,10 @@ from tests.feeds import SCHEMA
 from tests.unsharded import materialise
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.embeddings import EmbeddingSettings
+from torchrec_xd.errors import UserError
 from torchrec_xd.losses import polarized_distribution_loss
 from torchrec_xd.models.mkt import FinetuneSettings, PretrainSettings, build_finetune, build_pretrain
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import UserError
 
 SMALL = {"expert_widths": (6, 5), "aligned_dim": 3, "tower_widths": (4,)}
 EMBEDDINGS = EmbeddingSettings(init_std=0.5)

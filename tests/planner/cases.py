@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 
-from torchrec_xd.planner.planning import PlannerSettings, Planning, make_plan
-from torchrec_xd.planner.tables import TableList, TableModule, TableSpec, default_sharders, set_optimizer
-from torchrec_xd.planner.topology import Cluster
+from torchrec_xd.distributed.optimizers import announce_optimizer
+from torchrec_xd.distributed.sharders import torchrec_sharders
+from torchrec_xd.planner.api import PlannerSettings, Planning, make_plan
+from torchrec_xd.planner.inputs.cluster import Cluster
+from torchrec_xd.planner.inputs.tables import TableList, TableModule, TableSpec
 
 
 def gpus(world_size: int, **changes: object) -> Cluster:
@@ -42,11 +44,11 @@ def random_tables(count: int, seed: int, largest_rows: float = 7.0) -> TableList
 def module_of(tables: TableList, dtype: str = "fp32", optimizer: str = "rowwise_adagrad") -> TableModule:
     """The tables as a module that knows its optimizer."""
     module = TableModule(tables, dtype)
-    set_optimizer(module, optimizer)
+    announce_optimizer(module, optimizer)
     return module
 
 
 def planned(tables: TableList, cluster: Cluster, **settings: object) -> Planning:
     """The plan of a table list with its own constraints."""
     options = {"pooling": tables.pooling(), "constraints": tables.constraints, **settings}
-    return make_plan(module_of(tables), default_sharders(), cluster, PlannerSettings(**options))
+    return make_plan(module_of(tables), torchrec_sharders(), cluster, PlannerSettings(**options))

@@ -9,12 +9,13 @@ from typer.testing import CliRunner
 
 from tests.planner.cases import cpus, gpus, module_of, planned
 from tools.plan import app
+from torchrec_xd.distributed.sharders import torchrec_sharders
+from torchrec_xd.errors import UserError
 from torchrec_xd.planner import measurement
-from torchrec_xd.planner.measurement import Measured, fit, measure_ranks, median_error, run_lookup
-from torchrec_xd.planner.prices import module_tables, price_tables
-from torchrec_xd.planner.tables import TableList, TableSpec, default_sharders
-from torchrec_xd.planner.topology import Calibration, LookupCost, LookupWork
-from torchrec_xd.settings import UserError
+from torchrec_xd.planner.costs.measurement import Measured, fit, measure_ranks, median_error, run_lookup
+from torchrec_xd.planner.costs.options import module_tables, price_tables
+from torchrec_xd.planner.inputs.cluster import Calibration, LookupCost, LookupWork
+from torchrec_xd.planner.inputs.tables import TableList, TableSpec
 
 COST = LookupCost(
     per_table_ms=0.01,
@@ -61,7 +62,7 @@ def test_fit_finds_the_costs_that_made_the_times():
 
 def test_calibrated_prices_take_lookups_as_measured_and_exchange_as_torchrec():
     listed = TableList(tables=(TableSpec(name="t", rows=5000, dim=64, features=2, pooling=(1, 3)),))
-    tables = module_tables(module_of(listed), default_sharders())
+    tables = module_tables(module_of(listed), torchrec_sharders())
     plain, measured = gpus(2), gpus(2, calibration=CALIBRATION.model_dump())
     for before, after in zip(
         price_tables(tables, plain, 100, listed.pooling())[0],
@@ -84,7 +85,7 @@ def test_calibrated_prices_take_lookups_as_measured_and_exchange_as_torchrec():
 
 def test_calibrated_row_shards_split_the_ids():
     listed = TableList(tables=(TableSpec(name="t", rows=5000, dim=64),))
-    tables = module_tables(module_of(listed), default_sharders())
+    tables = module_tables(module_of(listed), torchrec_sharders())
     (options,) = price_tables(tables, gpus(4, calibration=CALIBRATION.model_dump()), 100, {})
     (rows,) = [o for o in options if o.label == "row_wise/fused"]
     assert rows.runs[0].perf.fwd_compute == pytest.approx(COST.milliseconds(LookupWork(1250, 64, 4, 100, 400)))

@@ -17,15 +17,16 @@ from tools.plan import app
 from torchrec_xd import run
 from torchrec_xd.config import RunConfig, load_run
 from torchrec_xd.data.loader import Loader
-from torchrec_xd.data.shards import Share
-from torchrec_xd.planner.check import check_run
+from torchrec_xd.data.shards import ShardSpec
+from torchrec_xd.distributed.optimizers import fuse_optimizers
+from torchrec_xd.distributed.process_group import process_group
+from torchrec_xd.distributed.sharders import torchrec_sharders
+from torchrec_xd.distributed.sharding import shard, table_bytes
+from torchrec_xd.errors import UserError
+from torchrec_xd.planner.api import PlannerSettings, make_plan, plan_module
+from torchrec_xd.planner.inputs.cluster import this_machine
 from torchrec_xd.planner.plan import read_plan
-from torchrec_xd.planner.planning import PlannerSettings, make_plan, plan_module
-from torchrec_xd.planner.tables import default_sharders
-from torchrec_xd.planner.topology import this_machine
-from torchrec_xd.settings import UserError
-from torchrec_xd.sharding import fuse_optimizers, shard, table_bytes
-from torchrec_xd.world import process_group
+from torchrec_xd.planner.report.check import check_run
 
 ROWS = {"t_category": 6, "t_hour": 24, "t_style": 5, "t_tags": 10, "t_topic": 7, "t_user": 40, "t_item": 60}
 BYTES_A_ROW = 4 * 4 + 4
@@ -95,7 +96,7 @@ def test_the_kept_plan_is_one_that_a_run_takes(finished):
     task = run.build(kept)
     fuse_optimizers(task, kept.optimizer.tables)
     cluster = this_machine("cpu", len(resident), len(resident))
-    plan, loaded = run.plan_run(task, default_sharders(), cluster, sharding, 1, {})
+    plan, loaded = run.plan_run(task, torchrec_sharders(), cluster, sharding, 1, {})
     assert plan == read_plan(folder / "plan.json")
     assert set(loaded.plan) == {"embeddings.bags", "embeddings.sequences"}
     # Sequences count their length, as where the tool plans the config.
@@ -103,7 +104,7 @@ def test_the_kept_plan_is_one_that_a_run_takes(finished):
         plan
         == make_plan(
             task,
-            default_sharders(),
+            torchrec_sharders(),
             plan.cluster,
             PlannerSettings(
                 batch_size=STEP_ROWS // len(resident), pooling={"hist": 5}, constraints=kept.sharding.wishes
@@ -138,10 +139,10 @@ def test_replicas_and_their_optimizer_state_count(tmp_path):
     replicated = ({"tables": ["t_user"], "sharding_types": ["data_parallel"]},)
     whole = ({"tables": ["t_[!u]*"], "sharding_types": ["table_wise"]},)
     wishes = PlannerSettings(constraints=(*replicated, *whole))
-    with process_group() as world:
-        plan = plan_module(task, default_sharders(), cluster, wishes)
-        model, optimizers = shard(task, plan, given.optimizer, world)
-        [batch] = islice(Loader(given.schema_in_use, given.loader, "train", Share()).batches(), 1)
+    with process_group() as processes:
+        plan = plan_module(task, torchrec_sharders(), cluster, wishes)
+        model, optimizers = shard(task, plan, given.optimizer, processes)
+        [batch] = islice(Loader(given.schema_in_use, given.loader, "train", ShardSpec()).batches(), 1)
         optimizers.begin(0, 1)
         model(batch)[0].backward()
         optimizers.step()

@@ -10,20 +10,21 @@ from torchrec.distributed.planner.planners import (
 )
 
 from tests.planner.cases import cpus, gpus, module_of, planned, random_tables
-from torchrec_xd.planner.advice import explain, remedies
-from torchrec_xd.planner.constraints import Constraint
-from torchrec_xd.planner.page import save_page
-from torchrec_xd.planner.plan import diff_plans, load_plan, read_plan
-from torchrec_xd.planner.planning import (
+from torchrec_xd.distributed.sharders import sharders, torchrec_sharders
+from torchrec_xd.errors import UserError
+from torchrec_xd.planner.api import (
     InfeasibleError,
     PlannerSettings,
     ShardingSettings,
     make_plan,
     plan_module,
 )
-from torchrec_xd.planner.tables import TableList, TableSpec, default_sharders
-from torchrec_xd.settings import UserError, validate
-from torchrec_xd.sharding import sharders
+from torchrec_xd.planner.inputs.constraints import Constraint
+from torchrec_xd.planner.inputs.tables import TableList, TableSpec
+from torchrec_xd.planner.plan import diff_plans, load_plan, read_plan
+from torchrec_xd.planner.report.explanation import explain, remedies
+from torchrec_xd.planner.report.page import save_plan_page
+from torchrec_xd.settings import validate
 
 TABLES = random_tables(12, 7)
 
@@ -41,8 +42,8 @@ def test_a_plan_survives_the_file(tmp_path):
 @pytest.mark.parametrize("cluster", [gpus(1), gpus(16), cpus(2)], ids=["1 gpu", "16 gpus", "2 cpus"])
 def test_plans_pass_torchrecs_own_checks_and_cover_every_element_once(cluster):
     module = module_of(TABLES)
-    plan = plan_module(module, default_sharders(), cluster, PlannerSettings(pooling=TABLES.pooling()))
-    validate_modules_inclusion_in_sharding_plan(plan, module, default_sharders())
+    plan = plan_module(module, torchrec_sharders(), cluster, PlannerSettings(pooling=TABLES.pooling()))
+    validate_modules_inclusion_in_sharding_plan(plan, module, torchrec_sharders())
     validate_rank_assignment(plan, cluster.topology())
     shapes = {t.name: (t.rows, t.dim) for t in TABLES.tables}
     for collection in plan.plan.values():
@@ -196,7 +197,7 @@ def test_infeasible_says_what_is_short_and_what_would_fit():
     settings = PlannerSettings(batch_size=1, constraints=wish)
     cluster = cpus(2, ddr_gib=0.75, reservation=0.0)
     with pytest.raises(InfeasibleError) as error:
-        make_plan(module_of(listed, optimizer="sgd"), default_sharders(), cluster, settings)
+        make_plan(module_of(listed, optimizer="sgd"), torchrec_sharders(), cluster, settings)
     # Ids: 1 x 8 bytes x 2 ranks; vectors: 1 x 64 x 4 bytes x 2 ranks.
     short = 4_000_000 * 64 * 4 + 16 + 512 - int(0.75 * 2**30)
     assert f"'bags.big': its leanest shard (table_wise/fused) is {short:,} bytes of DDR short" in str(error.value)
@@ -210,7 +211,7 @@ def test_infeasible_in_all_counts_the_bytes_of_all_ranks():
     listed = TableList(tables=tuple(TableSpec(name=f"t{i}", rows=1_000_000, dim=64) for i in range(4)))
     cluster = cpus(2, ddr_gib=0.3, reservation=0.0)
     with pytest.raises(InfeasibleError) as error:
-        make_plan(module_of(listed, optimizer="sgd"), default_sharders(), cluster, PlannerSettings(batch_size=1))
+        make_plan(module_of(listed, optimizer="sgd"), torchrec_sharders(), cluster, PlannerSettings(batch_size=1))
     # Each needs its weights and, at the least, ids and vectors of two samples.
     needed = 4 * (1_000_000 * 64 * 4 + 16 + 512)
     short = needed - 2 * int(0.3 * 2**30)
@@ -221,7 +222,7 @@ def test_infeasible_in_all_counts_the_bytes_of_all_ranks():
 def test_page_needs_no_network_and_carries_the_plan(tmp_path):
     listed = TableList(tables=(TableSpec(name="</script><b>", rows=10, dim=4),))
     plan = planned(listed, cpus(2)).plan
-    save_page(plan, tmp_path / "plan.html")
+    save_plan_page(plan, tmp_path / "plan.html")
     text = (tmp_path / "plan.html").read_text()
     assert "http" not in text
     assert "src=" not in text

@@ -5,12 +5,12 @@ from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.types import ParameterConstraints
 
 from tests.planner.cases import cpus, gpus, module_of, random_tables
-from torchrec_xd.planner.communication import CommunicationSettings
-from torchrec_xd.planner.constraints import Constraint
-from torchrec_xd.planner.prices import module_tables, price_tables
-from torchrec_xd.planner.tables import TableList, TableSpec, default_sharders
-from torchrec_xd.settings import UserError
-from torchrec_xd.sharding import sharders
+from torchrec_xd.distributed.exchange import CommunicationSettings
+from torchrec_xd.distributed.sharders import sharders, torchrec_sharders
+from torchrec_xd.errors import UserError
+from torchrec_xd.planner.costs.options import module_tables, price_tables
+from torchrec_xd.planner.inputs.constraints import Constraint
+from torchrec_xd.planner.inputs.tables import TableList, TableSpec
 
 
 @pytest.mark.parametrize(("cluster", "seed"), [(gpus(1), 0), (gpus(4), 1), (gpus(24), 2), (cpus(2), 3), (cpus(3), 4)])
@@ -18,7 +18,7 @@ from torchrec_xd.sharding import sharders
 def test_every_shard_costs_what_torchrec_says(cluster, seed, optimizer):
     listed = random_tables(8, seed)
     module = module_of(listed, "fp16" if seed % 2 else "fp32", optimizer)
-    tables = module_tables(module, default_sharders())
+    tables = module_tables(module, torchrec_sharders())
     ours = {
         (table.fqn, option.sharding_type, option.kernel, option.num_shards): option
         for table, options in zip(tables, price_tables(tables, cluster, 512, listed.pooling()), strict=True)
@@ -29,7 +29,7 @@ def test_every_shard_costs_what_torchrec_says(cluster, seed, optimizer):
         topology=cluster.topology(),
         batch_size=512,
         constraints={name: ParameterConstraints(pooling_factors=factors) for name, factors in lengths.items()},
-    ).enumerate(module, default_sharders())
+    ).enumerate(module, torchrec_sharders())
     compared = 0
     for option in stock:
         if option.sharding_type in ("column_wise", "table_column_wise") and option.num_shards == 1:
@@ -50,14 +50,14 @@ def test_every_shard_costs_what_torchrec_says(cluster, seed, optimizer):
 def test_narrow_columns_cost_what_torchrec_says_when_asked_for_them():
     listed = TableList(tables=(TableSpec(name="wide", rows=1000, dim=256),))
     module = module_of(listed)
-    tables = module_tables(module, default_sharders())
+    tables = module_tables(module, torchrec_sharders())
     (options,) = price_tables(tables, gpus(8), 512, {})
     for least in (32, 64, 128):
         stock = EmbeddingEnumerator(
             topology=gpus(8).topology(),
             batch_size=512,
             constraints={"wide": ParameterConstraints(sharding_types=["column_wise"], min_partition=least)},
-        ).enumerate(module, default_sharders())
+        ).enumerate(module, torchrec_sharders())
         (fused,) = [o for o in stock if o.compute_kernel == "fused"]
         (mine,) = [o for o in options if o.label == f"column_wise[{least}]/fused"]
         assert mine.total_ms == pytest.approx(sum(s.perf.total for s in fused.shards))
@@ -65,7 +65,7 @@ def test_narrow_columns_cost_what_torchrec_says_when_asked_for_them():
 
 
 def test_constraints_choose_types_and_kernels():
-    tables = module_tables(module_of(random_tables(3, 0)), default_sharders())
+    tables = module_tables(module_of(random_tables(3, 0)), torchrec_sharders())
     only = Constraint(tables=("t1",), sharding_types=("row_wise",), kernels=("fused",))
     ban = Constraint(tables=("t*",), forbid=("fused_uvm", "data_parallel"))
     options = price_tables(tables, gpus(8), 512, {}, (only, ban))
@@ -77,7 +77,7 @@ def test_constraints_choose_types_and_kernels():
 
 def test_grid_sharding_only_on_request():
     listed = TableList(tables=(TableSpec(name="wide", rows=1000, dim=256),))
-    tables = module_tables(module_of(listed), default_sharders())
+    tables = module_tables(module_of(listed), torchrec_sharders())
     (free,) = price_tables(tables, gpus(16), 512, {})
     assert "grid_shard" not in {o.sharding_type for o in free}
     (asked,) = price_tables(tables, gpus(16), 512, {}, (Constraint(tables=("*",), sharding_types=("grid_shard",)),))
@@ -86,7 +86,7 @@ def test_grid_sharding_only_on_request():
 
 
 def test_constraints_that_leave_nothing_name_the_table_and_the_choices():
-    tables = module_tables(module_of(random_tables(2, 0)), default_sharders())
+    tables = module_tables(module_of(random_tables(2, 0)), torchrec_sharders())
     wish = Constraint(tables=("t1",), sharding_types=("row_wise",))
     with pytest.raises(UserError, match=r"no way to shard table 't1'; 'cpu' has: column_wise/fused"):
         price_tables(tables, cpus(2), 512, {}, (wish,))

@@ -8,14 +8,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.planner.cases import cpus, gpus, module_of, planned, random_tables
-from torchrec_xd.planner.bound import Candidates, lower_bound
-from torchrec_xd.planner.comparison import stock_plan
-from torchrec_xd.planner.constraints import Constraint
-from torchrec_xd.planner.placement import Ranks
-from torchrec_xd.planner.planning import InfeasibleError, PlannerSettings, price_module
-from torchrec_xd.planner.search import Found, search
-from torchrec_xd.planner.tables import TableList, TableSpec, default_sharders
-from torchrec_xd.settings import UserError
+from torchrec_xd.distributed.sharders import torchrec_sharders
+from torchrec_xd.errors import UserError
+from torchrec_xd.planner.api import InfeasibleError, PlannerSettings, price_module
+from torchrec_xd.planner.inputs.constraints import Constraint
+from torchrec_xd.planner.inputs.tables import TableList, TableSpec
+from torchrec_xd.planner.report.torchrec_default import stock_plan
+from torchrec_xd.planner.search.candidates import Ranks
+from torchrec_xd.planner.search.lower_bound import Candidates, lower_bound
+from torchrec_xd.planner.search.search import Found, search
 
 TABLE_WISE = Constraint(tables=("*",), sharding_types=("table_wise",), kernels=("fused",))
 
@@ -68,7 +69,7 @@ def test_small_cases_end_between_the_bound_and_the_optimum(seed):
     wish = Constraint(tables=("*",), kernels=("fused", "dense"))
     cluster = gpus(2)
     priced = price_module(
-        module_of(tables), default_sharders(), cluster, PlannerSettings(pooling=tables.pooling(), constraints=(wish,))
+        module_of(tables), torchrec_sharders(), cluster, PlannerSettings(pooling=tables.pooling(), constraints=(wish,))
     )
     found = search(priced.groups, cluster)
     optimum = best_by_trying_all(priced, cluster)
@@ -113,7 +114,7 @@ def test_never_worse_than_torchrec(seed, count, world_size, hbm_gib):
     tables = random_tables(count, seed, 7.5)
     cluster = gpus(world_size, hbm_gib=hbm_gib)
     wishes = PlannerSettings(pooling=tables.pooling())
-    stock = stock_plan(module_of(tables), default_sharders(), cluster, wishes)
+    stock = stock_plan(module_of(tables), torchrec_sharders(), cluster, wishes)
     if stock.slowest_rank_ms is not None:
         # A heuristic proves nothing (docs/results/planner.md), so the same cases are drawn every time.
         assert planned(tables, cluster).plan.slowest_rank_ms <= stock.slowest_rank_ms * (1 + 1e-4)
@@ -154,7 +155,7 @@ def test_node_bound_types_stay_on_one_node():
 def test_bound_without_memory_is_the_smallest_limit_that_the_cheapest_options_meet():
     tables = random_tables(20, 3)
     cluster = gpus(8)
-    priced = price_module(module_of(tables), default_sharders(), cluster, PlannerSettings(pooling=tables.pooling()))
+    priced = price_module(module_of(tables), torchrec_sharders(), cluster, PlannerSettings(pooling=tables.pooling()))
     found = lower_bound(Candidates(priced.groups, Ranks(cluster)))
     assert found is not None
     bound, _ = found

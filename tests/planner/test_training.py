@@ -10,10 +10,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from tests.distributed.ranks import run_ranks
 from tests.planner.cases import cpus, gpus, module_of, planned, random_tables
-from torchrec_xd.planner.constraints import Constraint
+from torchrec_xd.distributed.sharders import torchrec_sharders
+from torchrec_xd.planner.api import PlannerSettings, plan_module
+from torchrec_xd.planner.inputs.constraints import Constraint
+from torchrec_xd.planner.inputs.tables import TableList, TableModule, TableSpec
 from torchrec_xd.planner.plan import load_plan
-from torchrec_xd.planner.planning import PlannerSettings, plan_module
-from torchrec_xd.planner.tables import TableList, TableModule, TableSpec, default_sharders
 
 TABLES = TableList(
     tables=(
@@ -42,7 +43,7 @@ def shard_dry(tables: TableList, plan: ShardingPlan) -> list[str]:
         env=ShardingEnv.from_process_group(dist.group.WORLD),
         device=torch.device("meta"),
         plan=plan,
-        sharders=default_sharders(),
+        sharders=torchrec_sharders(),
         init_data_parallel=False,
         init_parameters=False,
     )
@@ -58,7 +59,7 @@ def test_model_parallel_accepts_plans_dry():
     plans = []
     for tables, cluster in ((TABLES, cpus(2)), (random_tables(12, 1), cpus(2)), (random_tables(12, 2, 9), gpus(2))):
         settings = PlannerSettings(constraints=tables.constraints)
-        plans.append((tables, plan_module(module_of(tables), default_sharders(), cluster, settings)))
+        plans.append((tables, plan_module(module_of(tables), torchrec_sharders(), cluster, settings)))
     held = run_ranks(2, shard_all_dry, plans)
     # Every rank knows every table; what it holds of it is a shard without memory.
     names = [sorted(table.name for table in tables.tables) for tables, _ in plans]
@@ -98,7 +99,7 @@ def train_two_steps(rank: int, path: str) -> list[float]:
         env=ShardingEnv.from_process_group(dist.group.WORLD),
         device=torch.device("cpu"),
         plan=load_plan(path, model, 2, device="cpu"),
-        sharders=default_sharders(),
+        sharders=torchrec_sharders(),
     )
     losses = []
     for _ in range(2):

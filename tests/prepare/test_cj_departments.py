@@ -10,8 +10,8 @@ import pytest
 from tests.prepare.naive import Naive
 from tests.prepare.raw import varied, write_raw
 from tests.prepare.tables import table
-from torchrec_xd.prepare import PrepareSettings, prepare
-from torchrec_xd.prepare.cj_departments import is_cold
+from torchrec_xd.datasets import PrepareSettings, prepare
+from torchrec_xd.datasets.complete_journey.departments import is_cold
 from torchrec_xd.schema import load_schema
 
 SCHEMA = Path(__file__).parents[2] / "configs" / "schemas" / "cj_departments.yaml"

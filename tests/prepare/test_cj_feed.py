@@ -12,9 +12,9 @@ import pytest
 
 from tests.prepare.naive import VALID_DAY, Naive
 from tests.prepare.raw import START, purchase, redemption, tiny, varied, week_of, write_raw
-from torchrec_xd.prepare import PrepareSettings, cj_feed, prepare
-from torchrec_xd.prepare.dataset import ORDER
-from torchrec_xd.prepare.journey import load, raw_files
+from torchrec_xd.datasets import PrepareSettings, cj_feed, prepare
+from torchrec_xd.datasets.complete_journey.journey import load, raw_files
+from torchrec_xd.datasets.pipeline.dataset import ORDER
 from torchrec_xd.schema import load_schema
 
 SCHEMA = Path(__file__).parents[2] / "configs" / "schemas" / "cj_feed.yaml"

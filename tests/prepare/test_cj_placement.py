@@ -11,9 +11,15 @@ import pyarrow.dataset as ds
 import pytest
 
 from tests.prepare.raw import START, promotion, purchase, tiny, varied, week_of, write_raw
-from torchrec_xd.prepare import PrepareSettings, cj_placement, prepare
-from torchrec_xd.prepare.cj_placement import END_WEEK, SHELF_NEGATIVES, TEST_WEEK, VALID_WEEK, visit_scenes
-from torchrec_xd.prepare.journey import load, raw_files
+from torchrec_xd.datasets import PrepareSettings, cj_placement, prepare
+from torchrec_xd.datasets.complete_journey.journey import load, raw_files
+from torchrec_xd.datasets.complete_journey.placements import (
+    END_WEEK,
+    SHELF_NEGATIVES,
+    TEST_WEEK,
+    VALID_WEEK,
+    visit_scenes,
+)
 from torchrec_xd.schema import load_schema
 
 SCHEMA = Path(__file__).parents[2] / "configs" / "schemas" / "cj_placement.yaml"

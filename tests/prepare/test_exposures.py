@@ -5,9 +5,9 @@ import pytest
 
 from tests.prepare.raw import promotion, purchase, tiny, write_raw
 from tests.prepare.tables import table
-from torchrec_xd.prepare.exposures import PRODUCT_KEY, promoted_products, sent_coupons
-from torchrec_xd.prepare.journey import date_day, load, raw_files, raw_folder, week_day
-from torchrec_xd.settings import UserError
+from torchrec_xd.datasets.complete_journey.exposures import PRODUCT_KEY, promoted_products, sent_coupons
+from torchrec_xd.datasets.complete_journey.journey import date_day, load, raw_files, raw_folder, week_day
+from torchrec_xd.errors import UserError
 
 
 def journey(raw, folder):

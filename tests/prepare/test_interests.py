@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.prepare.tables import table
-from torchrec_xd.prepare.interests import RULES, LabelColumns, LabelSettings, fit, interest_labels
-from torchrec_xd.settings import UserError, validate
+from torchrec_xd.datasets.interest_labels.labels import RULES, LabelColumns, LabelSettings, fit, interest_labels
+from torchrec_xd.errors import UserError
+from torchrec_xd.settings import validate
 
 COLUMNS = LabelColumns("user", "item", "category", "time", "until", ("group",))
 SOUP, SOAP, BREAD = 1, 2, 3

@@ -7,7 +7,7 @@ import yaml
 from typer.testing import CliRunner
 
 from torchrec_xd.cli import app
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
 
 NAMES = ("person", "thing", "kind", "day", "town")
 CONFIG = {

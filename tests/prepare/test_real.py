@@ -15,15 +15,15 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from tools.references import reference_rows
-from torchrec_xd.prepare import Manifest
-from torchrec_xd.prepare.journey import raw_folder
+from torchrec_xd.datasets import Manifest
+from torchrec_xd.datasets.complete_journey.journey import raw_folder
 from torchrec_xd.schema import load_schema
 
 ROOT = Path(__file__).parents[2]
 PREPARE = """
 import json, resource, sys
 from pathlib import Path
-from torchrec_xd.prepare import PrepareSettings, prepare
+from torchrec_xd.datasets import PrepareSettings, prepare
 prepare("cj_feed", Path(sys.argv[1]), PrepareSettings(negatives=1000), str)
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
 """

@@ -12,8 +12,8 @@ from threadpoolctl import threadpool_limits
 from typer.testing import CliRunner
 
 from tools.references import BOOSTED, COUNT, app, reference_rows
-from torchrec_xd.metrics import binary_metrics
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
+from torchrec_xd.evaluation.metrics import binary_metrics
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from tests.prepare.raw import varied, write_raw
-from torchrec_xd.prepare import PrepareSettings, prepare
+from torchrec_xd.datasets import PrepareSettings, prepare
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,16 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from tests.prepare.worlds import SMALL, feed, numpy_column
 from torchrec_xd.data.loader import Loader, LoaderSettings
-from torchrec_xd.data.shards import Share
+from torchrec_xd.data.shards import ShardSpec
+from torchrec_xd.datasets import PRESETS, Manifest, prepare_world
+from torchrec_xd.datasets.planted.feed import FeedWorld
+from torchrec_xd.datasets.planted.writing import oracle_metrics
 from torchrec_xd.embeddings import EmbeddingSettings
+from torchrec_xd.errors import UserError
 from torchrec_xd.models.exit import ExitSettings, SourceSettings, build_exit
 from torchrec_xd.models.minet import MiNetSettings, build_minet
 from torchrec_xd.models.mkt import PretrainSettings, build_pretrain
-from torchrec_xd.prepare import PRESETS, Manifest, prepare_world
-from torchrec_xd.prepare.world_feed import FeedWorld
-from torchrec_xd.prepare.world_writing import oracle_metrics
 from torchrec_xd.schema import load_schema
-from torchrec_xd.settings import UserError
 
 TRUTH = {"wanted": "prob_wanted", "fit": "prob_transfer", "click": "prob"}
 
@@ -49,7 +49,7 @@ def test_every_preset_is_written_and_read(tmp_path, preset):
     assert manifest.cardinalities == {table.name.removeprefix("t_"): table.rows for table in schema.tables()}
     assert set(manifest.noise_features) <= {feature.column for feature in schema.features}
     for split in ("train", "valid", "test"):
-        loader = Loader(schema, LoaderSettings(batch_size=64), split, Share(), labels=True, extra=("activity",))
+        loader = Loader(schema, LoaderSettings(batch_size=64), split, ShardSpec(), labels=True, extra=("activity",))
         written = [manifest.domains[domain][split].rows for domain in schema.domains]
         assert loader.rows == sum(written)
         assert sum(len(batch) for batch in loader.batches()) == sum(written)
@@ -120,7 +120,7 @@ def test_the_same_again_is_reused_wherever_it_is_asked_for_from(tmp_path, monkey
     first, _lines = make(tmp_path / "world", workers=1)
     before = contents(tmp_path / "world")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("torchrec_xd.prepare.world.write_world", None)
+    monkeypatch.setattr("torchrec_xd.datasets.planted.worlds.write_world", None)
     again, lines = make(Path("world"), workers=2)
     assert again == first
     assert contents(tmp_path / "world") == before

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, f_oneway
 
 from tests.prepare.worlds import deviations, feed, numpy_column, rows
-from torchrec_xd.prepare.world_population import draw_users
-from torchrec_xd.prepare.world_settings import FeedSettings
+from torchrec_xd.datasets.planted.population import draw_users
+from torchrec_xd.datasets.planted.settings import FeedSettings
 
 RARE = 1e-5
 """Tests of randomness fail once in so many seeds; theirs are fixed."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from torchrec_xd.prepare.world_feed import FeedWorld
-from torchrec_xd.prepare.world_homepage import HomepageWorld
-from torchrec_xd.prepare.world_settings import FeedSettings, HomepageSettings
+from torchrec_xd.datasets.planted.feed import FeedWorld
+from torchrec_xd.datasets.planted.homepage import HomepageWorld
+from torchrec_xd.datasets.planted.settings import FeedSettings, HomepageSettings
 
 SMALL = {"users": 300, "items": 100, "target_rows": 250, "source_ratio": 2.0, "valid_rows": 120, "test_rows": 900}
 """Dials of a world that is written in no time, in which most metrics are defined."""

@@ -18,14 +18,14 @@ from tests.feeds import write_feed
 from tests.study.conftest import STUDY, write_study
 from torchrec_xd.cli import app, compare
 from torchrec_xd.config import load_config
-from torchrec_xd.settings import UserError
-from torchrec_xd.statistics import holm, paired_bootstrap
+from torchrec_xd.errors import UserError
+from torchrec_xd.evaluation.significance import holm, paired_bootstrap
 from torchrec_xd.study import comparison
 from torchrec_xd.study.comparison import commands, run_study
 from torchrec_xd.study.design import load_study, select
 from torchrec_xd.study.pages import save_results
 from torchrec_xd.study.pool import work
-from torchrec_xd.study.worker import Job
+from torchrec_xd.study.worker import CellJob
 
 CELLS = {(model, seed) for model in STUDY["models"] for seed in range(2)}
 
@@ -151,7 +151,7 @@ def test_what_fails_takes_along_only_what_begins_with_it(tmp_path):
 
 def test_a_process_that_dies_takes_no_other_job_along(lab, tmp_path):
     config = load_config(lab.parent / "single.yaml", ["trainer.epochs=3"])
-    jobs = [Job("first", config, tmp_path / "first"), Job("second", config, tmp_path / "second")]
+    jobs = [CellJob("first", config, tmp_path / "first"), CellJob("second", config, tmp_path / "second")]
     ended = {}
 
     def take():

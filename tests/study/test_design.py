@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from tests.study.conftest import STUDY, write_study
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
 from torchrec_xd.study.cells import cells
 from torchrec_xd.study.design import load_ablation, load_study, select
 

@@ -13,8 +13,8 @@ import yaml
 from tests.feeds import schema_at, write_feed
 from tests.study.conftest import STUDY, write_study
 from torchrec_xd.data.loader import LoaderSettings
-from torchrec_xd.metrics import binary_metrics
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
+from torchrec_xd.evaluation.metrics import binary_metrics
 from torchrec_xd.study import comparison, scores
 from torchrec_xd.study.cells import cells
 from torchrec_xd.study.comparison import commands, run_study

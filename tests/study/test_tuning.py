@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.study.conftest import STUDY, write_study
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
 from torchrec_xd.study.cells import cells
 from torchrec_xd.study.design import load_study, load_tuned, select
 from torchrec_xd.study.tuning import tune

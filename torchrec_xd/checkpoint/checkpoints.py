@@ -21,14 +21,16 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
-from torchrec_xd.batch import Position
+from torchrec_xd.batch import LoaderState
 from torchrec_xd.checkpoint.reading import causes, load
 from torchrec_xd.checkpoint.resharding import convert, moved_states
-from torchrec_xd.settings import Settings, UserError
-from torchrec_xd.world import World
+from torchrec_xd.distributed.process_group import Processes
+from torchrec_xd.errors import UserError
+from torchrec_xd.private_names import checkpoint_files
+from torchrec_xd.settings import Settings
 
 if TYPE_CHECKING:
-    from torchrec_xd.sharding import Optimizers
+    from torchrec_xd.distributed.optimizers import Optimizers
 
 logger = logging.getLogger(__name__)
 POSITION = "position.json"
@@ -38,9 +40,9 @@ class CheckpointSettings(Settings):
     """When checkpoints are written, and how many stay."""
 
     every_steps: PositiveInt | None = None
-    """Also every so many steps, beside the end of every epoch."""
+    """Also every so many steps, besides the end of every epoch."""
     keep: PositiveInt = 2
-    """The last so many stay, and the best one beside them."""
+    """How many of the last checkpoints are kept; the best one is kept as well."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Saved:
 
     step: int
     """Optimizer steps since the run began."""
-    position: Position
+    position: LoaderState
     world_size: int
     schema: str
     """Fingerprint of the schema."""
@@ -62,11 +64,11 @@ class Saved:
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, directory: Path, settings: CheckpointSettings, world: World, schema: str) -> None:
-        self.directory, self.settings, self.world, self.schema = directory, settings, world, schema
+    def __init__(self, directory: Path, settings: CheckpointSettings, processes: Processes, schema: str) -> None:
+        self.directory, self.settings, self.processes, self.schema = directory, settings, processes, schema
 
     def save(
-        self, model: nn.Module, optimizers: Optimizers, position: Position, step: int, score: float | None
+        self, model: nn.Module, optimizers: Optimizers, position: LoaderState, step: int, score: float | None
     ) -> None:
         """Write a checkpoint (a collective): into a temporary folder, renamed when all ranks are done.
 
@@ -75,15 +77,15 @@ class Checkpoints:
         """
         final = self.directory / f"step_{step:09d}"
         partial = self.directory / f"partial_{step:09d}"
-        rank = self.world.rank
+        rank = self.processes.rank
 
         def make_room() -> None:
-            if self.world.first:
+            if self.processes.is_main_process:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
 
         def finish() -> None:
-            if self.world.first:
+            if self.processes.is_main_process:
                 (partial / POSITION).write_text(json.dumps(asdict(saved)))
                 shutil.rmtree(final, ignore_errors=True)
                 partial.rename(final)
@@ -91,10 +93,10 @@ class Checkpoints:
 
         self._together(make_room, step)
         self._together(lambda: save_distributed(_state(model, optimizers, rank), checkpoint_id=partial), step)
-        mine = [*partial.glob(f"__{rank}_*"), *([partial / ".metadata"] if self.world.first else [])]
-        sums = self.world.gather({path.name: checksum(path) for path in mine})
+        mine = checkpoint_files(partial, rank)
+        sums = self.processes.all_gather_object({path.name: checksum(path) for path in mine})
         saved = Saved(
-            step, position, self.world.size, self.schema, score, {k: v for part in sums for k, v in part.items()}
+            step, position, self.processes.size, self.schema, score, {k: v for part in sums for k, v in part.items()}
         )
         self._together(finish, step)
 
@@ -107,7 +109,7 @@ class Checkpoints:
             problem = causes(error)
         except OSError as error:
             problem = str(error).strip() or repr(error)
-        problems = [found for found in self.world.gather(problem) if found]
+        problems = [found for found in self.processes.all_gather_object(problem) if found]
         if problems:
             raise UserError(
                 f"the checkpoint of step {step} could not be written to {self.directory}: {problems[0]}\n"
@@ -123,7 +125,7 @@ class Checkpoints:
         processes start anew, from seed, step and rank. A damaged checkpoint is passed over, and `say` told so.
 
         Raises:
-            UserError: all are damaged, or the last whole one was written for a schema of another meaning, or by another
+            UserError: all are damaged, or the last whole one was written for a incompatible schema, or by another
                 kind of optimizer. Nothing has been loaded then.
         """
         folder = self._last_whole(say)
@@ -132,7 +134,7 @@ class Checkpoints:
         saved = read_saved(folder)
         self._check_schema(folder, saved)
         optimizers.init_state()
-        state = _state(model, optimizers, self.world.rank)
+        state = _state(model, optimizers, self.processes.rank)
         generators = state.pop("rng")
         moved = moved_states(state, folder)
         same = {
@@ -140,23 +142,23 @@ class Checkpoints:
             for name, parts in state["optimizer"].items()
         }
         same = {name: parts for name, parts in same.items() if parts}
-        exact = saved.world_size == self.world.size
+        exact = saved.world_size == self.processes.size
         load({"model": state["model"], "optimizer": same, **({"rng": generators} if exact else {})}, folder)
         for (name, _), source in moved.items():
             if source is not None:
                 convert(source, name, folder)
         optimizers.state.load_state_dict({"state": state["optimizer"]})
         if exact:
-            torch.set_rng_state(generators[str(self.world.rank)])
+            torch.set_rng_state(generators[str(self.processes.rank)])
         else:
-            torch.manual_seed(zlib.crc32(f"{torch.initial_seed()}/{saved.step}/{self.world.rank}".encode()))
+            torch.manual_seed(zlib.crc32(f"{torch.initial_seed()}/{saved.step}/{self.processes.rank}".encode()))
         return saved
 
     def load(self, model: nn.Module, folder: Path) -> None:
         """Load weights alone, whatever the number of processes that wrote them (a collective).
 
         Raises:
-            UserError: the checkpoint is damaged, or of a schema of another meaning.
+            UserError: the checkpoint is damaged, or of an incompatible schema.
         """
         self.check(folder)
         self._check_schema(folder, read_saved(folder))
@@ -171,12 +173,12 @@ class Checkpoints:
         problem = ""
         try:
             files = read_saved(folder).files
-            for name in sorted(files)[self.world.rank :: self.world.size]:
+            for name in sorted(files)[self.processes.rank :: self.processes.size]:
                 if not (folder / name).is_file() or checksum(folder / name) != files[name]:
                     problem = f"{folder} is damaged: {name} is missing, cut short or changed"
         except UserError as error:
             problem = str(error)
-        problems = [found for found in self.world.gather(problem) if found]
+        problems = [found for found in self.processes.all_gather_object(problem) if found]
         if problems:
             raise UserError(problems[0])
 
@@ -215,7 +217,7 @@ class Checkpoints:
     def _check_schema(self, folder: Path, saved: Saved) -> None:
         if saved.schema != self.schema:
             raise UserError(
-                f"{folder} was trained with a schema of another meaning ({saved.schema}, now {self.schema}): "
+                f"{folder} was trained with an incompatible schema ({saved.schema}, now {self.schema}): "
                 "columns, tables or tasks have changed since; use the run's own config.yaml, or train anew"
             )
 
@@ -228,7 +230,7 @@ def read_saved(folder: Path) -> Saved:
     """
     try:
         content = json.loads((folder / POSITION).read_text())
-        return Saved(**{**content, "position": Position(**content["position"])})
+        return Saved(**{**content, "position": LoaderState(**content["position"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder} is no checkpoint: position.json: {error}") from None
 

@@ -19,25 +19,9 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
+from torchrec_xd.private_names import INDEX_CLASSES, checkpoint_index
 
-INDEX_CLASSES = {
-    "pathlib": {"PosixPath"},
-    "pathlib._local": {"PosixPath"},
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.distributed.checkpoint.metadata": {
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-}
-"""All that the index of a checkpoint of tensors is made of, beside torch's dtypes."""
 DTYPES = {name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)}
 
 
@@ -77,7 +61,7 @@ class Reader(FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """The index; raises UserError where it is none, or names files elsewhere."""
-        path = Path(self.path) / ".metadata"
+        path = checkpoint_index(Path(self.path))
         try:
             with path.open("rb") as stream:
                 metadata = _IndexUnpickler(stream).load()

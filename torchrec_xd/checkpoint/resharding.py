@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from torchrec_xd.checkpoint.reading import Reader, load, shape
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 from torch import nn
 
 from torchrec_xd.checkpoint.reading import Reader, load, shape
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
 
 
 @dataclass(frozen=True)
-class Manifest:
+class TransferReport:
     """What became of every weight when one run began from another: names in the new model, or in the old run."""
 
     loaded: tuple[str, ...]
@@ -24,7 +24,7 @@ class Manifest:
     """Names in the old run that the new model has no use for."""
 
 
-def transfer(model: nn.Module, folder: Path, prefixes: Mapping[str, str], prunable: Iterable[str]) -> Manifest:
+def transfer(model: nn.Module, folder: Path, prefixes: Mapping[str, str], prunable: Iterable[str]) -> TransferReport:
     """Load declared weights from another run's checkpoint (a collective).
 
     Args:
@@ -57,4 +57,4 @@ def transfer(model: nn.Module, folder: Path, prefixes: Mapping[str, str], prunab
         raise UserError(f"{folder} does not fit this model:\n" + "\n".join(f"  {fault}" for fault in faults))
     load({"model": {source: state[name] for name, source in theirs.items()}}, folder)
     fresh = tuple(name for name in state if name not in theirs)
-    return Manifest(tuple(theirs), fresh, tuple(pruned))
+    return TransferReport(tuple(theirs), fresh, tuple(pruned))

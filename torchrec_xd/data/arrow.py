@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from torchrec_xd.data.collate import Floats, IdType, Integers, Jagged, Rows, spans
 from torchrec_xd.data.hashing import Hashes, hash_bytes, hash_integers
+from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Feature, Schema
-from torchrec_xd.settings import UserError
 
 Keys = NDArray[np.int64] | NDArray[np.uint64]
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_xd.batch import Batch, Position
+from torchrec_xd.batch import Batch, LoaderState
 from torchrec_xd.schema import Schema
 
 Integers = NDArray[np.int64]
@@ -146,7 +146,7 @@ class Collator:
             extra_BK=np.zeros((0, num_extra), dtype=np.int64),
         )
 
-    def __call__(self, domains: Sequence[Sequence[Rows]], position: Position) -> Batch:
+    def __call__(self, domains: Sequence[Sequence[Rows]], position: LoaderState) -> Batch:
         """The batch of these rows; each domain gives any number of parts."""
         counts = [sum(len(part) for part in parts) for parts in domains]
         rows = [part for parts in domains for part in parts] or [self._empty]

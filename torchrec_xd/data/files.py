@@ -15,7 +15,7 @@ from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 from pyarrow import fs
 
 from torchrec_xd.data.shards import RowGroup
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
 
 _OPEN_FILES = 32
 _NAMES = 20

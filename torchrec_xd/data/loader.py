@@ -13,13 +13,14 @@ from typing import Annotated
 import pyarrow as pa
 from pydantic import Field, PositiveInt
 
-from torchrec_xd.batch import Batch, Position
+from torchrec_xd.batch import Batch, LoaderState
 from torchrec_xd.data.arrow import Decoder, Origin
 from torchrec_xd.data.collate import Collator, Rows
 from torchrec_xd.data.files import ParquetFiles
-from torchrec_xd.data.shards import RowGroup, Shard, Share, Window, mixed_rows
+from torchrec_xd.data.shards import RowGroup, Shard, ShardSpec, Window, mixed_rows
+from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema, Split
-from torchrec_xd.settings import Settings, UserError
+from torchrec_xd.settings import Settings
 
 
 class LoaderSettings(Settings):
@@ -39,7 +40,7 @@ class LoaderSettings(Settings):
 class Loader:
     """Batches of one split for one rank.
 
-    With (seed, rank, world size), a Position says everything about what follows: resuming reads nothing that is past.
+    With (seed, rank, world size), a LoaderState says everything about what follows: resuming reads nothing that is past.
 
     Args:
         schema: what the columns mean and where the files lie.
@@ -59,7 +60,7 @@ class Loader:
         schema: Schema,
         settings: LoaderSettings,
         split: Split,
-        share: Share = Share(),  # noqa: B008 - frozen
+        share: ShardSpec = ShardSpec(),  # noqa: B008 - frozen
         *,
         labels: bool = True,
         extra: tuple[str, ...] = (),
@@ -89,7 +90,7 @@ class Loader:
         parts = [share.of(rows) for rows in epoch_rows.values()]
         self._epoch_rows = [stop - start for start, stop in parts]
 
-    def batches(self, start: Position = Position(0, 0), epochs: int = 1) -> Iterator[Batch]:  # noqa: B008 - frozen
+    def batches(self, start: LoaderState = LoaderState(0, 0), epochs: int = 1) -> Iterator[Batch]:  # noqa: B008 - frozen
         """Batches from `start` (an epoch and its steps already done) to the end of epoch `epochs - 1`.
 
         Close the iterator (or drop it) to stop early; what fails while reading is raised here.
@@ -104,7 +105,7 @@ class Loader:
             )
         return _prefetched(self._read(start, epochs), self._settings.prefetch)
 
-    def sources(self, position: Position, most: int = 10) -> list[str]:
+    def sources(self, position: LoaderState, most: int = 10) -> list[str]:
         """Where the rows of a batch lie, as `FILE: rows FIRST to LAST`; shuffled rows lie anywhere among these."""
         batch = position.epoch * self.steps + position.step - 1
         found = [
@@ -117,7 +118,7 @@ class Loader:
         more = [f"and {len(found) - most} more row groups"] if len(found) > most else []
         return found[:most] + more
 
-    def _read(self, start: Position, epochs: int) -> Generator[Batch, None, None]:
+    def _read(self, start: LoaderState, epochs: int) -> Generator[Batch, None, None]:
         first, last = start.epoch * self.steps + start.step, epochs * self.steps
         pool = ThreadPoolExecutor(len(self._domains), thread_name_prefix="loader")
         try:
@@ -129,7 +130,7 @@ class Loader:
                 parts = [
                     stream.take(self._row_at(step + 1, i) - self._row_at(step, i)) for i, stream in enumerate(streams)
                 ]
-                yield self._collate(parts, Position(step // self.steps, step % self.steps + 1))
+                yield self._collate(parts, LoaderState(step // self.steps, step % self.steps + 1))
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -151,7 +152,7 @@ class _Domain:
 
 
 def _open_domain(
-    schema: Schema, name: str, split: Split, share: Share, *, labels: bool, extra: tuple[str, ...], window_rows: int
+    schema: Schema, name: str, split: Split, share: ShardSpec, *, labels: bool, extra: tuple[str, ...], window_rows: int
 ) -> _Domain:
     paths = schema.domains[name].paths(split)
     decoder = Decoder(schema, name, labels=labels, extra=extra)

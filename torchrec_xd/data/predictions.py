@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
+
+PredictionTable: TypeAlias = pa.Table
+"""Predictions in memory."""
+
+
+@dataclass(frozen=True)
+class PredictionColumns:
+    """What a table of predictions holds."""
+
+    user: str
+    """Name of the user column, int64."""
+    tasks: tuple[str, ...]
+    """Their probabilities become float32 columns `prob_<task>`, truncated to [0, 1]."""
+    scores: tuple[str, ...] = ()
+    """These become float32 columns `score_<name>`, as they are."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of the columns."""
+        names = [*(f"prob_{task}" for task in self.tasks), *(f"score_{name}" for name in self.scores)]
+        return pa.schema([pa.field(self.user, pa.int64()), *(pa.field(name, pa.float32()) for name in names)])
+
+    def table(self, user_B: Tensor, score_TB: Sequence[Tensor]) -> PredictionTable:
+        """Rows of one batch: users `[B]`, then for each column its predictions `[B]`."""
+        values = [score_B.float() for score_B in score_TB]
+        values[: len(self.tasks)] = [score_B.clamp(0, 1) for score_B in values[: len(self.tasks)]]
+        return pa.table([user_B.numpy(), *(score_B.numpy() for score_B in values)], schema=self.schema)
+
+    def concat(self, tables: Iterable[PredictionTable]) -> PredictionTable:
+        """Tables of batches, one after the other."""
+        return pa.concat_tables([self.schema.empty_table(), *tables]).combine_chunks()
 
 
 class PredictionWriter:
@@ -20,22 +52,16 @@ class PredictionWriter:
 
     Args:
         path: the file to write; replaced if it exists.
-        user: name of the user column.
-        tasks: their probabilities become float32 columns `prob_<task>`, truncated to [0, 1].
-        scores: what becomes float32 columns `score_<name>` as it is.
+        columns: what it holds.
     """
 
-    def __init__(self, path: Path, user: str, tasks: Sequence[str], scores: Sequence[str] = ()) -> None:
-        self._path = path
+    def __init__(self, path: Path, columns: PredictionColumns) -> None:
+        self._path, self._columns = path, columns
         self._partial = path.with_name(path.name + ".partial")
-        probabilities = [pa.field(f"prob_{task}", pa.float32()) for task in tasks]
-        untruncated = [pa.field(f"score_{name}", pa.float32()) for name in scores]
-        self._num_tasks = len(probabilities)
-        self._schema = pa.schema([pa.field(user, pa.int64()), *probabilities, *untruncated])
 
     def __enter__(self) -> PredictionWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = pq.ParquetWriter(self._partial, self._schema)
+        self._writer = pq.ParquetWriter(self._partial, self._columns.schema)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
@@ -45,12 +71,11 @@ class PredictionWriter:
         else:
             self._partial.unlink()
 
-    def write(self, user_B: Tensor, score_TB: Sequence[Tensor]) -> None:
-        """Rows of one batch: users `[B]`, then for each column its predictions `[B]`."""
-        values = [score_B.float() for score_B in score_TB]
-        values[: self._num_tasks] = [score_B.clamp(0, 1) for score_B in values[: self._num_tasks]]
-        columns = [user_B.numpy(), *(score_B.numpy() for score_B in values)]
-        self._writer.write_table(pa.table(columns, schema=self._schema))
+    def write(self, user_B: Tensor, score_TB: Sequence[Tensor]) -> int:
+        """Write the rows of one batch, as `PredictionColumns.table` takes them; returns their number."""
+        table = self._columns.table(user_B, score_TB)
+        self._writer.write_table(table)
+        return int(table.num_rows)
 
 
 def read_predictions(path: Path, column: str) -> NDArray[Any]:

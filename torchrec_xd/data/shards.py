@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
 
 
 @dataclass(frozen=True)
-class Share:
+class ShardSpec:
     """Whose part of the rows is read, and in which order."""
 
     rank: int = 0
@@ -73,7 +73,7 @@ class Shard:
     order, so every row is read by exactly one rank in each pass, and a rank's part is equally long in every pass.
     """
 
-    def __init__(self, domain: str, row_groups: tuple[RowGroup, ...], share: Share, window_rows: int):
+    def __init__(self, domain: str, row_groups: tuple[RowGroup, ...], share: ShardSpec, window_rows: int):
         self._domain = domain
         self._row_groups = row_groups
         self._share = share

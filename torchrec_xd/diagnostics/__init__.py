@@ -1,5 +1,1 @@
-"""What passes between the domains of a trained run: measured on rows of a split, as JSON and as a page."""
-
-from torchrec_xd.diagnostics.diagnosis import DATA_FILE, PAGE_FILE, diagnose
-
-__all__ = ["DATA_FILE", "PAGE_FILE", "diagnose"]
+"""Diagnostics: what passes between the domains of a model, measured on batches and the model's outputs for them."""

@@ -5,27 +5,33 @@ Shape legend: P parameters, K blocks of them ("all" first), D domains, N batches
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import plotly.graph_objects as go
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchrec_xd.batch import Batch
+from torchrec_xd.diagnostics.diagnostic import Columns, Diagnostic, Part
 from torchrec_xd.diagnostics.distribution import laid_out, text
-from torchrec_xd.models.task import Output, TrainTask
-from torchrec_xd.page import Grid
+from torchrec_xd.outputs import Output
+from torchrec_xd.reports.page import Grid
 from torchrec_xd.schema import Schema
 
 ALL = "all"
 
 
-class GradientCosines:
+class GradientCosines(Diagnostic):
     """Per pair of domains and block of dense parameters: cosine of the gradients of the two domains' cross entropies.
 
     A domain's loss is the sum of the parts `bce/<task>` of its tasks. A pair shares the parameters that both losses
     give a gradient other than zero in a batch. Gradients are asked for with respect to dense parameters alone, so that
     the backward pass never reaches a table, which would move inside it.
+
+    Args:
+        parameters: all dense parameters of the model, by name.
+        schema: of the model.
     """
 
     name = "gradients"
@@ -35,21 +41,17 @@ class GradientCosines:
         "below 0 they pull against each other, which is where negative transfer comes from."
     )
 
-    def __init__(self, task: TrainTask, schema: Schema) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], schema: Schema) -> None:
         self.domains = tuple(schema.domains)
         self.losses = [[f"bce/{t.name}" for t in schema.tasks if t.domain == domain] for domain in self.domains]
-        named = {
-            **dict(task.embeddings.numeric.named_parameters("embeddings.numeric")),
-            **dict(task.net.named_parameters("net")),
-        }
-        self.parameters = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+        self.parameters = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         self.blocks = list(dict.fromkeys([ALL, *map(block_of, self.parameters)]))
         self.block_P = torch.tensor([self.blocks.index(block_of(name)) for name in self.parameters])
         self.size_P = torch.tensor([parameter.numel() for parameter in self.parameters.values()])
         self.cosine_NKDD: list[Tensor] = []
         self.size_KDD = torch.zeros(len(self.blocks), len(self.domains), len(self.domains), dtype=torch.float64)
 
-    def update(self, batch: Batch, output: Output) -> None:
+    def update(self, batch: Batch, output: Output, columns: Columns) -> None:
         """Add a batch, whose output still has its graph."""
         gram_PDD = self._products(output)
         own_PD = gram_PDD.diagonal(dim1=1, dim2=2)
@@ -103,7 +105,7 @@ class GradientCosines:
                     )
         return {"pairs": pairs}
 
-    def parts(self, values: dict[str, Any]) -> list[str | Grid | go.Figure]:
+    def parts(self, values: dict[str, Any]) -> list[Part]:
         """A bar per block and pair of domains, and the same as a table."""
         by_pair: dict[str, list[dict[str, Any]]] = {}
         for pair in values["pairs"]:

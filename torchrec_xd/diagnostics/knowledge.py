@@ -1,4 +1,4 @@
-"""MKT: what its first stage holds apart, how it weighs features, and what the second stage's gates let through.
+"""MKT: what its first stage keeps apart, how it weighs features, and what the second stage's gates let through.
 
 The forward pass is watched, not repeated: hooks see what the modules are given in a batch.
 
@@ -7,8 +7,10 @@ Shape legend: B_d rows of domain d, N specific features of a domain, W width of 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
@@ -18,21 +20,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchrec_xd.batch import Batch
+from torchrec_xd.diagnostics.diagnostic import Columns, Diagnostic, Part
 from torchrec_xd.diagnostics.distribution import Distribution, histogram_figure, laid_out, text
-from torchrec_xd.models.mkt import MultiEntityModel
-from torchrec_xd.models.task import Output, SpecificAlignment, TrainTask
 from torchrec_xd.modules.gates import GatedLinearUnit
 from torchrec_xd.modules.hfa import HeterogeneousFeatureAlignment
-from torchrec_xd.page import Grid
+from torchrec_xd.modules.mapping import ModuleMap
+from torchrec_xd.outputs import Output
+from torchrec_xd.reports.page import Grid
+from torchrec_xd.run_folder import RunFolder
+from torchrec_xd.schema import Schema
 
 BINS = 20
 
 
-class KnowledgeCosines:
+class KnowledgeCosines(Diagnostic):
     """Per domain, the cosine between a row's common and independent knowledge: what PDL minimises.
 
     Args:
-        net: MEM.
+        common: MEM's common knowledge extractor; its second output is the common knowledge by domain.
+        independent: MEM's independent extractor of each domain.
         curves: by domain `step` and `cosine`, the mean over its rows of a batch, as training logged them.
     """
 
@@ -43,32 +49,34 @@ class KnowledgeCosines:
         "independent one repeats what the domains have in common."
     )
 
-    def __init__(self, net: MultiEntityModel, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    def __init__(
+        self, common: nn.Module, independent: ModuleMap, curves: Mapping[str, Sequence[Mapping[str, float]]]
+    ) -> None:
         self.curves = curves
         self.common: dict[str, Tensor] = {}
-        self.spread = {domain: Distribution(-1, 1, 2 * BINS) for domain in net.common.outputs}
-        net.common.register_forward_hook(self._keep)
+        self.spread = {domain: Distribution(-1, 1, 2 * BINS) for domain in independent.names}
+        common.register_forward_hook(self._keep)
         for domain in self.spread:
-            net.independent[domain].register_forward_hook(partial(self._compare, domain))
+            independent[domain].register_forward_hook(partial(self._compare, domain))
 
-    def _keep(self, module: nn.Module, given: Any, said: tuple[Any, dict[str, Tensor]]) -> None:
-        self.common = said[1]
+    def _keep(self, module: nn.Module, given: Any, output: tuple[Any, dict[str, Tensor]]) -> None:
+        self.common = output[1]
 
     def _compare(self, domain: str, module: nn.Module, given: Any, independent: Tensor) -> None:
         cosine_B = functional.cosine_similarity(self.common[domain].float(), independent.float(), dim=1)
         self.spread[domain].add(cosine_B)
 
-    def update(self, batch: Batch, output: Output) -> None:
+    def update(self, batch: Batch, output: Output, columns: Columns) -> None:
         """The hooks have seen all."""
 
     def values(self) -> dict[str, Any]:
         """By domain: `domains`, summaries of the cosine; `over_time`, its mean by `step` of training."""
         return {"domains": {name: spread.summary() for name, spread in self.spread.items()}, "over_time": self.curves}
 
-    def parts(self, values: dict[str, Any]) -> list[str | Grid | go.Figure]:
+    def parts(self, values: dict[str, Any]) -> list[Part]:
         """The distributions, and the curve of training."""
         domains, curves = values["domains"], values["over_time"]
-        found: list[str | Grid | go.Figure] = [summary_grid("domain", domains), histogram_figure(domains, "cosine")]
+        found: list[Part] = [summary_grid("domain", domains), histogram_figure(domains, "cosine")]
         if any(curves.values()):
             lines = [
                 go.Scatter(name=d, x=[p["step"] for p in curve], y=[p["cosine"] for p in curve], mode="lines")
@@ -78,12 +86,12 @@ class KnowledgeCosines:
         return found
 
 
-class FeatureScores:
+class FeatureScores(Diagnostic):
     """Per domain, HFA's score of every specific feature.
 
     Args:
-        task: its modules with scores are watched, those of a teacher too.
-        noise: columns that are known to say nothing, None where that is not known.
+        nets: nets whose modules with scores are watched, each with the schema of its features.
+        noise: columns that are known to carry no information, None where that is not known.
     """
 
     name = "feature_scores"
@@ -93,16 +101,13 @@ class FeatureScores:
         "can undo a constant factor, so compare features of one domain, not domains."
     )
 
-    def __init__(self, task: TrainTask, noise: frozenset[str] | None) -> None:
+    def __init__(self, nets: Sequence[tuple[nn.Module, Schema]], noise: frozenset[str] | None) -> None:
         self.noise = noise
         self.columns: dict[str, list[str]] = {}
         self.sums: dict[str, Tensor] = {}
-        nets: list[tuple[nn.Module, Any]] = [(task.net, task.embeddings)]
-        if task.teacher is not None:
-            nets.append((task.teacher.net, task.teacher.embeddings))
-        for net, embeddings in nets:
+        for net, schema in nets:
             for domain, module in _scoring(net):
-                self.columns[domain] = [f.column for f in embeddings.read.features_of(domain, "specific")]
+                self.columns[domain] = [f.column for f in schema.features_of(domain, "specific")]
                 self.sums[domain] = torch.zeros(3, len(self.columns[domain]), dtype=torch.float64)
                 module.register_forward_hook(partial(self._add, domain))
 
@@ -111,7 +116,7 @@ class FeatureScores:
         score_BN = module.importances(given[0]).double().cpu()
         self.sums[domain] += torch.stack([torch.ones_like(score_BN), score_BN, score_BN.square()]).sum(1)
 
-    def update(self, batch: Batch, output: Output) -> None:
+    def update(self, batch: Batch, output: Output, columns: Columns) -> None:
         """The hooks have seen all."""
 
     def values(self) -> dict[str, Any]:
@@ -133,9 +138,9 @@ class FeatureScores:
             feature["noise"] = feature["feature"] in self.noise
         return {"features": features, "noise_against_others": noise_against_others(features)}
 
-    def parts(self, values: dict[str, Any]) -> list[str | Grid | go.Figure]:
+    def parts(self, values: dict[str, Any]) -> list[Part]:
         """A table per domain, and what became of noise."""
-        found: list[str | Grid | go.Figure] = []
+        found: list[Part] = []
         for domain, said in values["domains"].items():
             header = ["feature", "mean score", "spread over rows"]
             lines = [[f["feature"], text(f["mean"]), text(f["std"])] for f in said["features"]]
@@ -154,7 +159,7 @@ class FeatureScores:
         return found
 
 
-class GateOpenness:
+class GateOpenness(Diagnostic):
     """How far every gated linear unit of the net stands open: MKT's stage 2, CTNet's adapters."""
 
     name = "gates"
@@ -164,9 +169,9 @@ class GateOpenness:
         "so a gate that has stayed there has not made up its mind."
     )
 
-    def __init__(self, task: TrainTask) -> None:
+    def __init__(self, net: nn.Module) -> None:
         self.spread: dict[str, Distribution] = {}
-        for path, module in task.net.named_modules():
+        for path, module in net.named_modules():
             if isinstance(module, GatedLinearUnit):
                 name = ".".join(part.removeprefix("m_") for part in path.split("."))
                 self.spread[name] = Distribution(0, 1, BINS)
@@ -176,14 +181,14 @@ class GateOpenness:
     def _add(self, name: str, module: GatedLinearUnit, given: tuple[Tensor, Tensor], passed: Tensor) -> None:
         self.spread[name].add(module.openness(*given))
 
-    def update(self, batch: Batch, output: Output) -> None:
+    def update(self, batch: Batch, output: Output, columns: Columns) -> None:
         """The hooks have seen all."""
 
     def values(self) -> dict[str, Any]:
         """`gates`: the summary of each, over rows and units."""
         return {"gates": {name: spread.summary() for name, spread in self.spread.items()}}
 
-    def parts(self, values: dict[str, Any]) -> list[str | Grid | go.Figure]:
+    def parts(self, values: dict[str, Any]) -> list[Part]:
         """The distributions."""
         return [summary_grid("gate", values["gates"]), histogram_figure(values["gates"], "openness")]
 
@@ -215,8 +220,18 @@ def summary_grid(first: str, summaries: dict[str, dict[str, Any]]) -> Grid:
 def _scoring(net: nn.Module) -> Iterable[tuple[str, HeterogeneousFeatureAlignment]]:
     """Domain and module of every HFA that gives scores."""
     for module in net.modules():
-        if isinstance(module, SpecificAlignment):
+        if isinstance(module, ModuleMap):
             for domain in module.names:
                 hfa = module[domain]
                 if isinstance(hfa, HeterogeneousFeatureAlignment) and hfa.scores:
                     yield domain, hfa
+
+
+def logged_cosines(directory: Path, schema: Schema) -> dict[str, list[dict[str, float]]]:
+    """Domain to `step` and `cosine` of MKT's stage 1, as metrics.jsonl has them: means over its rows of a batch."""
+    path = RunFolder(directory).metric_lines
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return {
+        domain: [{"step": line["step"], "cosine": line[key]} for line in lines if (key := f"cosine/{domain}") in line]
+        for domain in schema.domains
+    }

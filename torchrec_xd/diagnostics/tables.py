@@ -9,14 +9,15 @@ import plotly.graph_objects as go
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from torchrec_xd.batch import Batch
+from torchrec_xd.diagnostics.diagnostic import Columns, Diagnostic, Part
 from torchrec_xd.diagnostics.distribution import laid_out, text
-from torchrec_xd.models.task import Output
-from torchrec_xd.page import Grid
+from torchrec_xd.evaluation.row_quantities import Array
+from torchrec_xd.outputs import Output
+from torchrec_xd.reports.page import Grid
 from torchrec_xd.schema import Schema
-from torchrec_xd.statistics import Array
 
 
-class TouchedTables:
+class TouchedTables(Diagnostic):
     """Distinct rows of every table that each domain's rows look up; memory grows with these, not with the tables."""
 
     name = "tables"
@@ -32,7 +33,7 @@ class TouchedTables:
         self.table_of = {feature.column: table.name for table in schema.tables() for feature in table.features}
         self.touched = {name: [np.zeros(0, dtype=np.int64) for _ in self.domains] for name in self.sizes}
 
-    def update(self, batch: Batch, output: Output) -> None:
+    def update(self, batch: Batch, output: Output, columns: Columns) -> None:
         """Add the ids of a batch."""
         for ids in (batch.bags, batch.sequences):
             for column, jagged in ids.to_dict().items():
@@ -61,7 +62,7 @@ class TouchedTables:
             "shared_of_touched": shared / len(domains_of_row) if len(domains_of_row) else None,
         }
 
-    def parts(self, values: dict[str, Any]) -> list[str | Grid | go.Figure]:
+    def parts(self, values: dict[str, Any]) -> list[Part]:
         """A bar per table, and all counts."""
         tables = values["tables"]
         lines = [

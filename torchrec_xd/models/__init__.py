@@ -1,66 +1,57 @@
-"""The models, by name."""
+"""The models, by name; models of other packages are found too.
+
+A model of yours is a `ModelSpec` in your own package. A config names it as `package.module:ATTRIBUTE`, or by the name
+under which your package registers it in the entry point group `torchrec_xd.models` (docs/add_a_model.md).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+import importlib
+from functools import cache
+from importlib.metadata import entry_points
 
-from pydantic import Field
+from torchrec_xd.errors import UserError
+from torchrec_xd.models.conet import CONET
+from torchrec_xd.models.ctnet import CTNET
+from torchrec_xd.models.exit import EXIT
+from torchrec_xd.models.fibinet import FIBINET
+from torchrec_xd.models.minet import MINET
+from torchrec_xd.models.mkt import FINETUNE, PRETRAIN
+from torchrec_xd.models.mmoe import MMOE
+from torchrec_xd.models.ple import PLE
+from torchrec_xd.models.shared_bottom import SHARED_BOTTOM
+from torchrec_xd.models.single import SINGLE
+from torchrec_xd.models.spec import ModelSpec
+from torchrec_xd.models.star import STAR
 
-from torchrec_xd.models.conet import CollaborativeCrossNetworks, CoNetSettings
-from torchrec_xd.models.ctnet import FROM_SOURCE, CTNetSettings, build_ctnet
-from torchrec_xd.models.exit import ExitSettings, build_exit
-from torchrec_xd.models.fibinet import FiBiNetSettings, build_fibinet
-from torchrec_xd.models.joint import joint
-from torchrec_xd.models.minet import MiNetSettings, build_minet
-from torchrec_xd.models.mkt import TRANSFER, FinetuneSettings, PretrainSettings, build_finetune, build_pretrain
-from torchrec_xd.models.mmoe import MMoESettings, MultiGateMixtureOfExperts
-from torchrec_xd.models.ple import PLEModel, PLESettings
-from torchrec_xd.models.shared_bottom import SharedBottom, SharedBottomSettings
-from torchrec_xd.models.single import CONTINUE, SingleSettings, build_single
-from torchrec_xd.models.star import StarSettings, StarTopologyAdaptiveRecommender
-from torchrec_xd.models.task import TrainTask, Transfer
-
-ModelSettings = Annotated[
-    PretrainSettings
-    | FinetuneSettings
-    | ExitSettings
-    | SingleSettings
-    | SharedBottomSettings
-    | MMoESettings
-    | PLESettings
-    | StarSettings
-    | CoNetSettings
-    | CTNetSettings
-    | MiNetSettings
-    | FiBiNetSettings,
-    Field(discriminator="name"),
-]
+SPECS = (PRETRAIN, FINETUNE, EXIT, SINGLE, SHARED_BOTTOM, MMOE, PLE, STAR, CONET, MINET, CTNET, FIBINET)
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in SPECS}
+"""The models of this package."""
+ENTRY_POINTS = "torchrec_xd.models"
+"""Group in which other packages register theirs."""
 
 
-@dataclass(frozen=True)
-class Model:
-    """How a model is built, and what it takes from the run that `init_from` names."""
+@cache
+def find_model(name: str) -> ModelSpec:
+    """The model that a config names.
 
-    build: Callable[..., TrainTask]
-    """`build(schema, settings, embeddings, seed)`, with the source run's parts as a fifth where there is one."""
-    transfer: Transfer | None = None
-    views: Callable[[Any], Mapping[str, str]] = lambda settings: {}
-    """Of the model's settings: further predictions of a task that it gives, their keys to the task's."""
-
-
-MODELS: dict[str, Model] = {
-    "mkt_pretrain": Model(build_pretrain),
-    "mkt_finetune": Model(build_finetune, TRANSFER),
-    "exit": Model(build_exit, views=lambda settings: {settings.alone: settings.target}),
-    "single": Model(build_single, CONTINUE),
-    "shared_bottom": Model(joint(SharedBottom)),
-    "mmoe": Model(joint(MultiGateMixtureOfExperts)),
-    "ple": Model(joint(PLEModel)),
-    "star": Model(joint(StarTopologyAdaptiveRecommender)),
-    "conet": Model(joint(CollaborativeCrossNetworks)),
-    "minet": Model(build_minet),
-    "ctnet": Model(build_ctnet, FROM_SOURCE),
-    "fibinet": Model(build_fibinet),
-}
+    Raises:
+        UserError: no model has this name, or what it refers to cannot be imported or is no ModelSpec.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    registered = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    reference = registered.get(name, name)
+    module, colon, attribute = reference.partition(":")
+    if not colon:
+        known = ", ".join([*MODELS, *registered])
+        raise UserError(f"unknown model '{name}'; models are: {known}; or name your own: package.module:ATTRIBUTE")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"model '{name}': {reference} cannot be imported: {error}; is the package installed, or on PYTHONPATH?"
+        ) from error
+    if not isinstance(found, ModelSpec):
+        raise UserError(f"model '{name}': {reference} is a {type(found).__name__}, and has to be a ModelSpec")
+    return found

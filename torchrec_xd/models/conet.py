@@ -5,19 +5,18 @@ Shape legend: B rows of the batch, B_d rows of domain d, I input width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from torchrec_xd.batch import Batch
 from torchrec_xd.embeddings import Lookups
-from torchrec_xd.models.joint import JointRows, JointSettings, Towers, Widths
-from torchrec_xd.models.task import Output
+from torchrec_xd.models.joint import JointRows, JointSettings, Towers, Widths, joint
+from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.modules.cross_connection import CrossConnection
 from torchrec_xd.modules.rows import by_domain
+from torchrec_xd.outputs import Predictions
 from torchrec_xd.schema import Schema
 
 
@@ -44,8 +43,8 @@ class CollaborativeCrossNetworks(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
         self.towers = Towers(dims[-1], schema, settings)
 
-    def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
-        """Binary cross entropy of every task."""
+    def forward(self, lookups: Lookups) -> Predictions:
+        """A logit per task."""
         states = dict.fromkeys(self.domains, self.rows(lookups))
         *below, last = self.layers
         for layer in below:
@@ -53,5 +52,8 @@ class CollaborativeCrossNetworks(nn.Module):
         # The last layer's other towers would be read by nobody: a row passes through its own domain's alone.
         cuts = {name: by_domain(state, lookups.rows) for name, state in states.items()}
         hidden = {d: self.dropout(last({name: cut[d] for name, cut in cuts.items()}, d)) for d in self.domains}
-        output: Output = self.towers(hidden, batch)
-        return output
+        predictions: Predictions = self.towers(hidden)
+        return predictions
+
+
+CONET = ModelSpec(CoNetSettings, joint(CollaborativeCrossNetworks))

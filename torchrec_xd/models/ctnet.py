@@ -19,28 +19,24 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from torchrec_xd.batch import Batch
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
+from torchrec_xd.errors import UserError
+from torchrec_xd.models.blocks import RowVectors, with_specific
+from torchrec_xd.models.model import CrossEntropy, Model
 from torchrec_xd.models.single import SingleSettings, specific_dim
-from torchrec_xd.models.task import (
-    Output,
-    RowVectors,
-    Teacher,
-    TrainTask,
-    Transfer,
-    check_common_features,
-    logit_output,
-    with_specific,
-)
+from torchrec_xd.models.spec import ModelSpec
+from torchrec_xd.models.teacher import Teacher
+from torchrec_xd.models.transfer import SourceRun, Transfer, check_common_features
 from torchrec_xd.modules.gates import GatedLinearUnit
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
+from torchrec_xd.outputs import Predictions
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import Settings, UserError
+from torchrec_xd.settings import Settings
 
 
 class CTNetSettings(Settings):
-    """CTNet's target tower; the source's is what the run of `init_from` says."""
+    """CTNet's target tower; the source's is that of the run that `init_from` names."""
 
     name: Literal["ctnet"] = "ctnet"
     widths: tuple[PositiveInt, ...] = Field(default=(1024, 512, 64), min_length=1)
@@ -60,23 +56,22 @@ class SourceTower(nn.Module):
         self.widths = settings.widths
 
     def forward(self, lookups: Lookups) -> dict[str, Tensor]:
-        """`layer_0`, `layer_1`, ... to what each layer says of all rows, `[B, W]`."""
+        """`layer_0`, `layer_1`, ... to the activations of each layer for all rows, `[B, W]`."""
         rows = torch.cat(list(self.vectors(lookups).values()), dim=1)
         hidden = torch.cat([rows, rows.new_zeros(len(rows), self.specific_dim)], dim=1)
-        said: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
         for module in self.trunk:
             hidden = module(hidden)
             if not isinstance(module, nn.Linear):
-                said[f"layer_{len(said)}"] = hidden
-        return said
+                outputs[f"layer_{len(outputs)}"] = hidden
+        return outputs
 
 
 class ContinualTransferNetwork(nn.Module):
-    """`z_l = ReLU(W_l z_{l-1} + b_l) + GLU_l(z_l^source)`: the adapter of every layer adds what the source's says."""
+    """`z_l = ReLU(W_l z_{l-1} + b_l) + GLU_l(z_l^source)`: the adapter of every layer adds the source's activations."""
 
     def __init__(self, schema: Schema, settings: CTNetSettings, source_widths: tuple[int, ...]) -> None:
         super().__init__()
-        self.schema = schema
         (self.domain,) = schema.domains
         dims = layout(schema)
         count, dim = dims.specific[self.domain]
@@ -88,14 +83,14 @@ class ContinualTransferNetwork(nn.Module):
         )
         self.heads = ModuleMap({task.name: nn.Linear(widths[-1], 1) for task in schema.tasks})
 
-    def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
-        """Binary cross entropy on the target's labels."""
+    def forward(self, lookups: Lookups, teacher_outputs: Mapping[str, Tensor]) -> Predictions:
+        """A logit per task."""
         rows = torch.cat(list(self.vectors(lookups).values()), dim=1)
         hidden = with_specific(rows, lookups, self.domain)
         for i, (layer, adapter) in enumerate(zip(self.layers, self.adapters, strict=True)):
             own = layer(hidden)
-            hidden = own + adapter(taught[f"layer_{i}"], own)
-        return logit_output({name: self.heads[name](hidden) for name in self.heads.names}, self.schema, batch)
+            hidden = own + adapter(teacher_outputs[f"layer_{i}"], own)
+        return Predictions.from_logits({name: self.heads[name](hidden) for name in self.heads.names})
 
 
 FROM_SOURCE = Transfer(
@@ -117,25 +112,27 @@ def build_ctnet(
     settings: CTNetSettings,
     embeddings: EmbeddingSettings,
     seed: int,
-    pretrained: tuple[Schema, SingleSettings, EmbeddingSettings],
-) -> TrainTask:
+    source: SourceRun,
+) -> Model:
     """The target tower of the schema's one domain, beside the source tower.
 
     Raises:
         UserError: more than one domain, towers of different height, or features that mean something else in the source.
     """
-    source_schema, source, source_embeddings = pretrained
+    source_settings: SingleSettings = source.settings
     if len(schema.domains) != 1:
         raise UserError(f"model 'ctnet' trains one target: set domains: [NAME], one of {', '.join(schema.domains)}")
-    if len(source.widths) != len(settings.widths):
+    if len(source_settings.widths) != len(settings.widths):
         raise UserError(
-            f"model.widths: {len(settings.widths)} layers, the source tower has {len(source.widths)} "
-            f"({', '.join(map(str, source.widths))}); the towers are joined layer by layer: name as many"
+            f"model.widths: {len(settings.widths)} layers, the source tower has {len(source_settings.widths)} "
+            f"({', '.join(map(str, source_settings.widths))}); the towers are joined layer by layer: name as many"
         )
-    check_common_features(source_schema, schema)
+    check_common_features(source.schema, schema)
     teacher = Teacher(
-        Embeddings(source_schema, source_embeddings, seed, batches=schema), SourceTower(source_schema, source)
+        Embeddings(source.schema, source.embeddings, seed, batches=schema), SourceTower(source.schema, source_settings)
     )
-    return TrainTask(
-        Embeddings(schema, embeddings, seed), ContinualTransferNetwork(schema, settings, source.widths), teacher
-    )
+    net = ContinualTransferNetwork(schema, settings, source_settings.widths)
+    return Model(Embeddings(schema, embeddings, seed), net, CrossEntropy(schema), teacher)
+
+
+CTNET = ModelSpec(CTNetSettings, build_ctnet, FROM_SOURCE)

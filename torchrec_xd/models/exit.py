@@ -1,29 +1,35 @@
 """EXIT: explicit interest transfer (arXiv 2407.20121).
 
 One stage. A tower per domain predicts the interest in it; the scene selector network says how much of each source
-interest is fit for the target, in this scene; the sum is the prediction, taught by the interest combination label.
+interest is fit for the target, in this scene; the sum is the prediction, trained on the interest combination label.
 
 Shape legend: B rows of the target domain (their number divides no loss: that is the whole batch's), K sources.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
-from torch import Tensor, nn
+from torch import nn
 
 from torchrec_xd.batch import Batch
+from torchrec_xd.diagnostics.diagnostic import Diagnostic
+from torchrec_xd.diagnostics.transfer import TransferByScene, TransferProbabilities
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
+from torchrec_xd.errors import UserError
 from torchrec_xd.losses import absolute_error_sum, bce_sum, probability_bce_sum
-from torchrec_xd.models.task import Output, RowVectors, TrainTask, task_rows
+from torchrec_xd.models.blocks import RowVectors
+from torchrec_xd.models.model import Model
+from torchrec_xd.models.spec import DiagnosedRun, ModelSpec
 from torchrec_xd.modules.ipn import InterestPredictionNetwork
-from torchrec_xd.modules.rows import beside, by_domain
+from torchrec_xd.modules.rows import by_domain, concat
 from torchrec_xd.modules.ssn import ConstantSelector, SceneSelectorNetwork
+from torchrec_xd.outputs import Losses, Predictions, task_rows
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import Settings, UserError
+from torchrec_xd.settings import Settings
 
 Widths = tuple[PositiveInt, ...]
 
@@ -40,7 +46,7 @@ class SourceSettings(Settings):
 
 
 class ExitSettings(Settings):
-    """EXIT. Its labels come from `prepare`; which columns they are is said here."""
+    """EXIT. Its labels come from `prepare` or `label`; these settings name their columns."""
 
     name: Literal["exit"] = "exit"
     target: str
@@ -71,7 +77,7 @@ class ExitSettings(Settings):
 
     @property
     def alone(self) -> str:
-        """Key of the target tower's own prediction, `P_t`, beside the whole one."""
+        """Name of the target tower's own prediction `P_t`, an auxiliary score next to the whole prediction."""
         return f"{self.target}/target"
 
     def tasks(self) -> tuple[str, ...]:
@@ -90,8 +96,8 @@ class ExplicitInterestTransfer(nn.Module):
 
     def __init__(self, schema: Schema, settings: ExitSettings) -> None:
         super().__init__()
-        self.schema, self.settings = schema, settings
-        self.names = [task.name for task in schema.tasks]
+        self.settings = settings
+        self.domain_of = {task.name: task.domain for task in schema.tasks}
         dims = layout(schema)
         self.vectors = RowVectors(dims, settings.sequence_pooling, scene=False)
         width = self.vectors.out_dim
@@ -102,35 +108,41 @@ class ExplicitInterestTransfer(nn.Module):
             in_dim = width + dims.groups["scene"]
             self.selector = SceneSelectorNetwork(in_dim, len(settings.sources), settings.scene_widths, settings.dropout)
 
-    def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
-        """Scores: the target task gets P and, as a view, `P_t`; `wanted` tasks get `P_s`, `fit` tasks `P_tr`."""
+    def forward(self, lookups: Lookups) -> Predictions:
+        """Scores: the target task gets P, and P_t as auxiliary score; `wanted` tasks get P_s, `fit` tasks P_tr."""
         settings, sources = self.settings, self.settings.sources
-        rows = task_rows(self.schema, batch)
-        of_domain = by_domain(beside(self.vectors(lookups).values()), lookups.rows)
-        of_task = {task.name: of_domain[task.domain] for task in self.schema.tasks}
-        rows_BW = of_task[settings.target]
+        of_domain = by_domain(concat(self.vectors(lookups).values()), lookups.rows)
+        rows_BW = of_domain[self.domain_of[settings.target]]
         logit = {settings.target: self.ipn(rows_BW, settings.target)}
         for name, source in sources.items():
             logit[source.wanted] = self.ipn(rows_BW, name)
             if source.own is not None:
-                logit[source.own] = self.ipn(of_task[source.own], name)
-        transfer_BK = self.selector(rows_BW, lookups.groups["scene"][rows[settings.target]]).sigmoid()
+                logit[source.own] = self.ipn(of_domain[self.domain_of[source.own]], name)
+        scene_BS = lookups.groups["scene"][lookups.rows[self.domain_of[settings.target]]]
+        transfer_BK = self.selector(rows_BW, scene_BS).sigmoid()
         score = {task: values.sigmoid() for task, values in logit.items()}
         score |= {source.fit: transfer_BK[:, k] for k, source in enumerate(sources.values())}
         score[settings.alone] = score[settings.target]
         passed = [score[source.wanted] * score[source.fit] for source in sources.values()]
         score[settings.target] = torch.stack([score[settings.alone], *passed]).sum(0)
-        monitors = {f"transfer/{name}": score[source.fit].detach().mean() for name, source in sources.items()}
-        return Output(score, self._loss(logit, score, rows, batch), monitors)
+        return Predictions(logit, score)
 
-    def _loss(
-        self, logit: Mapping[str, Tensor], score: Mapping[str, Tensor], rows: Mapping[str, slice], batch: Batch
-    ) -> dict[str, Tensor]:
-        """`l1 BCE(P_t, y_t) + l2 sum_k BCE(P_s^k, y_s^k) + l3 |P - y_icl|`, sums over their rows, divided by all."""
-        settings = self.settings
-        label = {task: batch.label_BT[rows[task], self.names.index(task)] for task in settings.tasks()}
+
+@dataclass(frozen=True)
+class ExitLoss:
+    """`l1 BCE(P_t, y_t) + l2 sum_k BCE(P_s^k, y_s^k) + l3 |P - y_icl|`, sums over their rows, divided by all rows."""
+
+    schema: Schema
+    settings: ExitSettings
+
+    def __call__(self, predictions: Predictions, batch: Batch) -> Losses:
+        """The parts of the loss; monitors are the mean transfer probabilities."""
+        settings, rows = self.settings, task_rows(self.schema, batch)
+        logit, score = predictions.logit, predictions.score
+        names = [task.name for task in self.schema.tasks]
+        label = {task: batch.label_BT[rows[task], names.index(task)] for task in settings.tasks()}
         weight_B = batch.weight_B[rows[settings.target]]
-        loss = {
+        parts = {
             f"bce/{task}": bce_sum(values, label[task], batch.weight_B[rows[task]])
             * (settings.target_weight if task == settings.target else settings.source_weight)
             for task, values in logit.items()
@@ -148,11 +160,12 @@ class ExplicitInterestTransfer(nn.Module):
                 for source in sources
             ]
             transfer = torch.stack(errors).sum()
-        loss["transfer"] = settings.transfer_weight * transfer
-        return {name: part / max(len(batch), 1) for name, part in loss.items()}
+        parts["transfer"] = settings.transfer_weight * transfer
+        monitors = {f"transfer/{name}": score[s.fit].detach().mean() for name, s in settings.sources.items()}
+        return Losses({name: part / max(len(batch), 1) for name, part in parts.items()}, monitors)
 
 
-def build_exit(schema: Schema, settings: ExitSettings, embeddings: EmbeddingSettings, seed: int) -> TrainTask:
+def build_exit(schema: Schema, settings: ExitSettings, embeddings: EmbeddingSettings, seed: int) -> Model:
     """EXIT on one target domain and the labels of any number of sources.
 
     Raises:
@@ -168,7 +181,8 @@ def build_exit(schema: Schema, settings: ExitSettings, embeddings: EmbeddingSett
         )
     if settings.ssn and not any(feature.group == "scene" for feature in schema.features):
         raise UserError("model 'exit' selects by scene: give some feature the group scene, or set model.ssn=false")
-    return TrainTask(Embeddings(schema, embeddings, seed), ExplicitInterestTransfer(schema, settings))
+    net = ExplicitInterestTransfer(schema, settings)
+    return Model(Embeddings(schema, embeddings, seed), net, ExitLoss(schema, settings))
 
 
 def _check_tasks(schema: Schema, settings: ExitSettings) -> None:
@@ -190,3 +204,26 @@ def _check_tasks(schema: Schema, settings: ExitSettings) -> None:
                 )
         if source.own is not None and domain_of[source.own] == target:
             raise UserError(f"model.sources.{name}.own: '{source.own}' lies in '{target}', not in a source domain")
+
+
+def _diagnostics(run: DiagnosedRun) -> list[Diagnostic]:
+    settings: ExitSettings = run.settings
+    sources = {name: (source.wanted, source.fit) for name, source in settings.sources.items()}
+    return [
+        TransferProbabilities(run.schema, settings.target, sources),
+        _by_scene(run.schema, settings, truth=True),
+    ]
+
+
+def _by_scene(schema: Schema, settings: ExitSettings, *, truth: bool = False) -> TransferByScene:
+    fit = {name: source.fit for name, source in settings.sources.items()}
+    return TransferByScene(schema, settings.target, settings.alone, fit, truth=truth)
+
+
+EXIT = ModelSpec(
+    ExitSettings,
+    build_exit,
+    auxiliary_scores=lambda settings: {settings.alone: settings.target},
+    diagnostics=_diagnostics,
+    report=lambda schema, settings: [_by_scene(schema, settings)],
+)

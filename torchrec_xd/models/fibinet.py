@@ -5,21 +5,23 @@ Shape legend: B rows, F fields (every feature is one; a sequence pooled), D embe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt
-from torch import Tensor, nn
+from torch import nn
 
-from torchrec_xd.batch import Batch
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
-from torchrec_xd.models.task import Output, RowVectors, TrainTask, logit_output, with_specific
+from torchrec_xd.errors import UserError
+from torchrec_xd.models.blocks import RowVectors, with_specific
+from torchrec_xd.models.model import CrossEntropy, Model
+from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.modules.fibinet import BilinearInteraction, Kernel, SqueezeExcitation
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
+from torchrec_xd.outputs import Predictions
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import Settings, UserError
+from torchrec_xd.settings import Settings
 
 
 class FiBiNetSettings(Settings):
@@ -43,7 +45,6 @@ class FiBiNet(nn.Module):
 
     def __init__(self, schema: Schema, settings: FiBiNetSettings) -> None:
         super().__init__()
-        self.schema = schema
         (self.domain,) = schema.domains
         dims = layout(schema)
         self.vectors = RowVectors(dims, settings.sequence_pooling)
@@ -57,14 +58,14 @@ class FiBiNet(nn.Module):
         self.linear = ModuleMap({task.name: nn.Linear(num_fields * self.dim, 1) for task in schema.tasks})
         self.heads = ModuleMap({task.name: nn.Linear(self.trunk.out_dim, 1, bias=False) for task in schema.tasks})
 
-    def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
-        """Binary cross entropy on the domain's labels."""
+    def forward(self, lookups: Lookups) -> Predictions:
+        """A logit per task."""
         rows = with_specific(torch.cat(list(self.vectors(lookups).values()), dim=1), lookups, self.domain)
         emb_BFD = rows.view(len(rows), self.num_fields, self.dim)
         pairs = torch.cat([self.raw(emb_BFD), self.weighed(self.senet(emb_BFD))], dim=1)
         hidden = self.trunk(pairs.flatten(1))
         logits = {name: self.linear[name](rows) + self.heads[name](hidden) for name in self.heads.names}
-        return logit_output(logits, self.schema, batch)
+        return Predictions.from_logits(logits)
 
 
 def common_dim(schema: Schema) -> int:
@@ -83,7 +84,7 @@ def common_dim(schema: Schema) -> int:
     return dim
 
 
-def build_fibinet(schema: Schema, settings: FiBiNetSettings, embeddings: EmbeddingSettings, seed: int) -> TrainTask:
+def build_fibinet(schema: Schema, settings: FiBiNetSettings, embeddings: EmbeddingSettings, seed: int) -> Model:
     """FiBiNet of the schema's one domain.
 
     Raises:
@@ -93,4 +94,7 @@ def build_fibinet(schema: Schema, settings: FiBiNetSettings, embeddings: Embeddi
         raise UserError(f"model 'fibinet' reads one domain: set domains: [NAME], one of {', '.join(schema.domains)}")
     if len(schema.features) < 2:
         raise UserError("model 'fibinet' multiplies features pair by pair, and the schema has only one")
-    return TrainTask(Embeddings(schema, embeddings, seed), FiBiNet(schema, settings))
+    return Model(Embeddings(schema, embeddings, seed), FiBiNet(schema, settings), CrossEntropy(schema))
+
+
+FIBINET = ModelSpec(FiBiNetSettings, build_fibinet)

@@ -1,6 +1,6 @@
-"""What the joint baselines have in common: all domains' rows at one width, and a tower per task.
+"""The frame of the joint baselines: all domains' rows at one width, and a tower per task.
 
-Each of them is one class that says how `[B, I]` rows become hidden vectors of every domain.
+Each of them is one class that computes how `[B, I]` rows become hidden vectors of every domain.
 
 Shape legend: B rows of the batch, B_d rows of domain d, I input width, W hidden width.
 """
@@ -13,19 +13,13 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from torchrec_xd.batch import Batch
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
-from torchrec_xd.models.task import (
-    Output,
-    RowVectors,
-    SpecificAlignment,
-    TrainTask,
-    check_domain_weight,
-    logit_output,
-)
+from torchrec_xd.models.blocks import RowVectors, SpecificAlignment, check_domain_weight
+from torchrec_xd.models.model import CrossEntropy, Model
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
-from torchrec_xd.modules.rows import beside
+from torchrec_xd.modules.rows import concat
+from torchrec_xd.outputs import Predictions
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import Settings
 
@@ -33,7 +27,7 @@ Widths = tuple[PositiveInt, ...]
 
 
 class TowerSettings(Settings):
-    """What every joint baseline lets one set."""
+    """Settings of every joint baseline."""
 
     aligned_dim: PositiveInt = 64
     """Width to which one linear layer brings every domain's specific features."""
@@ -41,7 +35,7 @@ class TowerSettings(Settings):
     """Hidden layers of the tower that each task has."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     domain_weight: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """Factor on a domain's loss; 1 unless told."""
+    """Domain to a factor on its loss. Default: 1."""
 
 
 class JointSettings(TowerSettings):
@@ -64,32 +58,30 @@ class JointRows(nn.Module):
     def forward(self, lookups: Lookups) -> Tensor:
         """`[B, out_dim]`."""
         aligned = [] if self.align is None else [self.align(lookups)]
-        return beside([*self.vectors(lookups).values(), *aligned])
+        return concat([*self.vectors(lookups).values(), *aligned])
 
 
 class Towers(nn.Module):
-    """The domains' hidden vectors to a logit per task, and to the loss."""
+    """The domains' hidden vectors to a logit per task."""
 
     def __init__(self, in_dim: int, schema: Schema, settings: TowerSettings) -> None:
         super().__init__()
-        self.schema, self.settings = schema, settings
+        self.schema = schema
         widths = (*settings.tower_widths, 1)
         self.towers = ModuleMap({task.name: MLP(in_dim, widths, head=True) for task in schema.tasks})
 
-    def forward(self, hidden: Mapping[str, Tensor], batch: Batch) -> Output:
-        """Domain to its rows' `[B_d, W]`, the same for all its tasks; or task to them, each its own."""
-        logits = {
-            task.name: self.towers[task.name](hidden[task.name if task.name in hidden else task.domain])
-            for task in self.schema.tasks
-        }
-        return logit_output(logits, self.schema, batch, self.settings.domain_weight)
+    def forward(self, hidden: Mapping[str, Tensor]) -> Predictions:
+        """From the hidden vectors of every domain's rows, `[B_d, W]`."""
+        logits = {task.name: self.towers[task.name](hidden[task.domain]) for task in self.schema.tasks}
+        return Predictions.from_logits(logits)
 
 
-def joint(net: Callable[[Schema, Any], nn.Module]) -> Callable[..., TrainTask]:
-    """How a joint baseline is built: `net(schema, settings)` on the tables of all domains."""
+def joint(net: Callable[[Schema, Any], nn.Module]) -> Callable[..., Model]:
+    """A builder of joint baselines: `net(schema, settings)` on the tables of all domains."""
 
-    def build(schema: Schema, settings: TowerSettings, embeddings: EmbeddingSettings, seed: int) -> TrainTask:
+    def build(schema: Schema, settings: TowerSettings, embeddings: EmbeddingSettings, seed: int) -> Model:
         check_domain_weight(schema, settings.domain_weight)
-        return TrainTask(Embeddings(schema, embeddings, seed), net(schema, settings))
+        loss = CrossEntropy(schema, settings.domain_weight)
+        return Model(Embeddings(schema, embeddings, seed), net(schema, settings), loss)
 
     return build

@@ -5,23 +5,24 @@ Shape legend: B_d rows of domain d, Q candidate width, U user width, W width of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from torchrec_xd.batch import Batch
 from torchrec_xd.embeddings import EmbeddingSettings, Layout, Lookups, layout
+from torchrec_xd.errors import UserError
+from torchrec_xd.models.blocks import SpecificAlignment
 from torchrec_xd.models.joint import Towers, TowerSettings, Widths, joint
-from torchrec_xd.models.task import Output, SpecificAlignment, TrainTask
+from torchrec_xd.models.model import Model
+from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.minet import InterestAttention, ItemAttention
 from torchrec_xd.modules.mlp import MLP
 from torchrec_xd.modules.rows import by_domain
+from torchrec_xd.outputs import Predictions
 from torchrec_xd.schema import Group, Schema
-from torchrec_xd.settings import UserError
 
 USER: tuple[Group, ...] = ("user", "context", "scene")
 LONG_TERM = "*long-term"
@@ -78,8 +79,8 @@ class MixedInterestNetwork(nn.Module):
         )
         self.towers = Towers(settings.widths[-1], schema, settings)
 
-    def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
-        """Binary cross entropy of every task, the target's and, as in the paper's joint loss, the sources'."""
+    def forward(self, lookups: Lookups) -> Predictions:
+        """A logit per task: the loss is the target's and, as in the paper's joint loss, the sources'."""
         user = torch.cat([lookups.groups[group] for group in USER], dim=1)
         candidate = torch.cat([lookups.groups["shared"], self.align(lookups)], dim=1)
         users, hidden = by_domain(user, lookups.rows), {}
@@ -90,8 +91,8 @@ class MixedInterestNetwork(nn.Module):
             else:
                 mixed = torch.cat([candidate_BQ, user_BU], dim=1)
             hidden[domain] = self.trunks[domain](mixed)
-        output: Output = self.towers(hidden, batch)
-        return output
+        predictions: Predictions = self.towers(hidden)
+        return predictions
 
     def mixed_interests(self, lookups: Lookups, candidate_BQ: Tensor, user_BU: Tensor) -> dict[str, Tensor]:
         """Interests of the target's rows: the long-term one, and a short-term one per domain."""
@@ -108,7 +109,7 @@ def interest_dims(dims: Layout, settings: MiNetSettings) -> dict[str, int]:
     return {domain: sum(dims.sequences[column] for column in columns) for domain, columns in settings.sequences.items()}
 
 
-def build_minet(schema: Schema, settings: MiNetSettings, embeddings: EmbeddingSettings, seed: int) -> TrainTask:
+def build_minet(schema: Schema, settings: MiNetSettings, embeddings: EmbeddingSettings, seed: int) -> Model:
     """MiNet of the schema's one target and its sources.
 
     Raises:
@@ -127,11 +128,11 @@ def _check_sequences(schema: Schema, settings: MiNetSettings, target: str) -> No
     named = [column for columns in settings.sequences.values() for column in columns]
     for domain in sorted(set(settings.sequences) ^ set(schema.domains)):
         known = f"domains are: {', '.join(schema.domains)}"
-        raise UserError(f"model.sequences names every domain and no other; '{domain}' is amiss; {known}")
+        raise UserError(f"model.sequences names every domain and no other; '{domain}' is unknown or missing; {known}")
     for column in sorted({*named, *there}):
         if named.count(column) != 1 or column not in there:
             raise UserError(
-                f"model.sequences gives every sequence to one domain; '{column}' is amiss; sequences are: "
+                f"model.sequences gives every sequence to one domain; '{column}' is unknown or missing; sequences are: "
                 f"{', '.join(there) or 'none'}"
             )
     for domain, columns in settings.sequences.items():
@@ -145,3 +146,6 @@ def _check_sequences(schema: Schema, settings: MiNetSettings, target: str) -> No
                 f"model.sequences: '{column}' is a history of '{target}', but rows of '{target}' have no id in its "
                 f"table '{feature.table_name.removeprefix('t_')}' that it could be held against"
             )
+
+
+MINET = ModelSpec(MiNetSettings, build_minet)

@@ -9,6 +9,7 @@ Shape legend: B rows of the batch, B_d rows of domain d, N specific features, D 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,27 +17,24 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from torchrec_xd.batch import Batch
+from torchrec_xd.diagnostics.diagnostic import Diagnostic
+from torchrec_xd.diagnostics.knowledge import KnowledgeCosines, logged_cosines
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
+from torchrec_xd.errors import UserError
 from torchrec_xd.losses import polarized_distribution_loss
-from torchrec_xd.models.task import (
-    Output,
-    RowVectors,
-    SpecificAlignment,
-    Teacher,
-    TrainTask,
-    Transfer,
-    check_domain_weight,
-    check_same_features,
-    logit_output,
-    with_specific,
-)
+from torchrec_xd.models.blocks import RowVectors, SpecificAlignment, check_domain_weight, with_specific
+from torchrec_xd.models.model import CrossEntropy, Model
+from torchrec_xd.models.spec import DiagnosedRun, ModelSpec
+from torchrec_xd.models.teacher import Teacher
+from torchrec_xd.models.transfer import SourceRun, Transfer, check_same_features
 from torchrec_xd.modules.gates import GatedLinearUnit
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
 from torchrec_xd.modules.ple import Experts, ProgressiveLayeredExtraction
 from torchrec_xd.modules.rows import by_domain
+from torchrec_xd.outputs import Losses, Predictions
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import Settings, UserError
+from torchrec_xd.settings import Settings
 
 Widths = tuple[PositiveInt, ...]
 
@@ -62,7 +60,7 @@ class PretrainSettings(Settings):
     sequence_pooling: Literal["attention", "mean"] = "attention"
     dropout: float = Field(default=0.0, ge=0, lt=1)
     domain_weight: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """Factor on a domain's loss; 1 unless told."""
+    """Domain to a factor on its loss. Default: 1."""
 
 
 class FinetuneSettings(Settings):
@@ -116,7 +114,7 @@ class MultiEntityModel(nn.Module):
 
     def __init__(self, schema: Schema, settings: PretrainSettings) -> None:
         super().__init__()
-        self.schema, self.settings = schema, settings
+        self.schema = schema
         dims = layout(schema)
         knowledge_dim = settings.expert_widths[-1]
         self.common = CommonKnowledgeExtractor(schema, settings, tuple(schema.domains))
@@ -130,8 +128,8 @@ class MultiEntityModel(nn.Module):
             {task.name: MLP(2 * knowledge_dim, (*settings.tower_widths, 1), head=True) for task in schema.tasks}
         )
 
-    def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
-        """`L_MEM = sum_d BCE_d + gamma L_pdl` (section 3.2.4, eq. 13). Nothing is taught in this stage."""
+    def forward(self, lookups: Lookups) -> Predictions:
+        """A logit per task, from a domain's common and independent knowledge."""
         vectors, common = self.common(lookups)
         rows_BV = torch.cat(list(vectors.values()), dim=1)
         independent = {
@@ -142,12 +140,26 @@ class MultiEntityModel(nn.Module):
             task.name: self.towers[task.name](torch.cat([common[task.domain], independent[task.domain]], dim=1))
             for task in self.schema.tasks
         }
-        cosines = polarized_distribution_loss({d: (common[d], independent[d]) for d in lookups.rows})
-        output = logit_output(logits, self.schema, batch, self.settings.domain_weight)
+        return Predictions.from_logits(
+            logits, {domain: (common[domain], independent[domain]) for domain in lookups.rows}
+        )
+
+
+@dataclass(frozen=True)
+class MultiEntityLoss:
+    """`L_MEM = sum_d BCE_d + gamma L_pdl` (section 3.2.4, eq. 13)."""
+
+    schema: Schema
+    settings: PretrainSettings
+
+    def __call__(self, predictions: Predictions, batch: Batch) -> Losses:
+        """The parts of the loss; monitors are the mean cosines of the domains that have rows."""
+        cosines = polarized_distribution_loss(predictions.vectors)
+        parts = CrossEntropy(self.schema, self.settings.domain_weight)(predictions, batch).parts
         if self.settings.gamma:
-            output.loss["pdl"] = self.settings.gamma * torch.stack(list(cosines.values())).sum()
-        output.monitors.update({f"cosine/{d}": cosine.detach() for d, cosine in cosines.items() if len(common[d])})
-        return output
+            parts["pdl"] = self.settings.gamma * torch.stack(list(cosines.values())).sum()
+        rows = {domain: len(vectors[0]) for domain, vectors in predictions.vectors.items()}
+        return Losses(parts, {f"cosine/{d}": cosine.detach() for d, cosine in cosines.items() if rows[d]})
 
 
 class TransferredKnowledge(nn.Module):
@@ -168,40 +180,40 @@ class TransferredKnowledge(nn.Module):
 class TargetEntityModel(nn.Module):
     """TEM, stage 2: the target's own model, with `v + GLU(v^MEM)` in four places (section 3.3)."""
 
-    def __init__(self, schema: Schema, settings: FinetuneSettings, taught_dims: Mapping[str, int]) -> None:
+    def __init__(self, schema: Schema, settings: FinetuneSettings, teacher_dims: Mapping[str, int]) -> None:
         super().__init__()
-        self.schema = schema
         (self.target,) = schema.domains
         dims = layout(schema)
         count, dim = dims.specific[self.target]
         self.vectors = RowVectors(dims, settings.sequence_pooling)
-        knowledge_dim = taught_dims["common"]
+        knowledge_dim = teacher_dims["common"]
         in_dim = self.vectors.out_dim + count * dim
         self.cross = MLP(in_dim, (*settings.widths, knowledge_dim), dropout=settings.dropout)
         own_dims = {**self.vectors.dims, "common": knowledge_dim}
         dynamic = settings.gates == "dynamic"
         self.gates = ModuleMap(
             {
-                name: GatedLinearUnit(taught_dims[name], own_dim, state_dim=own_dim if dynamic else 0)
+                name: GatedLinearUnit(teacher_dims[name], own_dim, state_dim=own_dim if dynamic else 0)
                 for name, own_dim in own_dims.items()
             }
         )
         widths = (*settings.head_widths, 1)
         self.heads = ModuleMap({task.name: MLP(knowledge_dim, widths, head=True) for task in schema.tasks})
 
-    def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
-        """`g_final = g_cross + GLU(g_com)`, one head per task on it; binary cross entropy on the target."""
+    def forward(self, lookups: Lookups, teacher_outputs: Mapping[str, Tensor]) -> Predictions:
+        """`g_final = g_cross + GLU(g_com)`, one head per task on it."""
         vectors = self.vectors(lookups)
-        gated = [own + self.gates[name](taught[name], own) for name, own in vectors.items()]
+        gated = [own + self.gates[name](teacher_outputs[name], own) for name, own in vectors.items()]
         cross = self.cross(with_specific(torch.cat(gated, dim=1), lookups, self.target))
-        final = cross + self.gates["common"](taught["common"], cross)
-        return logit_output({name: self.heads[name](final) for name in self.heads.names}, self.schema, batch)
+        final = cross + self.gates["common"](teacher_outputs["common"], cross)
+        return Predictions.from_logits({name: self.heads[name](final) for name in self.heads.names})
 
 
-def build_pretrain(schema: Schema, settings: PretrainSettings, embeddings: EmbeddingSettings, seed: int) -> TrainTask:
+def build_pretrain(schema: Schema, settings: PretrainSettings, embeddings: EmbeddingSettings, seed: int) -> Model:
     """Stage 1: MEM over all domains of the schema."""
     check_domain_weight(schema, settings.domain_weight)
-    return TrainTask(Embeddings(schema, embeddings, seed), MultiEntityModel(schema, settings))
+    net = MultiEntityModel(schema, settings)
+    return Model(Embeddings(schema, embeddings, seed), net, MultiEntityLoss(schema, settings))
 
 
 TRANSFER = Transfer(
@@ -217,8 +229,8 @@ def build_finetune(
     settings: FinetuneSettings,
     embeddings: EmbeddingSettings,
     seed: int,
-    pretrained: tuple[Schema, PretrainSettings, EmbeddingSettings],
-) -> TrainTask:
+    source: SourceRun,
+) -> Model:
     """Stage 2: TEM of the schema's one domain, beside those parts of MEM that feed it.
 
     Source towers, independent extractors, source experts of the last level and tables that only sources read are
@@ -227,11 +239,19 @@ def build_finetune(
     Raises:
         UserError: more than one domain, or one that the stage-1 run has not seen or saw with other features.
     """
-    mem_schema, mem_settings, mem_embeddings = pretrained
     if len(schema.domains) != 1:
         raise UserError(f"stage 2 trains one target: set domains: [NAME], one of {', '.join(schema.domains)}")
     (target,) = schema.domains
-    check_same_features(mem_schema.only((target,)), schema)
-    knowledge = TransferredKnowledge(mem_schema, mem_settings, target)
-    teacher = Teacher(Embeddings(mem_schema, mem_embeddings, seed, batches=schema), knowledge)
-    return TrainTask(Embeddings(schema, embeddings, seed), TargetEntityModel(schema, settings, knowledge.dims), teacher)
+    check_same_features(source.schema.only((target,)), schema)
+    knowledge = TransferredKnowledge(source.schema, source.settings, target)
+    teacher = Teacher(Embeddings(source.schema, source.embeddings, seed, batches=schema), knowledge)
+    net = TargetEntityModel(schema, settings, knowledge.dims)
+    return Model(Embeddings(schema, embeddings, seed), net, CrossEntropy(schema), teacher)
+
+
+def _pretrain_diagnostics(run: DiagnosedRun) -> list[Diagnostic]:
+    return [KnowledgeCosines(run.net.common, run.net.independent, logged_cosines(run.folder, run.schema))]
+
+
+PRETRAIN = ModelSpec(PretrainSettings, build_pretrain, diagnostics=_pretrain_diagnostics)
+FINETUNE = ModelSpec(FinetuneSettings, build_finetune, TRANSFER)

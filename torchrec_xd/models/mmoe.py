@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal, cast
 
 from pydantic import Field, PositiveInt
-from torch import Tensor, nn
+from torch import nn
 
-from torchrec_xd.batch import Batch
 from torchrec_xd.embeddings import Lookups
-from torchrec_xd.models.joint import JointRows, JointSettings, Widths
-from torchrec_xd.models.task import Output, logit_output
+from torchrec_xd.models.joint import JointRows, JointSettings, Widths, joint
+from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.modules.gates import ExpertGate
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
 from torchrec_xd.modules.rows import by_domain
+from torchrec_xd.outputs import Predictions
 from torchrec_xd.schema import Schema
 
 
@@ -35,21 +34,24 @@ class MultiGateMixtureOfExperts(nn.Module):
         self.rows = JointRows(schema, settings)
         in_dim, widths, count = self.rows.out_dim, settings.expert_widths, settings.num_experts
         self.experts = nn.ModuleList(MLP(in_dim, widths, dropout=settings.dropout) for _ in range(count))
-        self.schema, self.settings = schema, settings
+        self.schema = schema
         self.gates = ModuleMap({task.name: ExpertGate(in_dim, count) for task in schema.tasks})
         self.towers = ModuleMap(
             {task.name: MLP(widths[-1], (*settings.tower_widths, 1), head=True) for task in schema.tasks}
         )
 
-    def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
-        """Binary cross entropy of every task; every expert sees all rows, a gate those of its task's domain."""
+    def forward(self, lookups: Lookups) -> Predictions:
+        """A logit per task; every expert sees all rows, a gate those of its task's domain."""
         x_BI = self.rows(lookups)
         own_BI = by_domain(x_BI, lookups.rows)
-        said = [by_domain(expert(x_BI), lookups.rows) for expert in self.experts]
+        expert_BW = [by_domain(expert(x_BI), lookups.rows) for expert in self.experts]
         logits = {}
         for task in self.schema.tasks:
             tower, gate = cast(MLP, self.towers[task.name]), self.gates[task.name]
             # A gate's weights add up to 1, so that mixing behind a linear layer comes to the same, and is narrower.
-            first = [tower.first(own_BW[task.domain]) for own_BW in said]
+            first = [tower.first(rows_BW[task.domain]) for rows_BW in expert_BW]
             logits[task.name] = tower.rest(gate(own_BI[task.domain], first))
-        return logit_output(logits, self.schema, batch, self.settings.domain_weight)
+        return Predictions.from_logits(logits)
+
+
+MMOE = ModelSpec(MMoESettings, joint(MultiGateMixtureOfExperts))

@@ -5,17 +5,16 @@ The extraction itself, equations 2-4 and 6, is modules/ple.py: MKT's common know
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, PositiveInt
-from torch import Tensor, nn
+from torch import nn
 
-from torchrec_xd.batch import Batch
 from torchrec_xd.embeddings import Lookups
-from torchrec_xd.models.joint import JointRows, JointSettings, Towers, Widths
-from torchrec_xd.models.task import Output
+from torchrec_xd.models.joint import JointRows, JointSettings, Towers, Widths, joint
+from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.modules.ple import Experts, ProgressiveLayeredExtraction
+from torchrec_xd.outputs import Predictions
 from torchrec_xd.schema import Schema
 
 
@@ -47,7 +46,10 @@ class PLEModel(nn.Module):
         )
         self.towers = Towers(settings.expert_widths[-1], schema, settings)
 
-    def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
-        """Binary cross entropy of every task."""
-        output: Output = self.towers(self.ple(self.rows(lookups), lookups.rows), batch)
-        return output
+    def forward(self, lookups: Lookups) -> Predictions:
+        """A logit per task."""
+        predictions: Predictions = self.towers(self.ple(self.rows(lookups), lookups.rows))
+        return predictions
+
+
+PLE = ModelSpec(PLESettings, joint(PLEModel))

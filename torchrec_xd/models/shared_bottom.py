@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from torchrec_xd.batch import Batch
 from torchrec_xd.embeddings import Lookups
-from torchrec_xd.models.joint import JointRows, JointSettings, Towers, Widths
-from torchrec_xd.models.task import Output
+from torchrec_xd.models.joint import JointRows, JointSettings, Towers, Widths, joint
+from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.modules.mlp import MLP
 from torchrec_xd.modules.rows import by_domain
+from torchrec_xd.outputs import Predictions
 from torchrec_xd.schema import Schema
 
 
@@ -34,8 +33,11 @@ class SharedBottom(nn.Module):
         self.trunk = MLP(self.rows.out_dim, settings.widths, dropout=settings.dropout)
         self.towers = Towers(self.trunk.out_dim, schema, settings)
 
-    def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
-        """Binary cross entropy of every task."""
+    def forward(self, lookups: Lookups) -> Predictions:
+        """A logit per task."""
         hidden_BW = self.trunk(self.rows(lookups))
-        output: Output = self.towers(by_domain(hidden_BW, lookups.rows), batch)
-        return output
+        predictions: Predictions = self.towers(by_domain(hidden_BW, lookups.rows))
+        return predictions
+
+
+SHARED_BOTTOM = ModelSpec(SharedBottomSettings, joint(SharedBottom))

@@ -9,29 +9,23 @@ layer that brings them to the width of the source's. With the same domain on bot
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt
-from torch import Tensor, nn
+from torch import nn
 
-from torchrec_xd.batch import Batch
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout, weight_prefixes
-from torchrec_xd.models.task import (
-    Output,
-    RowVectors,
-    SpecificAlignment,
-    TrainTask,
-    Transfer,
-    check_common_features,
-    logit_output,
-    with_specific,
-)
+from torchrec_xd.errors import UserError
+from torchrec_xd.models.blocks import RowVectors, SpecificAlignment, with_specific
+from torchrec_xd.models.model import CrossEntropy, Model
+from torchrec_xd.models.spec import ModelSpec
+from torchrec_xd.models.transfer import SourceRun, Transfer, check_common_features
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
+from torchrec_xd.outputs import Predictions
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import Settings, UserError
+from torchrec_xd.settings import Settings
 
 
 class SingleSettings(Settings):
@@ -40,8 +34,8 @@ class SingleSettings(Settings):
     name: Literal["single"] = "single"
     widths: tuple[PositiveInt, ...] = (1024, 512, 64)
     aligned_dim: PositiveInt | None = None
-    """Width to which a linear layer brings the specific features, so that another domain can go on with the rest; they
-    are read as they are unless told."""
+    """Width to which a linear layer brings the specific features, so that another domain can go on with the rest.
+    Default: they are read as they are."""
     sequence_pooling: Literal["attention", "mean"] = "attention"
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
@@ -51,7 +45,6 @@ class SingleDomainModel(nn.Module):
 
     def __init__(self, schema: Schema, settings: SingleSettings) -> None:
         super().__init__()
-        self.schema = schema
         (self.domain,) = schema.domains
         dims = layout(schema)
         self.vectors = RowVectors(dims, settings.sequence_pooling)
@@ -61,15 +54,15 @@ class SingleDomainModel(nn.Module):
         )
         self.heads = ModuleMap({task.name: nn.Linear(self.trunk.out_dim, 1) for task in schema.tasks})
 
-    def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
-        """Binary cross entropy on the domain's labels."""
+    def forward(self, lookups: Lookups) -> Predictions:
+        """A logit per task."""
         rows = torch.cat(list(self.vectors(lookups).values()), dim=1)
         if self.align is None:
             rows = with_specific(rows, lookups, self.domain)
         else:
             rows = torch.cat([rows, self.align(lookups)], dim=1)
         hidden = self.trunk(rows)
-        return logit_output({name: self.heads[name](hidden) for name in self.heads.names}, self.schema, batch)
+        return Predictions.from_logits({name: self.heads[name](hidden) for name in self.heads.names})
 
 
 def specific_dim(schema: Schema, settings: SingleSettings) -> int:
@@ -83,18 +76,18 @@ def build_single(
     settings: SingleSettings,
     embeddings: EmbeddingSettings,
     seed: int,
-    pretrained: tuple[Schema, SingleSettings, EmbeddingSettings] | None = None,
-) -> TrainTask:
-    """A single-domain model; with `pretrained`, one that can go on with that run's weights.
+    source: SourceRun | None = None,
+) -> Model:
+    """A single-domain model; with `source`, one that can go on with that run's weights.
 
     Raises:
         UserError: the schema has more than one domain, or the two runs' models are not alike.
     """
     if len(schema.domains) != 1:
         raise UserError(f"model 'single' reads one domain: set domains: [NAME], one of {', '.join(schema.domains)}")
-    if pretrained is not None:
-        _check_continues(schema, settings, *pretrained[:2])
-    return TrainTask(Embeddings(schema, embeddings, seed), SingleDomainModel(schema, settings))
+    if source is not None:
+        _check_continues(schema, settings, source.schema, source.settings)
+    return Model(Embeddings(schema, embeddings, seed), SingleDomainModel(schema, settings), CrossEntropy(schema))
 
 
 def _check_continues(schema: Schema, settings: SingleSettings, source: Schema, trained: SingleSettings) -> None:
@@ -133,3 +126,6 @@ CONTINUE = Transfer(
 )
 """Every table and dense line that both domains read, the attention, the trunk, and the heads where both have equally
 many tasks (in their order); nothing of it is frozen."""
+
+
+SINGLE = ModelSpec(SingleSettings, build_single, CONTINUE)

@@ -5,7 +5,6 @@ Shape legend: B_d rows of domain d, I input width, O outputs of a domain (as man
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import pairwise
 from typing import Literal
 
@@ -13,13 +12,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from torchrec_xd.batch import Batch
 from torchrec_xd.embeddings import Lookups
-from torchrec_xd.models.joint import JointRows, JointSettings, Widths
-from torchrec_xd.models.task import Output, logit_output
+from torchrec_xd.models.joint import JointRows, JointSettings, Widths, joint
+from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.modules.mlp import MLP
 from torchrec_xd.modules.rows import by_domain
 from torchrec_xd.modules.star import PartitionedNorm, StarLinear
+from torchrec_xd.outputs import Predictions
 from torchrec_xd.schema import Schema
 
 
@@ -35,12 +34,11 @@ class StarTopologyAdaptiveRecommender(nn.Module):
     """`y = sigmoid(s_m + s_a)`: the star's logit and the auxiliary network's (section 3.5).
 
     The star normalises a domain's rows by themselves and runs them through layers whose weights are the shared ones
-    times the domain's own; the auxiliary network is shared and is told the domain, as an embedding beside the row.
+    times the domain's own; the auxiliary network is shared and reads an embedding of the domain next to the row.
     """
 
     def __init__(self, schema: Schema, settings: StarSettings) -> None:
         super().__init__()
-        self.schema, self.settings = schema, settings
         domains = tuple(schema.domains)
         self.outputs = {d: [task.name for task in schema.tasks if task.domain == d] for d in domains}
         self.rows = JointRows(schema, settings)
@@ -53,13 +51,13 @@ class StarTopologyAdaptiveRecommender(nn.Module):
             self.rows.out_dim + schema.dim, (*settings.tower_widths, 1), head=True, dropout=settings.dropout
         )
 
-    def forward(self, lookups: Lookups, batch: Batch, taught: Mapping[str, Tensor]) -> Output:
-        """Binary cross entropy of every task; output i of a domain is its i-th task."""
+    def forward(self, lookups: Lookups) -> Predictions:
+        """A logit per task; output i of a domain is its i-th task."""
         logits = {}
         for domain, x_BI in by_domain(self.rows(lookups), lookups.rows).items():
-            logit_BO = self.star(x_BI, domain) + self.aside(x_BI, domain)
+            logit_BO = self.star(x_BI, domain) + self.auxiliary_logit(x_BI, domain)
             logits.update({task: logit_BO[:, [i]] for i, task in enumerate(self.outputs[domain])})
-        return logit_output(logits, self.schema, batch, self.settings.domain_weight)
+        return Predictions.from_logits(logits)
 
     def star(self, x_BI: Tensor, domain: str) -> Tensor:
         """`s_m` of one domain's rows, `[B_d, I] -> [B_d, O]`."""
@@ -68,7 +66,10 @@ class StarTopologyAdaptiveRecommender(nn.Module):
             hidden = self.dropout(torch.relu(layer(hidden, domain)))
         return self.layers[-1](hidden, domain)  # type: ignore[no-any-return]
 
-    def aside(self, x_BI: Tensor, domain: str) -> Tensor:
+    def auxiliary_logit(self, x_BI: Tensor, domain: str) -> Tensor:
         """`s_a` of one domain's rows, `[B_d, I] -> [B_d, 1]`."""
         indicator = self.indicators[f"i_{domain}"].expand(len(x_BI), -1)
         return self.auxiliary(torch.cat([indicator, x_BI], dim=1))  # type: ignore[no-any-return]
+
+
+STAR = ModelSpec(StarSettings, joint(StarTopologyAdaptiveRecommender))

@@ -17,7 +17,7 @@ def by_domain(rows_BW: Tensor, rows: Mapping[str, slice]) -> dict[str, Tensor]:
     )
 
 
-def beside(parts: Iterable[Tensor]) -> Tensor:
+def concat(parts: Iterable[Tensor]) -> Tensor:
     """Tensors `[B, *]` side by side; one that is alone, but for some of no width, as it is and not as a copy."""
     every = list(parts)
     wide = [part for part in every if part.shape[1]]

@@ -1,12 +1,6 @@
-"""The sharding planner: any cluster, real tables, torchrec's prices, a plan with a certificate."""
+"""The sharding planner: any cluster, real tables, torchrec's cost model, and a lower bound that no plan can beat."""
 
-from torchrec_xd.planner.advice import explain, remedies
-from torchrec_xd.planner.check import METRICS_FILE, PLAN_FILE, RankMeasured, check_run
-from torchrec_xd.planner.communication import CommunicationSettings
-from torchrec_xd.planner.constraints import Constraint
-from torchrec_xd.planner.lists import load_constraints, load_tables
-from torchrec_xd.planner.plan import Plan, diff_plans, load_plan, read_plan
-from torchrec_xd.planner.planning import (
+from torchrec_xd.planner.api import (
     InfeasibleError,
     PlannerSettings,
     Planning,
@@ -16,20 +10,16 @@ from torchrec_xd.planner.planning import (
     plan_module,
     plan_run,
 )
-from torchrec_xd.planner.tables import (
-    TableList,
-    TableModule,
-    default_sharders,
-    schema_tables,
-    set_optimizer,
-)
-from torchrec_xd.planner.topology import Cluster, load_cluster, this_machine
+from torchrec_xd.planner.inputs.cluster import Cluster, load_cluster, this_machine
+from torchrec_xd.planner.inputs.constraints import Constraint
+from torchrec_xd.planner.inputs.table_lists import load_constraints, load_tables
+from torchrec_xd.planner.inputs.tables import TableList, TableModule, schema_tables
+from torchrec_xd.planner.plan import Plan, diff_plans, load_plan, read_plan
+from torchrec_xd.planner.report.check import RankMeasured, check_run
+from torchrec_xd.planner.report.explanation import explain, remedies
 
 __all__ = [
-    "METRICS_FILE",
-    "PLAN_FILE",
     "Cluster",
-    "CommunicationSettings",
     "Constraint",
     "InfeasibleError",
     "Plan",
@@ -41,7 +31,6 @@ __all__ = [
     "TableList",
     "TableModule",
     "check_run",
-    "default_sharders",
     "diff_plans",
     "explain",
     "load_cluster",
@@ -54,6 +43,5 @@ __all__ = [
     "read_plan",
     "remedies",
     "schema_tables",
-    "set_optimizer",
     "this_machine",
 ]

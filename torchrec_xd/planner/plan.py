@@ -15,10 +15,12 @@ from torchrec.distributed.planner.types import Shard, ShardingOption
 from torchrec.distributed.sharding_plan import calculate_shard_sizes_and_offsets
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
-from torchrec_xd.planner.prices import TableRef, module_tables
-from torchrec_xd.planner.tables import default_sharders
-from torchrec_xd.planner.topology import Cluster
-from torchrec_xd.settings import Settings, UserError, validate
+from torchrec_xd.atomic_write import write_text
+from torchrec_xd.distributed.sharders import torchrec_sharders
+from torchrec_xd.errors import UserError
+from torchrec_xd.planner.costs.options import TableRef, module_tables
+from torchrec_xd.planner.inputs.cluster import Cluster
+from torchrec_xd.settings import Settings, validate
 
 
 class PlannedTable(Settings):
@@ -90,11 +92,10 @@ class Plan(Settings):
         tables = content.pop("tables")
         head = json.dumps(content, indent=1)
         lines = ",\n  ".join(json.dumps(table) for table in tables)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f'{head[:-2]},\n "tables": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
+        write_text(path, f'{head[:-2]},\n "tables": [\n  {lines}\n ]\n}}\n')
 
     def sharding_plan(self, tables: Sequence[TableRef]) -> ShardingPlan:
-        """The plan in torchrec's words.
+        """The plan as torchrec takes it.
 
         Raises:
             UserError: the tables are not those that were planned.
@@ -161,8 +162,8 @@ def load_plan(
         path: what `Plan.save` wrote.
         module: what will be sharded; its tables must be those that were planned.
         world_size: ranks of this run; must be those that were planned.
-        sharders: as given to DistributedModelParallel; torchrec's own unless told.
-        device: `cpu` or `cuda` of this run; not checked unless told.
+        sharders: as given to DistributedModelParallel; Default: torchrec's own.
+        device: `cpu` or `cuda` of this run; Default: not checked.
 
     Raises:
         UserError: a table, the world size or the device is not what was planned, or the device has no such sharding:
@@ -173,7 +174,7 @@ def load_plan(
         raise UserError(
             f"{path}: planned for {plan.cluster.world_size} ranks, but this run has {world_size}; plan again"
         )
-    listed = module_tables(module, sharders or default_sharders())
+    listed = module_tables(module, sharders or torchrec_sharders())
     if device is not None:
         _check_offered(path, plan.tables, listed, device)
     if device is not None and plan.cluster.device != device:

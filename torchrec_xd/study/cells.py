@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 import yaml
 
 from torchrec_xd.config import RunConfig, load_config
-from torchrec_xd.planner import METRICS_FILE
-from torchrec_xd.prepare import prepare_world
+from torchrec_xd.datasets import prepare_world
+from torchrec_xd.errors import UserError
+from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.schema import Schema, load_schema
-from torchrec_xd.settings import UserError
-from torchrec_xd.study.design import DataSet, Model, Study, Tuned
-from torchrec_xd.study.worker import SCORES_FILE
+from torchrec_xd.study.design import Study, StudyData, StudyModel, Tuned
 
 MANIFEST = "manifest.json"
 WORLDS = Path("data/worlds")
@@ -54,7 +52,7 @@ class Cell:
     @property
     def scores(self) -> Path:
         """Its predictions for the test rows."""
-        return self.folder / SCORES_FILE
+        return RunFolder(self.folder).scores
 
     def finished(self) -> bool:
         """Whether nothing is left to do, scores included.
@@ -62,7 +60,7 @@ class Cell:
         Raises:
             UserError: the folder holds a run of another config, or its data were prepared anew since.
         """
-        begun = self.folder / "config.yaml"
+        begun = RunFolder(self.folder).config
         if begun.is_file():
             self._check_config(begun)
             self._check_age(begun)
@@ -70,12 +68,11 @@ class Cell:
 
     def trained(self) -> bool:
         """Whether only its scores may be missing."""
-        return (self.folder / METRICS_FILE).is_file()
+        return RunFolder(self.folder).finished()
 
     def metrics(self) -> dict[str, Any]:
         """metrics.json, once it is finished."""
-        content: dict[str, Any] = json.loads((self.folder / METRICS_FILE).read_text(encoding="utf-8"))
-        return content
+        return RunFolder(self.folder).read_metrics()
 
     def _check_config(self, begun: Path) -> None:
         there, here = (_flat(yaml.safe_load(text)) for text in (begun.read_text(encoding="utf-8"), self.config.dump()))
@@ -92,7 +89,7 @@ class Cell:
         manifest = Path(self.schema.root) / MANIFEST
         if manifest.is_file() and manifest.stat().st_mtime > begun.stat().st_mtime:
             raise UserError(
-                f"{self.folder} was trained before {manifest} was written: the data are others now; delete the folder "
+                f"{self.folder} was trained before {manifest} was written: the data have changed; delete the folder "
                 "to train it anew, or name another --out"
             )
 
@@ -131,7 +128,7 @@ def prepare_worlds(study: Study, say: Callable[[str], None]) -> None:
     """
     for data, entry in study.data.items():
         if entry.world is not None:
-            dials = {name: value for name, value in entry.world.items() if name != "preset"}
+            dials = {name: value for name, value in entry.processes.items() if name != "preset"}
             prepare_world(entry.world["preset"], WORLDS / data, dials, say)
 
 
@@ -167,7 +164,7 @@ def cell_config(
     return config
 
 
-def _domains(model: Model, data: DataSet, schema: Schema) -> str:
+def _domains(model: StudyModel, data: StudyData, schema: Schema) -> str:
     if model.domains == "all":
         return "null"
     if model.domains == "target":
@@ -175,7 +172,7 @@ def _domains(model: Model, data: DataSet, schema: Schema) -> str:
     return f"[{next(name for name, domain in schema.domains.items() if domain.role == 'source')}]"
 
 
-def _check(config: RunConfig, model: Model, data: DataSet, origin: str) -> None:
+def _check(config: RunConfig, model: StudyModel, data: StudyData, origin: str) -> None:
     tasks = [task.name for task in config.schema_in_use.tasks]
     if model.shown and data.task not in tasks:
         raise UserError(

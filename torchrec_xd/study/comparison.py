@@ -14,7 +14,7 @@ from torchrec_xd.study.pages import save_results
 from torchrec_xd.study.pool import work
 from torchrec_xd.study.results import study_results
 from torchrec_xd.study.scores import outside_scores
-from torchrec_xd.study.worker import Job
+from torchrec_xd.study.worker import CellJob
 
 
 class _Queue:
@@ -25,17 +25,17 @@ class _Queue:
         self.failed: dict[str, str] = {}
         self._waiting = [cell for cell in every if cell.name not in self.finished]
 
-    def take(self) -> Job | None:
+    def take(self) -> CellJob | None:
         for cell in list(self._waiting):
             if cell.before in self.failed:
                 self._waiting.remove(cell)
                 self.failed[cell.name] = f"not begun: it begins with {cell.before}, which failed"
             elif cell.before is None or cell.before in self.finished:
                 self._waiting.remove(cell)
-                return Job(cell.name, cell.config, cell.folder, cell.task)
+                return CellJob(cell.name, cell.config, cell.folder, cell.task)
         return None
 
-    def finish(self, job: Job, fault: str | None) -> None:
+    def finish(self, job: CellJob, fault: str | None) -> None:
         if fault is None:
             self.finished.add(job.name)
         else:
@@ -96,14 +96,14 @@ def _train(queue: _Queue, total: int, logs: Path, log: RunLog, workers: int) -> 
         def show() -> None:
             progress.update(len(queue.finished) + len(queue.failed), ", ".join(running))
 
-        def take() -> Job | None:
+        def take() -> CellJob | None:
             job = queue.take()
             if job is not None:
                 running.append(job.name)
                 show()
             return job
 
-        def finish(job: Job, fault: str | None) -> None:
+        def finish(job: CellJob, fault: str | None) -> None:
             running.remove(job.name)
             queue.finish(job, fault)
             show()

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
-from torchrec_xd.settings import Settings, UserError, load_yaml, validate
-from torchrec_xd.statistics import Metric
+from torchrec_xd.errors import UserError
+from torchrec_xd.evaluation.significance import Metric
+from torchrec_xd.settings import Settings, load_yaml, validate
 
 
 def _folder_name(name: str) -> str:
@@ -26,14 +27,14 @@ LEVEL = 0.05
 """Of verdicts: the chance that any "better" or "worse" said of a data set is wrong, where no model differs."""
 
 
-class DataSet(Settings):
+class StudyData(Settings):
     """A data set, and what is predicted on it."""
 
     task: str
     """`<label>@<domain>`: its test rows are what all models are compared on."""
     schema_file: Path | None = Field(default=None, alias="schema")
     """Schema file in place of the one that each config names; relative to the study."""
-    world: dict[str, Any] | None = None
+    processes: dict[str, Any] | None = None
     """A planted world in place of it: `preset`, and dials on top; made in data/worlds/NAME where it is not there."""
     assign: dict[str, Assignments] = Field(default_factory=dict, alias="set")
     """Model to assignments that hold on these data only."""
@@ -41,10 +42,10 @@ class DataSet(Settings):
     """Another data set of the study, whose tuned settings are used here too: `tune` then searches on that one alone."""
 
     @model_validator(mode="after")
-    def _check(self) -> DataSet:
+    def _check(self) -> StudyData:
         if "@" not in self.task:
             raise ValueError(f"task: '{self.task}' is no task; write LABEL@DOMAIN")
-        if self.world is not None and (self.schema_file is not None or "preset" not in self.world):
+        if self.processes is not None and (self.schema_file is not None or "preset" not in self.processes):
             raise ValueError("world: {preset: NAME, DIAL: VALUE, …} has a preset, and stands in place of `schema`")
         return self
 
@@ -68,7 +69,7 @@ class Range(Settings):
         return self
 
 
-class Model(Settings):
+class StudyModel(Settings):
     """A config under a name, or the scores of a model from outside."""
 
     config: Path | None = None
@@ -85,12 +86,12 @@ class Model(Settings):
     targets; as its config says unless told."""
     assign: Assignments = Field(default=(), alias="set")
     space: dict[str, Range] = Field(default_factory=dict)
-    """What `tune` may change in it, beside the study's `space`."""
+    """What `tune` may change in it, besides the study's `space`."""
     shown: bool = True
     """Whether it is compared; false for what only begins others."""
 
     @model_validator(mode="after")
-    def _check(self) -> Model:
+    def _check(self) -> StudyModel:
         if (self.config is None) == (self.scores is None):
             raise ValueError("give either config: FILE, which is trained, or scores: FILE, of a model from outside")
         if self.scores is None:
@@ -111,10 +112,10 @@ class Model(Settings):
 class Matrix(Settings):
     """What all kinds of studies say: data x seeds x models."""
 
-    data: dict[Name, DataSet] = Field(min_length=1)
+    data: dict[Name, StudyData] = Field(min_length=1)
     seeds: PositiveInt = 3
     """Seeds 0, 1, … of every model on every data set."""
-    models: dict[Name, Model] = Field(min_length=1)
+    models: dict[Name, StudyModel] = Field(min_length=1)
     metrics: tuple[Metric, ...] = Field(default=("auc", "gauc", "logloss"), min_length=1)
     """On which verdicts are given."""
     samples: PositiveInt = 2000
@@ -227,7 +228,7 @@ class Ablation(Matrix):
         data = {name: self._of_variants(data, models) for name, data in self.data.items()}
         return validate(Study, {**content, "reference": self.base, "models": models, "data": data}, "ablation")
 
-    def _variants(self, switch: str, assign: Mapping[str, Assignments], chain: tuple[str, ...]) -> dict[str, Model]:
+    def _variants(self, switch: str, assign: Mapping[str, Assignments], chain: tuple[str, ...]) -> dict[str, StudyModel]:
         changed = chain[: 1 + max(chain.index(name) for name in assign)]
         variants = {}
         for name in changed:
@@ -241,7 +242,7 @@ class Ablation(Matrix):
             )
         return variants
 
-    def _of_variants(self, data: DataSet, models: Iterable[str]) -> DataSet:
+    def _of_variants(self, data: StudyData, models: Iterable[str]) -> StudyData:
         """What holds for a model on these data holds for its variants too."""
         variants = {
             variant: data.assign[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any, TypeAlias
 import plotly.graph_objects as go
 from plotly.colors import qualitative
 
-from torchrec_xd.page import Grid, save_page
-from torchrec_xd.statistics import mean_spread
+from torchrec_xd.atomic_write import write_json, write_text
+from torchrec_xd.evaluation.significance import mean_spread
+from torchrec_xd.reports.page import Grid, save_page
 
 Results = dict[str, Any]
 Row = dict[str, Any]
@@ -29,15 +29,9 @@ def save_results(results: Results, path: Path) -> None:
     parts = _parts(results)
     texts = [f"## {part[2:]}" if isinstance(part, str) and part.startswith("# ") else part for part in parts]
     lines = [text.markdown() if isinstance(text, Grid) else text for text in texts if not isinstance(text, go.Figure)]
-    _write(path.with_name(f"{path.name}.json"), json.dumps(results, indent=1, allow_nan=False) + "\n")
-    _write(path.with_name(f"{path.name}.md"), f"# {results['study']}\n\n" + "\n\n".join(lines) + "\n")
+    write_json(path.with_name(f"{path.name}.json"), results, indent=1)
+    write_text(path.with_name(f"{path.name}.md"), f"# {results['study']}\n\n" + "\n\n".join(lines) + "\n")
     save_page(path.with_name(f"{path.name}.html"), str(results["study"]), parts)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _parts(results: Results) -> list[Part]:

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from torchrec_xd.settings import InterruptedRunError
-from torchrec_xd.study.worker import Job, run_job
+from torchrec_xd.errors import InterruptedRunError
+from torchrec_xd.study.worker import CellJob, run_job
 
 
 class _Running:
     """A job under way."""
 
-    def __init__(self, context: ForkServerContext | SpawnContext, job: Job, threads: int, log: Path) -> None:
+    def __init__(self, context: ForkServerContext | SpawnContext, job: CellJob, threads: int, log: Path) -> None:
         self.job, self.log = job, log
         self._answer, answer = context.Pipe(duplex=False)
         self.process = context.Process(target=run_job, args=(job, threads, log, answer), name=job.name)
@@ -46,7 +46,7 @@ class _Running:
 
 
 def work(
-    take: Callable[[], Job | None], finish: Callable[[Job, str | None], None], *, workers: int, logs: Path
+    take: Callable[[], CellJob | None], finish: Callable[[CellJob, str | None], None], *, workers: int, logs: Path
 ) -> None:
     """Work off jobs, so many at a time; they share the machine's cores.
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import psutil
 
-from torchrec_xd.statistics import Metric, Resampled, compare, holm, resample, verdict
+from torchrec_xd.evaluation.significance import Metric, Resampled, compare, holm, resample, verdict
 from torchrec_xd.study.cells import MANIFEST, Cell
 from torchrec_xd.study.design import LEVEL, Study
 from torchrec_xd.study.scores import Outside, read_scores, task_rows

@@ -13,11 +13,11 @@ import torch
 from torchrec_xd.batch import Batch
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.data.predictions import read_predictions
-from torchrec_xd.data.shards import Share
-from torchrec_xd.metrics import Evaluation, Report
+from torchrec_xd.data.shards import ShardSpec
+from torchrec_xd.errors import UserError
+from torchrec_xd.evaluation.metrics import Evaluation, Report
+from torchrec_xd.evaluation.row_quantities import Array
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import UserError
-from torchrec_xd.statistics import Array
 from torchrec_xd.study.cells import Cell
 from torchrec_xd.study.design import Study
 
@@ -111,7 +111,7 @@ def _only(schema: Schema, task: str) -> Schema:
 
 
 def _batches(schema: Schema, extra: tuple[str, ...] = ()) -> Iterator[Batch]:
-    return Loader(schema, LoaderSettings(), "test", Share(shuffle=False), extra=extra).batches()
+    return Loader(schema, LoaderSettings(), "test", ShardSpec(shuffle=False), extra=extra).batches()
 
 
 def _given(path: Path, schema: Schema, batches: Sequence[Batch], key: str) -> Array:

@@ -16,11 +16,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from torchrec_xd.config import RunConfig
-from torchrec_xd.planner import METRICS_FILE
-from torchrec_xd.settings import UserError
+from torchrec_xd.errors import UserError
+from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.study.cells import cell_config
 from torchrec_xd.study.design import Assignments, Range, Study, Trial
-from torchrec_xd.study.worker import Job
+from torchrec_xd.study.worker import CellJob
 
 ON_VALIDATION = ("evaluate_on=valid", "train_on_valid=false")
 RANDOM_TRIALS = 5
@@ -55,7 +55,7 @@ class Search:
         self, study: Study, folder: Path, place: Path, trials: optuna.Study, begins_with: Search | None
     ) -> None:
         self.place, self.begins_with = place, begins_with
-        self.running: Job | None = None
+        self.running: CellJob | None = None
         self.fault: str | None = None
         """Of the trial that ended last."""
         self._study, self._folder, self._trials = study, folder, trials
@@ -81,7 +81,7 @@ class Search:
         waits = self.running is not None or (before is not None and len(before.done()) < trials)
         return not waits and len(self.done()) < trials
 
-    def begin(self) -> Job:
+    def begin(self) -> CellJob:
         """The next trial, or one that was interrupted."""
         if self._interrupted:
             self._current = self._interrupted.pop()
@@ -92,7 +92,7 @@ class Search:
             self._current = self._trials.ask({key: _distribution(found) for key, found in self._space.items()})
         folder = self._run(self._current)
         name = f"{self._data}/{self._model}/{folder.name}"
-        self.running = Job(name, self._config(self._current.params), folder)
+        self.running = CellJob(name, self._config(self._current.params), folder)
         return self.running
 
     def end(self, fault: str | None) -> None:
@@ -147,8 +147,8 @@ class Search:
         assign = [*_assignments(params), *ON_VALIDATION]
         return cell_config(self._study, self._folder, self._data, self._model, assign, before)
 
-    def _score(self, job: Job) -> float | None:
-        content = json.loads((job.folder / METRICS_FILE).read_text(encoding="utf-8"))["eval"]
+    def _score(self, job: CellJob) -> float | None:
+        content = RunFolder(job.folder).read_metrics()["eval"]
         tasks = [self._task] if self._task in content else list(content)
         values = [content[task][job.config.monitor] for task in tasks]
         return None if None in values else fmean(values)

@@ -9,12 +9,13 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from torchrec_xd.atomic_write import write_text
 from torchrec_xd.log import RunLog
 from torchrec_xd.study.cells import prepare_worlds
 from torchrec_xd.study.design import Study, Tuned
 from torchrec_xd.study.pool import work
 from torchrec_xd.study.search import Search
-from torchrec_xd.study.worker import Job
+from torchrec_xd.study.worker import CellJob
 
 Searches = Mapping[tuple[str, str], Search]
 """Data set and model to its trials."""
@@ -43,10 +44,10 @@ def tune(study: Study, path: Path, out: Path, trials: int, *, workers: int = 1) 
         log.say(f"{path.stem}: {len(searches)} searches of {trials} trials, in {out}")
         with log.progress(len(searches) * trials, _done(searches)) as progress:
 
-            def take() -> Job | None:
+            def take() -> CellJob | None:
                 return next((search.begin() for search in searches.values() if search.ready(trials)), None)
 
-            def finish(job: Job, fault: str | None) -> None:
+            def finish(job: CellJob, fault: str | None) -> None:
                 search = next(search for search in searches.values() if search.running == job)
                 search.end(fault)
                 if search.fault is not None:
@@ -55,7 +56,7 @@ def tune(study: Study, path: Path, out: Path, trials: int, *, workers: int = 1) 
 
             work(take, finish, workers=workers, logs=out / "logs")
     found = _tuned(study, path.stem, trials, searches)
-    (out / "tuned.json").write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    write_text(out / "tuned.json", found.model_dump_json(indent=1) + "\n")
     return failed
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 
 from torchrec_xd.config import RunConfig
-from torchrec_xd.run import score, train
-from torchrec_xd.settings import InterruptedRunError, UserError
-
-SCORES_FILE = "scores.parquet"
+from torchrec_xd.errors import InterruptedRunError, UserError
+from torchrec_xd.run_folder import RunFolder
+from torchrec_xd.training.inference import score
+from torchrec_xd.training.train_run import train
 
 
 @dataclass(frozen=True)
-class Job:
+class CellJob:
     """A run to be trained, or to be gone on with, and scored where a task is named."""
 
     name: str
@@ -30,7 +30,7 @@ class Job:
     """Whose test rows are scored."""
 
 
-def run_job(job: Job, threads: int, log: Path, answer: Connection) -> None:
+def run_job(job: CellJob, threads: int, log: Path, answer: Connection) -> None:
     """Send what went wrong, or None; nothing where the run was asked to stop and wrote a checkpoint.
 
     Ctrl-C reaches all processes of a terminal: here only the trainer listens to it.
@@ -45,7 +45,7 @@ def run_job(job: Job, threads: int, log: Path, answer: Connection) -> None:
         train(job.config, job.folder, restartable=True)
         if job.task is not None:
             domain = job.task.partition("@")[2]
-            score(job.folder, None, job.folder / SCORES_FILE, domain, "best", parts=True)
+            score(job.folder, None, RunFolder(job.folder).scores, domain, "best", parts=True)
     except InterruptedRunError:
         return
     except UserError as error:

@@ -1,0 +1,20 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, its folder included: beside it first, then renamed, so that no reader sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def write_json(path: Path, content: Any, indent: int = 2) -> None:
+    """Write JSON the same way. NaN and infinity, which JSON does not have, raise a ValueError."""
+    write_text(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")

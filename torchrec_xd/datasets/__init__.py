@@ -1,0 +1,18 @@
+"""Data sets: prepared offline as Ibis expressions, or planted; and labels for any logs."""
+
+from torchrec_xd.datasets.complete_journey.preparation import DATA_SETS, prepare
+from torchrec_xd.datasets.complete_journey.settings import PrepareSettings
+from torchrec_xd.datasets.interest_labels.step import LabelStepSettings, label
+from torchrec_xd.datasets.pipeline.manifest import Manifest
+from torchrec_xd.datasets.planted.worlds import PRESETS, prepare_world
+
+__all__ = [
+    "DATA_SETS",
+    "PRESETS",
+    "LabelStepSettings",
+    "Manifest",
+    "PrepareSettings",
+    "label",
+    "prepare",
+    "prepare_world",
+]

@@ -1,0 +1,1 @@
+"""Data sets made of the real events of the Complete Journey."""

@@ -1,0 +1,1 @@
+"""EXIT's interest combination labels, for any logs."""

@@ -1,0 +1,1 @@
+"""The steps that data sets share: engine, vocabularies, features of the past, Parquet files, manifest."""

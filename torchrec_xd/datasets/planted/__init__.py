@@ -1,0 +1,1 @@
+"""Planted worlds: made-up data whose true probabilities are known."""

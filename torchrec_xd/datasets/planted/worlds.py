@@ -1,0 +1,147 @@
+"""Planted worlds: users and items with known tastes, where the best possible metrics are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from torchrec_xd.datasets.pipeline import manifest
+from torchrec_xd.datasets.pipeline.manifest import Manifest
+from torchrec_xd.datasets.planted.feed import FeedWorld
+from torchrec_xd.datasets.planted.homepage import HomepageWorld
+from torchrec_xd.datasets.planted.rows import World
+from torchrec_xd.datasets.planted.settings import FeedSettings, HomepageSettings, WorldSettings
+from torchrec_xd.datasets.planted.writing import write_world
+from torchrec_xd.errors import UserError
+from torchrec_xd.schema import Schema, load_schema
+from torchrec_xd.settings import validate
+
+SCHEMA = "schema.yaml"
+PROVENANCE = "planted by torchrec-xd: drawn from a known distribution; no real user, no real item"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Dials that make the premise of a mechanism hold, or fail, on purpose."""
+
+    kind: str
+    """Key of `KINDS`."""
+    premise: str
+    """One sentence."""
+    dials: Mapping[str, Any]
+
+
+KINDS: dict[str, tuple[type[WorldSettings], Callable[[Any], World]]] = {
+    "feed": (FeedSettings, FeedWorld),
+    "homepage": (HomepageSettings, HomepageWorld),
+}
+
+PRESETS: dict[str, Preset] = {
+    "helps": Preset(
+        "feed",
+        "Premise holds: what users like in the source is mostly what they like in the target, and half of the features "
+        "are shared.",
+        {},
+    ),
+    "useless": Preset(
+        "feed",
+        "Premise fails: what users like in the source has nothing to do with what they like in the target.",
+        {"agreement": 0.0},
+    ),
+    "hurts": Preset(
+        "feed",
+        "Premise is turned round: what users like in the source they rather dislike in the target; whoever copies is "
+        "misled, whoever learns the sign could gain.",
+        {"agreement": -0.6},
+    ),
+    "little_overlap": Preset(
+        "feed",
+        "Tastes agree, but one feature in eight is shared and half of the specific ones are noise: knowledge has to "
+        "pass through schemas that hardly overlap.",
+        {"overlap": 0.125},
+    ),
+    "many_domains": Preset(
+        "feed",
+        "Tastes agree, but the source rows are spread over five domains, each with features of its own.",
+        {"domains": 6},
+    ),
+    "cold_target": Preset(
+        "feed",
+        "The target is new: few rows, and half of the users of both domains were never seen in it before the test.",
+        {"target_rows": 6_000, "source_ratio": 45.0, "cold_users": 0.5},
+    ),
+    "homepage": Preset(
+        "homepage",
+        "Premise holds: whether a wish from the source is fit for the homepage depends on the scene, and on what the "
+        "scene means to the item's category.",
+        {"target_rows": 150_000, "source_ratio": 1.0},
+    ),
+    "homepage_flat": Preset(
+        "homepage",
+        "Premise fails: whether a wish from the source is fit depends as strongly on the item's category, and not at "
+        "all on the scene.",
+        {"target_rows": 150_000, "source_ratio": 1.0, "scene_dependence": 0.0},
+    ),
+}
+
+
+def prepare_world(preset: str, out: Path, dials: Mapping[str, Any], progress: Callable[[str], None]) -> Manifest:
+    """Write a planted world: `out/<domain>/<split>/*.parquet`, `out/schema.yaml` and `out/manifest.json`.
+
+    `out` is complete or untouched, reused or replaced as `prepare` does it. Where it is relative, so is
+    the schema's `root`: commands that use it run in the same folder.
+
+    Args:
+        preset: key of `PRESETS`.
+        out: folder.
+        dials: settings on top of the preset's, see `FeedSettings`.
+        progress: called with a line of text for every file.
+
+    Raises:
+        UserError: unknown preset, a dial that the preset's kind of world lacks, a value that breaks a rule, or `out`
+            holds anything else.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset '{preset}'; there are: {', '.join(PRESETS)}")
+    chosen = PRESETS[preset]
+    settings_type, build = KINDS[chosen.kind]
+    settings = validate(settings_type, {**chosen.dials, **dials}, f"preset '{preset}'")
+    name = f"world_{preset}"
+    identity = manifest.identity(name, settings.meaning(), {})
+    old = manifest.reusable(out, identity)
+    if old is not None:
+        _place_schema(load_schema(out / SCHEMA), out, out)
+        progress(f"{out}: made before, with the same settings; reused")
+        return old
+    world = build(settings)
+    schema = world.schema(name)
+    with manifest.replaced(out) as folder:
+        domains, oracle = write_world(world, settings, folder, progress)
+        _place_schema(schema, out, folder)
+        made = Manifest(
+            identity=identity,
+            provenance=PROVENANCE,
+            notes=(chosen.premise,),
+            dropped={},
+            sampling={},
+            cardinalities={table.name.removeprefix("t_"): table.rows for table in schema.tables()},
+            domains=domains,
+            oracle=oracle,
+            noise_features=world.noise_features,
+            reports=(SCHEMA,),
+            versions={package: version(package) for package in ("numpy", "pyarrow")},
+        )
+        (folder / manifest.NAME).write_text(made.model_dump_json(indent=1), encoding="utf-8")
+    return made
+
+
+def _place_schema(schema: Schema, root: Path, folder: Path) -> None:
+    """Write the schema into `folder`, its files below `root`: the same world is reused from other folders too."""
+    content = schema.model_copy(update={"root": root.as_posix()}).model_dump(mode="json", exclude_defaults=True)
+    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120)
+    (folder / SCHEMA).write_text(f"# {PROVENANCE}\n{text}", encoding="utf-8")

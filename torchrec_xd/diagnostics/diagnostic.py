@@ -1,0 +1,45 @@
+"""What every diagnostic has: a name, how to read it, what it is fed, and what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeAlias
+
+import plotly.graph_objects as go
+from torch import Tensor
+
+from torchrec_xd.batch import Batch
+from torchrec_xd.outputs import Output
+from torchrec_xd.reports.page import Grid
+from torchrec_xd.schema import Feature, Split
+
+Columns: TypeAlias = Mapping[str, Tensor]
+"""Column to its values in all rows of a batch, `[B]`."""
+Part: TypeAlias = "str | Grid | go.Figure"
+
+
+class Diagnostic(Protocol):
+    """One thing that is measured on batches and a model's outputs for them."""
+
+    name: str
+    """Key in diagnostics.json."""
+    title: str
+    reading: str
+    """One sentence: how to read it."""
+
+    def integer_columns(self) -> tuple[str, ...]:
+        """Integer columns of the rows that it reads besides the model's features; -1 where a row has no value."""
+        return ()
+
+    def number_features(self, split: Split) -> tuple[Feature, ...]:
+        """Further dense columns of the split's rows that it reads and the model does not see."""
+        return ()
+
+    def update(self, batch: Batch, output: Output, columns: Columns) -> None:
+        """Add a batch, the model's output for it, and the columns that were asked for."""
+
+    def values(self) -> dict[str, Any]:
+        """What was measured, as JSON."""
+
+    def parts(self, values: dict[str, Any]) -> list[Part]:
+        """What was measured, for the page."""

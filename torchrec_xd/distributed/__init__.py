@@ -1,0 +1,1 @@
+"""The processes of a run, and tables sharded over them: everything that is distributed."""

@@ -1,0 +1,1 @@
+"""Exact distributed metrics, and whether a difference between models is significant."""

@@ -1,0 +1,87 @@
+"""What metrics and the bootstrap are made of: log loss of a row, AUC within a user, and what rows must be like.
+
+Shape legend: R rows, U users.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrec_xd.errors import UserError
+
+Array = NDArray[Any]
+
+PROBABILITY_FLOOR = 2.0**-23
+"""Log loss keeps probabilities this far from 0 and 1: the spacing of float32 at 1, in which models predict."""
+
+RULES = (
+    "a score is NaN or infinite; the model diverged: lower the learning rate, or look for NaN among the inputs",
+    "a label is neither 0 nor 1; binary metrics know no others: mend the label column",
+    "a row weight is negative, NaN or infinite; weights are inverse sampling rates: mend the weight column",
+)
+
+
+def count_faults(score_R: Array, label_R: Array, weight_R: Array) -> Array:
+    """How many rows break each of the RULES, int64 [len(RULES)]."""
+    good = (
+        np.isfinite(score_R),
+        (label_R == 0) | (label_R == 1),
+        np.isfinite(weight_R) & (weight_R >= 0),
+    )
+    return np.array([len(rows) - np.count_nonzero(rows) for rows in good])
+
+
+def refuse_faults(name: str, faults: Array) -> None:
+    """Stop if rows break one of the RULES.
+
+    Raises:
+        UserError: names the data (`name`), the number of rows, and the rule.
+    """
+    for count, rule in zip(faults.tolist(), RULES, strict=True):
+        if count:
+            raise UserError(f"{name}: in {count} rows {rule}")
+
+
+def log_losses(score_R: Array, label_R: Array) -> Array:
+    """Cross entropy of every row, in nats, float64 [R]; scores are truncated to probabilities first."""
+    prob_R = np.clip(score_R.astype(np.float64), PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
+    return -np.log(np.where(label_R == 1, prob_R, 1 - prob_R))
+
+
+def run_starts(*keys: Array) -> Array:
+    """Index of the first row of each run of rows with equal keys."""
+    new_R = np.zeros(len(keys[0]), dtype=bool)
+    new_R[:1] = True
+    for key_R in keys:
+        new_R[1:] |= key_R[1:] != key_R[:-1]
+    return np.flatnonzero(new_R)
+
+
+def auc_by_user(score_R: Array, label_R: Array, user_R: Array, weight_R: Array) -> tuple[Array, Array, Array]:
+    """AUC within every user: the weighted share of (positive, negative) pairs in the right order, ties half.
+
+    Args:
+        score_R: any real scores, **ascending**.
+        label_R: 0 or 1.
+        user_R: integers.
+        weight_R: not negative; a pair weighs the product of its rows.
+
+    Returns:
+        User ids [U], ascending; AUC [U], NaN for users without both classes; summed row weights [U].
+    """
+    order = np.argsort(user_R, kind="stable")
+    user_R, score_R = user_R[order], score_R[order]
+    positive_R = (label_R * weight_R)[order].astype(np.float64)
+    negative_R = weight_R[order] - positive_R
+    tie = run_starts(user_R, score_R)
+    first_U = run_starts(user_R[tie])
+    positive, negative = np.add.reduceat(positive_R, tie), np.add.reduceat(negative_R, tie)
+    below = np.cumsum(negative) - negative
+    below -= np.repeat(below[first_U], np.diff(first_U, append=len(tie)))
+    pairs_U = np.add.reduceat(positive, first_U) * np.add.reduceat(negative, first_U)
+    ordered_U = np.add.reduceat(positive * (below + negative / 2), first_U)
+    auc_U = np.divide(ordered_U, pairs_U, out=np.full(len(first_U), np.nan), where=pairs_U > 0)
+    return user_R[tie][first_U], auc_U, np.add.reduceat(positive + negative, first_U)

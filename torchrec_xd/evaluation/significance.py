@@ -1,0 +1,252 @@
+"""Is one model better than another: paired bootstrap over users, spread over seeds, Holm's correction, verdicts.
+
+Shape legend: R rows, U users, S seeds, N resamples, G distinct scores of positive rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from torchrec_xd.errors import UserError
+from torchrec_xd.evaluation.row_quantities import (
+    Array,
+    auc_by_user,
+    count_faults,
+    log_losses,
+    refuse_faults,
+)
+
+Metric = Literal["auc", "gauc", "logloss"]
+Verdict = Literal["better", "worse", "can't tell"]
+Name = TypeVar("Name")
+Statistic = Callable[[Array], Array]
+"""A metric of fixed predictions as a function of how often each user was drawn, [U, N] -> [N]; NaN where undefined."""
+
+CHUNK = 4
+"""Resamples that are looked at together: few, so that what they sum stays in the cache."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Model a against model b on the same rows."""
+
+    delta: float
+    """Metric of a minus metric of b; of several seeds, the mean."""
+    low: float
+    """Lower end of the 95 % percentile interval of `delta`."""
+    high: float
+    """Its upper end."""
+    p: float
+    """Two-sided bootstrap p-value of "no difference"."""
+
+
+def paired_bootstrap(
+    score_a: Array,
+    score_b: Array,
+    label: Array,
+    user: Array,
+    weight: Array | None = None,
+    *,
+    metric: Metric = "auc",
+    samples: int = 1000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two models on the same rows by resampling users.
+
+    Rows of one user are not independent of each other. Each resample draws as many users as there are, with
+    replacement, and both models are scored on their rows, which weigh what they weigh times how often the user was
+    drawn. See `compare` for the interval, the p-value, and what several seeds do to both.
+
+    Args:
+        score_a: scores of model a, [R], or of its seeds, [S, R].
+        score_b: scores of model b for the same rows, and as many seeds.
+        label: 0 or 1, [R].
+        user: integers, [R].
+        weight: row weights, not negative, [R]; ones unless given.
+        metric: what is compared; log loss truncates scores to probabilities, the others do not.
+        samples: number of resamples.
+        seed: of `numpy.random.default_rng`; resample i is its i-th draw of `integers(U, size=U)`.
+
+    Raises:
+        UserError: a score is not finite, a label not binary, a weight negative, `samples` below 1, the metric is
+            undefined on the whole data (one class only), or the models have unequal numbers of seeds.
+    """
+    scores = {"paired bootstrap, score_a": score_a, "paired bootstrap, score_b": score_b}
+    found = resample(scores, label, user, weight, metrics=(metric,), samples=samples, seed=seed)
+    of_a, of_b = found.values()
+    return compare(of_a, of_b, seed)
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A metric of one model: of each of its seeds, on all rows and on every resample of users."""
+
+    value_S: Array
+    drawn_SN: Array
+    """NaN where a resample leaves the metric undefined (no positive drawn)."""
+
+
+def resample(
+    scores: Mapping[Name, Array],
+    label: Array,
+    user: Array,
+    weight: Array | None = None,
+    *,
+    metrics: Sequence[Metric] = ("auc",),
+    samples: int = 1000,
+    seed: int = 0,
+) -> dict[tuple[Name, Metric], Resampled]:
+    """Metrics of any number of models on the same resamples of users: `scores` holds [R] or [S, R] of each.
+
+    The other arguments and errors are those of `paired_bootstrap`; numbers of seeds may differ.
+    """
+    if samples < 1:
+        raise UserError(f"samples is {samples}; a bootstrap needs at least 1, 1000 is usual")
+    weight = np.ones(len(label)) if weight is None else weight.astype(np.float64)
+    users, user_R = np.unique(user, return_inverse=True)
+    statistics: dict[tuple[Name, Metric], list[Statistic]] = {}
+    for name, given in scores.items():
+        for score_R in np.atleast_2d(given):
+            refuse_faults(str(name), count_faults(score_R, label, weight))
+            for metric in metrics:
+                statistic = _STATISTICS[metric](score_R, label, user_R, weight)
+                statistics.setdefault((name, metric), []).append(statistic)
+    everyone_U1, found = np.ones((len(users), 1)), {}
+    for (name, metric), of_seeds in statistics.items():
+        value_S = np.concatenate([statistic(everyone_U1) for statistic in of_seeds])
+        if np.isnan(value_S).any():
+            raise UserError(
+                f"{metric} is undefined on {len(label)} rows: it needs positives and negatives; give more rows"
+            )
+        found[name, metric] = Resampled(value_S, np.empty((len(of_seeds), samples)))
+    generator = np.random.default_rng(seed)
+    for first in range(0, samples, CHUNK):
+        chosen = slice(first, min(first + CHUNK, samples))
+        times_drawn_UN = _draw_users(generator, len(users), chosen.stop - chosen.start)
+        for key, of_seeds in statistics.items():
+            for place, statistic in enumerate(of_seeds):
+                found[key].drawn_SN[place, chosen] = statistic(times_drawn_UN)
+    return found
+
+
+def compare(a: Resampled, b: Resampled, seed: int = 0) -> Comparison:
+    """Model a against model b by the resamples that both have: the difference of their means over seeds.
+
+    With S > 1 seeds, every resample of users also draws what other seeds could have given: the mean over seeds plus
+    Student's t with S - 1 degrees of freedom times the standard error of that mean. (Seeds are too few to be resampled:
+    of 3 seeds that differ by chance alone, all are on the same side of 0 one time in four, and so would be every
+    resample.) Resamples that leave the metric undefined are passed over. The p-value is twice the smaller share of
+    resamples on either side of 0, each side counting one resample more than was seen, so that it is never 0.
+
+    Raises:
+        UserError: the models have unequal numbers of seeds.
+    """
+    if len(a.value_S) != len(b.value_S):
+        raise UserError(f"{len(a.value_S)} seeds against {len(b.value_S)}: give both models the same seeds")
+    delta_SN = a.drawn_SN - b.drawn_SN
+    seeds, samples = delta_SN.shape
+    delta_N = delta_SN.mean(axis=0)
+    if seeds > 1:
+        t_N = np.random.default_rng([seed, seeds]).standard_t(seeds - 1, samples)
+        delta_N = delta_N + t_N * delta_SN.std(axis=0, ddof=1) / math.sqrt(seeds)
+    delta_N = delta_N[~np.isnan(delta_N)]
+    low, high = np.quantile(delta_N, (0.025, 0.975)) if len(delta_N) else (math.nan, math.nan)
+    rarer_side = int(min(np.count_nonzero(delta_N <= 0), np.count_nonzero(delta_N >= 0)))
+    p = min(1.0, 2 * (1 + rarer_side) / (1 + len(delta_N)))
+    return Comparison(float(np.mean(a.value_S - b.value_S)), float(low), float(high), p)
+
+
+def _draw_users(generator: np.random.Generator, num_users: int, samples: int) -> Array:
+    """How often each user is drawn in each resample, [U, N]."""
+    drawn_NU = generator.integers(num_users, size=(samples, num_users)) + num_users * np.arange(samples)[:, None]
+    times_drawn_NU: Array = np.bincount(drawn_NU.ravel(), minlength=samples * num_users).reshape(samples, num_users)
+    times_drawn_UN: Array = times_drawn_NU.T.astype(np.float64, order="C")
+    return times_drawn_UN
+
+
+def _auc(score: Array, label: Array, user: Array, weight: Array) -> Statistic:
+    """Rows are summed by user and by place among the G distinct scores of positives: 2 g + 1 is at one, 2 g below."""
+    positive, negative = label == 1, label == 0
+    value_G, group = np.unique(score[positive], return_inverse=True)
+    place = sum(np.searchsorted(value_G, score[negative], side=side) for side in ("left", "right"))
+    num_users = int(user.max()) + 1
+    positive_GU = csr_array((weight[positive], (group, user[positive])), shape=(len(value_G), num_users))
+    negative_HU = csr_array((weight[negative], (place, user[negative])), shape=(2 * len(value_G) + 1, num_users))
+
+    def statistic(times_drawn_UN: Array) -> Array:
+        positive_GN = positive_GU @ times_drawn_UN
+        up_to_HN = np.cumsum(negative_HU @ times_drawn_UN, axis=0)
+        twice_ordered_N = np.einsum("gn,gn->n", positive_GN, up_to_HN[:-1:2] + up_to_HN[1::2])
+        return _ratio(twice_ordered_N, 2 * positive_GN.sum(axis=0) * up_to_HN[-1])
+
+    return statistic
+
+
+def _gauc(score: Array, label: Array, user: Array, weight: Array) -> Statistic:
+    order = np.argsort(score)
+    _, auc_U, weight_U = auc_by_user(score[order], label[order], user[order], weight[order])
+    weight_U = np.where(np.isnan(auc_U), 0, weight_U)
+    return _mean_over_users(np.nan_to_num(auc_U) * weight_U, weight_U)
+
+
+def _logloss(score: Array, label: Array, user: Array, weight: Array) -> Statistic:
+    return _mean_over_users(np.bincount(user, weight * log_losses(score, label)), np.bincount(user, weight))
+
+
+def _mean_over_users(sum_U: Array, weight_U: Array) -> Statistic:
+    return lambda times_drawn_UN: _ratio(sum_U @ times_drawn_UN, weight_U @ times_drawn_UN)
+
+
+def _ratio(above_N: Array, below_N: Array) -> Array:
+    ratio_N: Array = np.divide(above_N, below_N, out=np.full(len(below_N), np.nan), where=below_N > 0)
+    return ratio_N
+
+
+_STATISTICS: dict[Metric, Callable[[Array, Array, Array, Array], Statistic]] = {
+    "auc": _auc,
+    "gauc": _gauc,
+    "logloss": _logloss,
+}
+
+
+def mean_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (n - 1) of one metric over seeds; the deviation of one value is NaN.
+
+    Raises:
+        UserError: no values.
+    """
+    if not values:
+        raise UserError("mean and spread of no values: give the metric of at least one seed")
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm-Bonferroni adjusted p-values, in the order given; reject those below the level to bound the family's error.
+
+    The k-th smallest of m is multiplied by m - k + 1, made monotone, and capped at 1.
+    """
+    order = np.argsort(p_values, kind="stable")
+    factor = np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * factor))
+    return [float(p) for p in adjusted]
+
+
+def verdict(delta: float, p: float, *, metric: Metric = "auc", level: float = 0.05) -> Verdict:
+    """What may be said of a model whose metric differs by `delta` from the other's.
+
+    Args:
+        delta: metric of the model minus metric of the other.
+        p: its p-value; adjusted (`holm`) where several comparisons are read together.
+        metric: log loss is better when lower, the others when higher.
+        level: p-values from here on say nothing.
+    """
+    if not p < level or delta == 0:
+        return "can't tell"
+    return "better" if (delta < 0) == (metric == "logloss") else "worse"

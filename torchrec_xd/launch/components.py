@@ -1,0 +1,271 @@
+"""TorchX components: `torchx run launch/components.py:pretrain --help` lists a component's arguments.
+
+TorchX reads the annotations as types: no `from __future__ import annotations` here. It also runs this file by its path,
+so nothing is imported from beside it.
+"""
+# ruff: noqa: D417 - the decorator documents `assign`, `run` and `job`
+
+import functools
+import inspect
+import logging
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from torchx import specs
+from torchx.components.dist import ddp
+
+from torchrec_xd.cli import EXIT_USER_ERROR
+from torchrec_xd.errors import UserError
+from torchrec_xd.schema import Split
+
+PORT = 29500
+"""Where the first stage's nodes find each other; every further stage has the port after."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a job runs on, and how often it is tried.
+
+    Args:
+        j: nodes x processes per node, for example 2x8; with GPUs, one process for each.
+        threads: CPU threads of a process, where the config's trainer.threads does not say.
+        cpu: CPUs per node; 0 is processes x threads.
+        gpu: GPUs per node.
+        memMB: memory per node, in MB.
+        image: container image with this project as its working directory; local and Slurm jobs need none.
+        mounts: what containers see of the cluster: type=bind,src=/data,dst=/data or type=volume,src=NAME,dst=/data.
+        interface: network interface by which nodes reach each other, for gloo and NCCL; chosen by them unless told.
+        env: further environment variables, as A=1,B=2.
+        max_restarts: how often torchelastic starts all processes again after one died; they resume.
+        max_retries: how often the scheduler submits a failed job again; it resumes.
+    """
+
+    j: str = "1x2"
+    threads: int = 1
+    cpu: int = 0
+    gpu: int = 0
+    memMB: int = 8192
+    image: str = ""
+    mounts: list[str] = field(default_factory=list)
+    interface: str = ""
+    env: dict[str, str] = field(default_factory=dict)
+    max_restarts: int = 0
+    max_retries: int = 0
+
+    @property
+    def processes(self) -> int:
+        """Processes per node."""
+        return int(self.j.partition("x")[2])
+
+    @property
+    def cpus(self) -> int:
+        """CPUs per node."""
+        return self.cpu or self.processes * self.threads
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.j):
+            raise UserError(f"-j {self.j}: expected NODESxPROCESSES, both at least 1, for example 2x8")
+        lowest = {"threads": 1, "cpu": 0, "gpu": 0, "memMB": 1, "max_restarts": 0, "max_retries": 0}
+        for name, least in lowest.items():
+            if getattr(self, name) < least:
+                raise UserError(f"--{name} {getattr(self, name)}: at least {least}")
+        if self.gpu and self.gpu != self.processes:
+            raise UserError(f"-j {self.j} --gpu {self.gpu}: every process takes one GPU of its node; make them equal")
+        if self.cpus < (needed := self.processes * self.threads):
+            raise UserError(f"--cpu {self.cpu}: {self.processes} processes x {self.threads} threads need {needed}")
+        try:
+            specs.parse_mounts(self.mounts)
+        except (KeyError, ValueError) as error:
+            raise UserError(f"--mounts {','.join(self.mounts)}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained, and where.
+
+    Args:
+        assign: a.b=VALUE on top of the config, any number of them, after all options.
+        config: YAML file of the run; of the component's own model.
+        run_dir: folder for everything the run writes, seen by all nodes.
+    """
+
+    config: str
+    run_dir: str
+
+    def command(self, assign: Sequence[str], model: str | None = None) -> list[str]:
+        """The train command of a config that has been read to its end, so that no job waits in a queue to fail."""
+        logging.disable(logging.INFO)  # FBGEMM would list its libraries in TorchX's output
+        try:
+            from torchrec_xd.config import load_config  # noqa: PLC0415 - takes seconds, and --help needs none of it
+        finally:
+            logging.disable(logging.NOTSET)
+        found = load_config(Path(self.config), list(assign)).model.name
+        if model not in (None, found):
+            raise UserError(f"{self.config} trains '{found}', not '{model}'; the component `train` takes any model")
+        settings = [word for assignment in assign for word in ("--set", assignment)]
+        return ["train", self.config, "--run-dir", self.run_dir, "--restartable", *settings]
+
+
+def component(function: Callable[..., specs.AppDef]) -> Callable[..., specs.AppDef]:
+    """A TorchX component: `run` and `job` are given field by field, and a UserError is a message and exit code 2."""
+    own = inspect.signature(function)
+    parts: dict[str, type[Any]] = {
+        name: given.annotation for name, given in own.parameters.items() if given.annotation in (Run, Job)
+    }
+
+    @functools.wraps(function)
+    def launched(*words: str, **options: object) -> specs.AppDef:
+        try:
+            for name, part in parts.items():
+                given = {f.name: options.pop(f.name) for f in fields(part) if f.name in options}
+                # TorchX gives None for an empty list or mapping.
+                options[name] = part(**{key: value for key, value in given.items() if value is not None})
+            return function(*words, **options)
+        except UserError as error:
+            sys.stderr.write(f"error: {error}\n")
+            raise SystemExit(EXIT_USER_ERROR) from None
+
+    kept = [parameter for name, parameter in own.parameters.items() if name not in parts]
+    added = [_option(f) for part in parts.values() for f in fields(part)]
+    launched.__signature__ = own.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
+    said = inspect.getdoc(function) or ""
+    told = [(inspect.getdoc(part) or "").partition("Args:")[2] for part in parts.values()]
+    launched.__doc__ = said + ("" if "Args:" in said else "\n\nArgs:") + "".join(told)
+    return launched
+
+
+def _option(described: Field[object]) -> inspect.Parameter:
+    made = described.default_factory
+    default = described.default if made is MISSING else made()
+    empty = inspect.Parameter.empty if default is MISSING else default
+    return inspect.Parameter(described.name, inspect.Parameter.KEYWORD_ONLY, default=empty, annotation=described.type)
+
+
+@component
+def train(*assign: str, run: Run, job: Job) -> specs.AppDef:
+    """Train any model; started again with the same arguments, it resumes, or ends at once if it was finished."""
+    return launch("train", job, run.command(assign))
+
+
+@component
+def pretrain(*assign: str, run: Run, job: Job) -> specs.AppDef:
+    """Train MKT's first stage (mkt_pretrain): all domains together."""
+    return launch("pretrain", job, run.command(assign, "mkt_pretrain"))
+
+
+@component
+def finetune(*assign: str, init_from: str, run: Run, job: Job) -> specs.AppDef:
+    """Train MKT's second stage (mkt_finetune): the target domain, taught by a finished first stage.
+
+    Args:
+        init_from: run folder of the first stage.
+    """
+    return launch("finetune", job, run.command((*assign, f"init_from={init_from}"), "mkt_finetune"))
+
+
+@component
+def exit(*assign: str, run: Run, job: Job) -> specs.AppDef:
+    """Train EXIT."""
+    return launch("exit", job, run.command(assign, "exit"))
+
+
+@component
+def mkt(*assign: str, pretrain: str, finetune: str, run_dir: str, job: Job) -> specs.AppDef:
+    """Train both stages of MKT as one job: the second starts when the first has succeeded.
+
+    Started again, it skips a finished first stage and resumes a begun one.
+
+    Args:
+        assign: a.b=VALUE for both stages, pretrain.a.b=VALUE or finetune.a.b=VALUE for one, after all options.
+        pretrain: YAML file of the first stage, a run of mkt_pretrain.
+        finetune: YAML file of the second stage, a run of mkt_finetune.
+        run_dir: folder for the two run folders, pretrain and finetune, seen by all nodes.
+    """
+    first, second = f"{run_dir}/pretrain", f"{run_dir}/finetune"
+    return launch(
+        "mkt",
+        job,
+        Run(pretrain, first).command(_of_stage("pretrain", assign), "mkt_pretrain"),
+        Run(finetune, second).command((*_of_stage("finetune", assign), f"init_from={first}"), "mkt_finetune"),
+    )
+
+
+@component
+def evaluate(*, run_dir: str, split: str = "test", checkpoint: str = "best", out: str = "", job: Job) -> specs.AppDef:
+    """Measure a finished run, whatever the number of processes that trained it.
+
+    Args:
+        run_dir: folder of the run; its config is there.
+        split: train, valid or test.
+        checkpoint: best or last.
+        out: JSON file to write the report to, beside the log.
+    """
+    for name, value, choices in (("split", split, get_args(Split)), ("checkpoint", checkpoint, ("best", "last"))):
+        if value not in choices:
+            raise UserError(f"--{name} {value}: one of {', '.join(choices)}")
+    written = ["--json", out] if out else []
+    return launch("evaluate", job, ["evaluate", run_dir, "--split", split, "--checkpoint", checkpoint, *written])
+
+
+@component
+def benchmark(*, command: str, args: str = "", job: Job) -> specs.AppDef:
+    """Measure throughput, on the job's processes: python -m torchrec_xd.benchmark COMMAND ARGS.
+
+    Args:
+        command: what is measured; `python -m torchrec_xd.benchmark --help` lists the commands.
+        args: the command's own arguments, as one string.
+    """
+    try:
+        words = shlex.split(args)
+    except ValueError as error:
+        raise UserError(f"--args {args}: {error}; write them as for a shell") from None
+    return launch("benchmark", job, [command, *words], module="torchrec_xd.benchmark")
+
+
+def launch(name: str, job: Job, *stages: list[str], module: str = "torchrec_xd.cli") -> specs.AppDef:
+    """One role of `job`'s nodes; on each, torchrun runs the stages' commands of `module` one after the other."""
+    env = {
+        "OMP_NUM_THREADS": str(job.threads),
+        "PET_MAX_RESTARTS": str(job.max_restarts),  # PET_*: torchrun's options
+        # A store for every start: with torch's shared one, restarted ranks may look for addresses of dead ones.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
+    if job.interface:
+        env |= {"GLOO_SOCKET_IFNAME": job.interface, "NCCL_SOCKET_IFNAME": job.interface}
+    apps = [
+        ddp(
+            *stage,
+            m=module,
+            name=f"torchrec-xd/{name}",
+            image=job.image,
+            j=job.j,
+            cpu=job.cpus,
+            gpu=job.gpu,
+            memMB=job.memMB,
+            env={**env, **job.env},
+            # A port of its own: nodes that are done early must not meet the stage before.
+            rdzv_port=PORT + place,
+            max_retries=job.max_retries,
+            mounts=job.mounts,
+        )
+        for place, stage in enumerate(stages)
+    ]
+    (role,) = apps[0].roles
+    role.name = name
+    if len(apps) > 1:
+        commands = [app.roles[0].args[1] for app in apps]
+        role.args = ["-c", f"exec python -m torchrec_xd.launch.stages {' --then '.join(commands)}"]
+        role.port_map = {f"c10d-{place}": PORT + place for place in range(len(apps))}
+    return apps[0]
+
+
+def _of_stage(stage: str, assign: Sequence[str]) -> list[str]:
+    """The assignments for `stage`: those that name it, without its name, and those that name none."""
+    others = {"pretrain", "finetune"} - {stage}
+    mine = [assignment for assignment in assign if assignment.partition(".")[0] not in others]
+    return [assignment.removeprefix(f"{stage}.") for assignment in mine]

@@ -1,0 +1,83 @@
+"""Blocks that several models are built from: the vectors of a row, and aligned specific features.
+
+Shape legend: B rows of the batch, B_d rows of domain d, N specific features, D embedding width, W width of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from torchrec_xd.embeddings import Layout, Lookups
+from torchrec_xd.errors import UserError
+from torchrec_xd.modules.attention import SequencePooling
+from torchrec_xd.modules.hfa import HeterogeneousFeatureAlignment
+from torchrec_xd.modules.mapping import ModuleMap
+from torchrec_xd.modules.rows import concat
+from torchrec_xd.schema import Group, Schema
+
+
+class RowVectors(nn.Module):
+    """The vectors that rows of all domains have: `user`, `sequence` and `shared`, those that the schema has.
+
+    Context and scene belong to the user's moment: they are part of `user`, with `scene=False` without the scene.
+    """
+
+    def __init__(self, dims: Layout, pooling: Literal["attention", "mean"], *, scene: bool = True) -> None:
+        super().__init__()
+        self.pooling = SequencePooling(dims.sequences, pooling)
+        self.moment: tuple[Group, ...] = ("user", "context", "scene") if scene else ("user", "context")
+        user = sum(dims.groups[group] for group in self.moment)
+        every = {"user": user, "sequence": self.pooling.out_dim, "shared": dims.groups["shared"]}
+        self.dims = {name: dim for name, dim in every.items() if dim}
+        self.out_dim = sum(self.dims.values())
+
+    def forward(self, lookups: Lookups) -> dict[str, Tensor]:
+        """Name to `[B, dims[name]]`."""
+        user = concat(lookups.groups[group] for group in self.moment)
+        every = {"user": user, "sequence": self.pooling(lookups.sequences), "shared": lookups.groups["shared"]}
+        return {name: every[name] for name in self.dims}
+
+
+def with_specific(rows: Tensor, lookups: Lookups, domain: str) -> Tensor:
+    """Vectors of one domain's rows, with its specific features behind them: `[B_d, W] -> [B_d, W + N * D]`."""
+    return torch.cat([rows, lookups.specific[domain].flatten(1)], dim=1)
+
+
+class SpecificAlignment(ModuleMap):
+    """Every domain's specific features at one width: HFA, or with `scores=False` its last linear layer alone.
+
+    A domain without specific features, or one that is not among `domains`, reads as zero.
+    """
+
+    def __init__(self, dims: Layout, aligned_dim: int, domains: Iterable[str], *, scores: bool = False) -> None:
+        super().__init__(
+            {
+                domain: HeterogeneousFeatureAlignment(*dims.specific[domain], aligned_dim, scores=scores)
+                for domain in domains
+                if dims.specific[domain][0]
+            }
+        )
+        self.out_dim = aligned_dim
+
+    def forward(self, lookups: Lookups) -> Tensor:
+        """All rows, `[B, aligned_dim]`."""
+        return torch.cat([self._align(specific, domain) for domain, specific in lookups.specific.items()])
+
+    def _align(self, specific_BND: Tensor, domain: str) -> Tensor:
+        if domain not in self.names or not specific_BND.shape[1]:
+            return specific_BND.new_zeros(len(specific_BND), self.out_dim)
+        return self[domain](specific_BND)  # type: ignore[no-any-return]
+
+
+def check_domain_weight(schema: Schema, domain_weight: Mapping[str, float]) -> None:
+    """Check that `domain_weight` names known domains.
+
+    Raises:
+        UserError: `domain_weight` names an unknown domain.
+    """
+    for name in sorted(set(domain_weight) - set(schema.domains)):
+        raise UserError(f"model.domain_weight: unknown domain '{name}'; domains are: {', '.join(schema.domains)}")

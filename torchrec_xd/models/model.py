@@ -1,0 +1,75 @@
+"""What a model is: embeddings, a net and its loss, as one module that is sharded from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from torchrec_xd.batch import Batch
+from torchrec_xd.embeddings import Embeddings, table_parameters
+from torchrec_xd.losses import bce_sum
+from torchrec_xd.models.teacher import Teacher
+from torchrec_xd.outputs import Losses, Output, Predictions, task_rows
+from torchrec_xd.schema import Schema
+
+Loss = Callable[[Predictions, Batch], Losses]
+"""From predictions and a labelled batch to the parts of the training loss."""
+
+
+class Model(nn.Module):
+    """Embeddings, then a net, then a loss: the module that is sharded, trained, evaluated and served.
+
+    Args:
+        embeddings: all tables.
+        net: `net(lookups) -> Predictions`, or `net(lookups, teacher_outputs)` where there is a teacher.
+        loss: has no weights.
+        teacher: a frozen model whose outputs the net reads.
+    """
+
+    def __init__(self, embeddings: Embeddings, net: nn.Module, loss: Loss, teacher: Teacher | None = None) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.net = net
+        self.loss = loss
+        self.teacher = teacher
+
+    def forward(self, batch: Batch, *, with_loss: bool = True) -> Output:
+        """Scores, and the training loss: `with_loss=False` needs no labels."""
+        if self.teacher is None:
+            predictions = self.net(self.embeddings(batch))
+        else:
+            teacher_outputs = self.teacher(batch)
+            predictions = self.net(self.embeddings(batch), teacher_outputs)
+        losses = self.loss(predictions, batch) if with_loss else Losses()
+        return Output(predictions.score, losses.parts, losses.monitors)
+
+    def parameter_counts(self) -> dict[str, int]:
+        """How many weights are trained, in `tables` and `dense`, and how many a teacher keeps `frozen`."""
+        frozen = sum(weight.numel() for weight in self.teacher.parameters()) if self.teacher is not None else 0
+        tables = sum(weight.numel() for weight in table_parameters(self.embeddings))
+        every = sum(weight.numel() for weight in self.parameters())
+        return {"dense": every - tables - frozen, "tables": tables, "frozen": frozen}
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Binary cross entropy of every task, `bce/<task>`.
+
+    A task's loss is the sum over its rows divided by the rows of the whole mixed batch: a domain weighs what its rows
+    weigh, times its `domain_weight`.
+    """
+
+    schema: Schema
+    domain_weight: dict[str, float] = field(default_factory=dict)
+    """Domain to a factor on its loss. Default: 1."""
+
+    def __call__(self, predictions: Predictions, batch: Batch) -> Losses:
+        """The parts of the loss."""
+        rows, parts = task_rows(self.schema, batch), {}
+        for i, task in enumerate(self.schema.tasks):
+            own = rows[task.name]
+            total = bce_sum(predictions.logit[task.name], batch.label_BT[own, i], batch.weight_B[own])
+            parts[f"bce/{task.name}"] = total * (self.domain_weight.get(task.domain, 1.0) / max(len(batch), 1))
+        return Losses(parts)

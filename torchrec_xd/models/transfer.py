@@ -1,0 +1,78 @@
+"""What a model takes from the run that it starts from, and what the two schemas must have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torchrec_xd.embeddings import EmbeddingSettings
+from torchrec_xd.errors import UserError
+from torchrec_xd.schema import Schema
+
+EVERYTHING = {part: part for part in ("embeddings.", "net.", "teacher.")}
+"""`Transfer.prefixes` of a run that goes on with every weight of another one."""
+
+
+@dataclass(frozen=True)
+class SourceRun:
+    """What the run that `init_from` names has trained."""
+
+    schema: Schema
+    settings: Any
+    """Of its model."""
+    embeddings: EmbeddingSettings
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Which weights a model takes from the run it starts from: declared in full, so that nothing is left out silently."""
+
+    source: str
+    """Name of the model that the source run must have trained."""
+    prefixes: dict[str, str]
+    """Prefix of names here to the prefix of the same weights there; all other weights here start fresh."""
+    prunable: tuple[str, ...]
+    """Prefixes of names there that may be left behind."""
+    further: Callable[[Schema, Schema], dict[str, str]] = lambda here, there: {}
+    """More of `prefixes`, those that depend on the schemas of the two runs; one without a dot at its end is a name."""
+    required: bool = True
+    """Whether the model needs a run to start from."""
+    slices: bool = False
+    """Whether it may also start from a run of the same model, with every weight of it: the next slice of time."""
+
+
+def check_same_features(taught: Schema, schema: Schema) -> None:
+    """A teacher's tables read the student's batches: what it was taught must be in them, and mean the same.
+
+    Raises:
+        UserError: a feature of `taught` is missing in `schema`, or has other settings there.
+    """
+    here = {feature.column: feature for feature in schema.features}
+    for feature in taught.features:
+        found = here.get(feature.column, "no such feature")
+        if found != feature:
+            raise UserError(f"stage 1 was trained with feature {feature}, this schema has {found}: use the same schema")
+
+
+def check_common_features(taught: Schema, schema: Schema) -> None:
+    """Features that two runs on different domains have in common have to mean the same in both.
+
+    Raises:
+        UserError: one has other settings, or its table is read by a sequence in one of the two only.
+    """
+    there = {feature.column: feature for feature in taught.features}
+    sequential = [{t.name for t in s.tables() if t.sequential} for s in (taught, schema)]
+    for feature in schema.features:
+        found = there.get(feature.column)
+        if found is None:
+            continue
+        if found.model_copy(update={"domains": feature.domains}) != feature:
+            raise UserError(
+                f"init_from was trained with feature {found}, this schema has {feature}: use the same schema"
+            )
+        if (feature.table_name in sequential[0]) != (feature.table_name in sequential[1]):
+            raise UserError(
+                f"a sequence reads the table of feature '{feature.column}' in one of the two runs only: give it "
+                "a table of its own"
+            )

@@ -1,0 +1,1 @@
+"""What each way of sharding a table costs."""

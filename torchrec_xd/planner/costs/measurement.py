@@ -1,0 +1,213 @@
+"""Measures FBGEMM's lookups on this machine and fits their cost."""
+
+from __future__ import annotations
+
+import itertools
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice, SplitTableBatchedEmbeddingBagsCodegen
+from scipy.optimize import nnls
+
+from torchrec_xd.distributed.optimizers import TableOptimizer
+from torchrec_xd.errors import UserError
+from torchrec_xd.planner.api import Planning
+from torchrec_xd.planner.costs.calibration import TYPE_BYTES
+from torchrec_xd.planner.inputs.cluster import Calibration, LookupCost, LookupWork
+
+TABLES = 4
+"""Tables looked up by one call, as a sharded collection does."""
+REPEATS = 20
+"""The fastest counts: other processes can only slow a call down."""
+FIT_SHAPES = tuple(itertools.product((100, 2_000, 50_000, 1_000_000), (8, 32, 128), ((512, 1), (4096, 1), (512, 20))))
+"""Rows, dim, (samples, ids per sample)."""
+HELD_OUT_SHAPES = tuple(itertools.product((500, 10_000, 200_000), (16, 64), ((1024, 1), (2048, 5))))
+CACHE_MIB = (0.25, 1.0, 4.0, 16.0, 64.0)
+"""Tried for the table size that is half cached."""
+OPTIMIZER_TYPES = {
+    "sgd": EmbOptimType.EXACT_SGD,
+    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+    "adagrad": EmbOptimType.EXACT_ADAGRAD,
+    "adam": EmbOptimType.ADAM,
+}
+SPARSE_TYPES = {"fp32": SparseType.FP32, "fp16": SparseType.FP16}
+
+Shape = tuple[int, int, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One shape and what a table took."""
+
+    work: LookupWork
+    forward_ms: float
+    backward_ms: float
+
+
+def calibrate(device: str, optimizer: TableOptimizer) -> Calibration:
+    """Measure a grid of shapes, fit them, and check the fit on shapes that were held out. Takes about a minute."""
+    forward, backward, errors = {}, {}, {}
+    for dtype in SPARSE_TYPES:
+        fitted = [measure(shape, dtype, device, optimizer) for shape in FIT_SHAPES]
+        held_out = [measure(shape, dtype, device, optimizer) for shape in HELD_OUT_SHAPES]
+        forward[dtype] = fit([m.work for m in fitted], [m.forward_ms for m in fitted])
+        backward[dtype] = fit([m.work for m in fitted], [m.backward_ms for m in fitted])
+        errors[dtype] = median_error(held_out, forward[dtype], backward[dtype])
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    machine = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return Calibration(machine=machine, optimizer=optimizer, forward=forward, backward=backward, median_error=errors)
+
+
+def measure(shape: Shape, dtype: str, device: str, optimizer: TableOptimizer) -> Measured:
+    """Time of forward and backward on `TABLES` equal tables, per table."""
+    rows, dim, (samples, length) = shape
+    work = LookupWork(rows, dim, TYPE_BYTES[dtype], samples * length, samples)
+    forward, backward, _ = run_lookup([work] * TABLES, dtype, device, optimizer)
+    return Measured(work, forward / TABLES, backward / TABLES)
+
+
+def run_lookup(
+    works: Sequence[LookupWork], dtype: str, device: str, optimizer: TableOptimizer
+) -> tuple[float, float, int]:
+    """Forward ms, backward ms and bytes (weights and optimizer state) of one fused lookup of several tables.
+
+    Raises:
+        UserError: FBGEMM has no such optimizer on this device.
+    """
+    cuda = device == "cuda"
+    if optimizer == "adam" and not cuda:
+        raise UserError("FBGEMM has no fused adam on CPU; choose sgd, rowwise_adagrad or adagrad")
+    place = (
+        EmbeddingLocation.DEVICE if cuda else EmbeddingLocation.HOST,
+        ComputeDevice.CUDA if cuda else ComputeDevice.CPU,
+    )
+    lookup = SplitTableBatchedEmbeddingBagsCodegen(
+        [(work.rows, work.dim, *place) for work in works],
+        optimizer=OPTIMIZER_TYPES[optimizer],
+        weights_precision=SPARSE_TYPES[dtype],
+        output_dtype=SparseType.FP32,
+        pooling_mode=PoolingMode.SUM,
+    )
+    samples = max(round(work.outputs) for work in works)
+    ends = [torch.linspace(0, round(work.lookups), samples + 1, device=device)[1:].round().long() for work in works]
+    starts = np.cumsum([0, *(round(work.lookups) for work in works)])
+    first = torch.zeros(1, dtype=torch.long, device=device)
+    offsets = torch.cat([first, *(end + int(start) for end, start in zip(ends, starts, strict=False))])
+    gradient = torch.ones(samples, sum(work.dim for work in works), device=device)
+    forward, backward = [], []
+    for _ in range(REPEATS + 1):
+        ids = torch.cat([torch.randint(0, work.rows, (round(work.lookups),), device=device) for work in works])
+        began = _now(cuda)
+        vectors = lookup(ids, offsets)
+        between = _now(cuda)
+        vectors.backward(gradient)
+        forward.append(between - began)
+        backward.append(_now(cuda) - between)
+    held = sum(t.numel() * t.element_size() for t in (*lookup.parameters(), *lookup.buffers()))
+    # The first call warms up.
+    return min(forward[1:]) * 1000, min(backward[1:]) * 1000, held
+
+
+def _now(cuda: bool) -> float:
+    if cuda:
+        torch.cuda.synchronize()
+    elif torch.get_num_threads() == 1:
+        # What the thread worked, not how long it waited for a busy machine.
+        return time.thread_time()
+    return time.perf_counter()
+
+
+def fit(works: Sequence[LookupWork], times_ms: Sequence[float]) -> LookupCost:
+    """Costs, none negative, with the least relative squared error."""
+    fits = []
+    for cache_mib in CACHE_MIB:
+        empty = _cost([0.0] * 6, cache_mib)
+        relative = np.array([empty.terms(work) for work in works]) / np.array(times_ms)[:, None]
+        # Columns of very different size: scaled for the solver.
+        scale = relative.max(axis=0)
+        costs, residual = nnls(relative / scale, np.ones(len(works)))
+        fits.append((float(residual), _cost((costs / scale).tolist(), cache_mib)))
+    return min(fits, key=lambda pair: pair[0])[1]
+
+
+def _cost(costs: Sequence[float], cache_mib: float) -> LookupCost:
+    table, lookup, row, cold, byte, output = costs
+    return LookupCost(
+        per_table_ms=table,
+        per_lookup_ms=lookup,
+        per_row_ms=row,
+        per_cold_row_ms=cold,
+        per_byte_ms=byte,
+        per_output_byte_ms=output,
+        cache_mib=cache_mib,
+    )
+
+
+def median_error(measured: Iterable[Measured], forward: LookupCost, backward: LookupCost) -> float:
+    """Median relative error of forward plus backward."""
+    errors = []
+    for m in measured:
+        took = m.forward_ms + m.backward_ms
+        errors.append(abs(forward.milliseconds(m.work) + backward.milliseconds(m.work) - took) / took)
+    return float(np.median(errors))
+
+
+@dataclass(frozen=True)
+class RankLookups:
+    """One rank's lookups as estimated and as measured."""
+
+    rank: int
+    estimated_ms: float
+    measured_ms: float
+    estimated_bytes: int
+    measured_bytes: int
+
+
+def measure_ranks(planning: Planning, optimizer: TableOptimizer) -> list[RankLookups]:
+    """Run every rank's lookups on this machine, one rank after the other, without exchange.
+
+    Raises:
+        UserError: the plan is for another device, or holds weights or an optimizer that are not measured.
+    """
+    plan = planning.plan
+    device = plan.cluster.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--measure-lookups runs them here, and there is no CUDA device; plan for a cpu cluster")
+    measured = []
+    for rank in range(plan.cluster.world_size):
+        shards = _shards_of(planning, rank)
+        measured_ms, held = 0.0, 0
+        for dtype in sorted({dtype for dtype, _ in shards}):
+            if dtype not in SPARSE_TYPES:
+                raise UserError(f"{', '.join(SPARSE_TYPES)} weights can be measured, and the plan holds {dtype}")
+            works = [work for kind, work in shards if kind == dtype]
+            forward, backward, size = run_lookup(works, dtype, device, optimizer)
+            measured_ms, held = measured_ms + forward + backward, held + size
+        estimated = plan.rank_hbm if device == "cuda" else plan.rank_ddr
+        measured.append(RankLookups(rank, plan.rank_compute_ms[rank], measured_ms, estimated[rank], held))
+    return measured
+
+
+def _shards_of(planning: Planning, rank: int) -> list[tuple[str, LookupWork]]:
+    """Weight type and work of what a rank looks up in one step."""
+    priced, cluster = planning.priced, planning.priced.cluster
+    names = {"float32": "fp32", "float16": "fp16"}
+    found = []
+    for table, option, ranks in zip(priced.tables, planning.chosen, planning.ranks, strict=True):
+        runs = [run for run in option.runs for _ in range(run.count)]
+        for run, where in zip(runs, ranks.tolist(), strict=True):
+            if where == rank and run.rows:
+                ids = sum(priced.settings.pooling.get(f, 1.0) for f in table.features)
+                parts = {"row_wise": cluster.world_size, "table_row_wise": cluster.node_size}
+                batch = priced.settings.batch_size
+                everyone = batch if option.sharding_type == "data_parallel" else batch * cluster.world_size
+                lookups = everyone * ids / parts.get(option.sharding_type, 1)
+                work = LookupWork(run.rows, run.dim, table.parameter.element_size(), lookups, everyone)
+                found.append((names.get(table.dtype, table.dtype), work))
+    return found

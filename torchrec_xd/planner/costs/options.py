@@ -1,0 +1,276 @@
+"""What each way of sharding a table costs, by torchrec's own estimators.
+
+The shards of one option differ in a few shapes only (whole blocks of rows, the last block, empty ones), so shapes are
+priced, not ranks: the estimators see one shard per shape, whatever the world size.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.planner.constants import MIN_CW_DIM, POOLING_FACTOR
+from torchrec.distributed.planner.enumerators import GUARDED_COMPUTE_KERNELS, get_partition_by_type
+from torchrec.distributed.planner.shard_estimators import EmbeddingStorageEstimator
+from torchrec.distributed.planner.types import Perf, Shard, ShardingOption, Storage, Topology
+from torchrec.distributed.planner.utils import build_sharder_data_map, sharder_name
+from torchrec.distributed.sharding_plan import calculate_shard_sizes_and_offsets
+from torchrec.distributed.types import ModuleSharder, ShardingType
+
+from torchrec_xd.errors import UserError
+from torchrec_xd.planner.costs.calibration import perf_estimator
+from torchrec_xd.planner.inputs.cluster import Cluster
+from torchrec_xd.planner.inputs.constraints import Constraint
+
+COLUMN_TYPES = (ShardingType.COLUMN_WISE.value, ShardingType.TABLE_COLUMN_WISE.value)
+COLUMN_DIMS = (32, 64, MIN_CW_DIM, 256, 512)
+"""Least widths of column shards that are tried, besides halves; torchrec itself tries MIN_CW_DIM only."""
+
+
+@dataclass(frozen=True)
+class TableRef:
+    """A table of a module: what a plan is about, and what it is checked against when it is loaded."""
+
+    path: str
+    """Path of the collection inside the module."""
+    name: str
+    rows: int
+    dim: int
+    dtype: str
+    """Torch's name of the weights' type, for example `float32`."""
+    features: tuple[str, ...]
+    parameter: nn.Parameter
+    module: nn.Module
+    sharder: ModuleSharder[nn.Module]
+
+    @property
+    def fqn(self) -> str:
+        """Path and name, unique in a module."""
+        return f"{self.path}.{self.name}" if self.path else self.name
+
+
+@dataclass(frozen=True)
+class ShardRun:
+    """`count` consecutive shards of equal shape and price."""
+
+    count: int
+    rows: int
+    dim: int
+    perf: Perf
+    storage: Storage
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way of sharding one table, priced. Times in ms per step and rank, memory in bytes."""
+
+    sharding_type: str
+    kernel: str
+    column_dim: int | None
+    """Least width asked of column shards; None for other types."""
+    runs: tuple[ShardRun, ...]
+
+    @property
+    def label(self) -> str:
+        """Type and kernel, with the shards' width where columns are cut."""
+        width = f"[{self.runs[0].dim}]" if self.column_dim else ""
+        return f"{self.sharding_type}{width}/{self.kernel}"
+
+    @property
+    def num_shards(self) -> int:
+        """Shards in all."""
+        return sum(run.count for run in self.runs)
+
+    @property
+    def largest_ms(self) -> float:
+        """Time of the slowest shard."""
+        return float(max(run.perf.total for run in self.runs))
+
+    @property
+    def total_ms(self) -> float:
+        """Time of all shards."""
+        return float(sum(run.count * run.perf.total for run in self.runs))
+
+
+def module_tables(module: nn.Module, sharders: Sequence[ModuleSharder[nn.Module]]) -> list[TableRef]:
+    """The tables that `sharders` would shard, collection by collection."""
+    sharder_of = {sharder_name(sharder.module_type): sharder for sharder in sharders}
+    found: list[TableRef] = []
+    stack = [("", module)]
+    while stack:
+        path, child = stack.pop(0)
+        sharder = sharder_of.get(sharder_name(type(child)))
+        if sharder is None:
+            stack.extend((f"{path}.{name}" if path else name, below) for name, below in child.named_children())
+            continue
+        features = _features_by_table(child)
+        for name, parameter in sharder.shardable_parameters(child).items():
+            rows, dim = parameter.shape
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            found.append(TableRef(path, name, rows, dim, dtype, features[name], parameter, child, sharder))
+    return found
+
+
+def _features_by_table(collection: nn.Module) -> dict[str, tuple[str, ...]]:
+    configs = getattr(collection, "embedding_bag_configs", None) or collection.embedding_configs
+    assert callable(configs)
+    return {config.name: tuple(config.feature_names) for config in configs()}
+
+
+def price_tables(
+    tables: Sequence[TableRef],
+    cluster: Cluster,
+    batch_size: int,
+    pooling: Mapping[str, float],
+    constraints: Sequence[Constraint] = (),
+    *,
+    stacked: bool = False,
+) -> list[list[Option]]:
+    """Every allowed option of every table with its price; `batch_size` is per rank.
+
+    With `stacked` also options that put several column shards of a table on one rank, which torchrec's planner may do;
+    a whole table on that rank is cheaper.
+
+    Raises:
+        UserError: a table's constraints leave no option.
+    """
+    topology = cluster.topology()
+    rows: list[list[tuple[ShardingOption, int | None, list[int]]]] = []
+    pooled = {table.path: ShardingOption.module_pooled(table.module, table.path) for table in tables}
+    for table in tables:
+        own = [c for c in constraints if c.matches(table.name)]
+        lengths = [pooling.get(feature, POOLING_FACTOR) for feature in table.features]
+        options = [
+            entry
+            for entry in _unpriced(table, topology, own, (batch_size, lengths, pooled[table.path]))
+            if stacked or _placeable(entry[0].sharding_type, sum(entry[2]), topology)
+        ]
+        if not options:
+            offered = ", ".join(sorted({f"{t}/{k}" for t, k in _types_and_kernels(table, cluster.device, ())}))
+            raise UserError(
+                f"constraints leave no way to shard table '{table.name}'; '{cluster.device}' has: {offered}"
+            )
+        rows.append(options)
+    _estimate([option for row in rows for option, _, _ in row], tables, topology, cluster)
+    return [[_priced(*entry) for entry in row] for row in rows]
+
+
+def _types_and_kernels(table: TableRef, device: str, constraints: Sequence[Constraint]) -> Iterator[tuple[str, str]]:
+    """Torchrec's own choice: grid sharding and key-value kernels only on request, `dense` only without `fused`."""
+    asked_types = {kind for c in constraints for kind in c.sharding_types or ()}
+    asked_kernels = {kernel for c in constraints for kernel in c.kernels or ()}
+    guarded = {kernel.value for kernel in GUARDED_COMPUTE_KERNELS} - asked_kernels
+    for kind in table.sharder.sharding_types(device):
+        if kind == ShardingType.GRID_SHARD.value and kind not in asked_types:
+            continue
+        kernels = [kernel for kernel in table.sharder.compute_kernels(kind, device) if kernel not in guarded]
+        for kernel in kernels:
+            dense = kernel == EmbeddingComputeKernel.DENSE.value
+            if dense and EmbeddingComputeKernel.FUSED.value in kernels:
+                continue
+            if all(c.allows(kind, kernel) for c in constraints):
+                yield kind, kernel
+
+
+def _unpriced(
+    table: TableRef,
+    topology: Topology,
+    constraints: Sequence[Constraint],
+    inputs: tuple[int, list[float], bool],
+) -> Iterator[tuple[ShardingOption, int | None, list[int]]]:
+    """Options with one shard per shape, the asked column width, and how many shards have each shape."""
+    batch_size, lengths, is_pooled = inputs
+    cut: dict[tuple[str, int | None], tuple[list[list[int]], list[int]]] = {}
+    for kind, kernel in _types_and_kernels(table, topology.compute_device, constraints):
+        for column_dim in _column_dims(kind, table.dim):
+            if (kind, column_dim) not in cut:
+                cut[kind, column_dim] = _shapes(table, topology, kind, column_dim)
+            shapes, counts = cut[kind, column_dim]
+            option = ShardingOption(
+                name=table.name,
+                tensor=table.parameter,
+                module=(table.path, table.module),
+                input_lengths=lengths,
+                batch_size=batch_size,
+                sharding_type=kind,
+                partition_by=get_partition_by_type(kind),
+                compute_kernel=kernel,
+                shards=[Shard(size=shape, offset=[0, 0]) for shape in shapes],
+                is_pooled=is_pooled,
+            )
+            yield option, column_dim, counts
+
+
+def _column_dims(kind: str, dim: int) -> tuple[int | None, ...]:
+    """Least widths that cut the columns differently: torchrec takes the next divisor that is a multiple of 4."""
+    if kind not in (*COLUMN_TYPES, ShardingType.GRID_SHARD.value):
+        return (None,)
+    widths = {
+        next((w for w in range(least, dim) if dim % w == 0 and w % 4 == 0), dim): least
+        for least in (*COLUMN_DIMS, max(dim // 2, COLUMN_DIMS[0]))
+    }
+    narrower = tuple(least for width, least in widths.items() if width < dim)
+    return narrower or ((dim,) if kind == ShardingType.GRID_SHARD.value else ())
+
+
+def _shapes(
+    table: TableRef, topology: Topology, kind: str, column_dim: int | None
+) -> tuple[list[list[int]], list[int]]:
+    sizes, _ = calculate_shard_sizes_and_offsets(
+        table.parameter, topology.world_size, topology.intra_group_size, kind, col_wise_shard_dim=column_dim
+    )
+    runs = [(list(shape), len(list(same))) for shape, same in itertools.groupby(tuple(size) for size in sizes)]
+    return [shape for shape, _ in runs], [count for _, count in runs]
+
+
+def _placeable(kind: str, num_shards: int, topology: Topology) -> bool:
+    """Whether each shard can have a rank of its own."""
+    ranks = topology.intra_group_size if kind == ShardingType.TABLE_COLUMN_WISE.value else topology.world_size
+    return bool(num_shards <= ranks)
+
+
+def _estimate(options: list[ShardingOption], tables: Sequence[TableRef], topology: Topology, cluster: Cluster) -> None:
+    """Set the price of every shard; equal work is priced once."""
+    sharder_data = build_sharder_data_map({sharder_name(t.sharder.module_type): t.sharder for t in tables})
+    EmbeddingStorageEstimator(topology=topology).estimate(options, sharder_data)
+    calibrated = cluster.calibration is not None
+    first: dict[tuple[object, ...], Shard] = {}
+    unpriced: list[ShardingOption] = []
+    for option in options:
+        new = [shard for shard in option.shards if first.setdefault(_work(option, shard, calibrated), shard) is shard]
+        if new:
+            unpriced.append(copy.copy(option))
+            unpriced[-1].shards = new
+    perf_estimator(topology, cluster.calibration).estimate(unpriced, sharder_data)
+    for option in options:
+        for shard in option.shards:
+            shard.perf = first[_work(option, shard, calibrated)].perf
+
+
+def _work(option: ShardingOption, shard: Shard, calibrated: bool) -> tuple[object, ...]:
+    """What a shard's time depends on: its rows only where replicas are all-reduced, or where caches were measured."""
+    return (
+        option.module_type_key,
+        option.sharding_type,
+        option.compute_kernel,
+        option.is_pooled,
+        option.is_weighted,
+        option.tensor.dtype,
+        option.batch_size,
+        tuple(option.input_lengths),
+        shard.size[1],
+        shard.size[0] if calibrated or option.sharding_type == ShardingType.DATA_PARALLEL.value else None,
+    )
+
+
+def _priced(option: ShardingOption, column_dim: int | None, counts: list[int]) -> Option:
+    runs = []
+    for shard, count in zip(option.shards, counts, strict=True):
+        assert shard.perf is not None
+        assert shard.storage is not None
+        runs.append(ShardRun(count, shard.size[0], shard.size[1], shard.perf, shard.storage))
+    return Option(option.sharding_type, option.compute_kernel, column_dim, tuple(runs))

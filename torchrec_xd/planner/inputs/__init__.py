@@ -1,0 +1,1 @@
+"""What is planned: a cluster, tables and constraints."""

@@ -1,0 +1,194 @@
+"""The cluster that is planned for: ranks, memory, bandwidths; read from a named profile."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from torchrec.distributed.planner.types import HardwareConfig, KernelConfig, Topology, TopologyFactory, TrainerConfig
+
+from torchrec_xd.errors import UserError
+from torchrec_xd.settings import Settings, load_yaml, validate
+
+GIB = 1024**3
+
+
+class LookupCost(Settings):
+    """Fitted to measured lookups: milliseconds of one table's share in a fused lookup, as a sum of six terms."""
+
+    per_table_ms: NonNegativeFloat
+    """What a table costs however little is looked up."""
+    per_lookup_ms: NonNegativeFloat
+    """One id, whatever the width."""
+    per_row_ms: NonNegativeFloat
+    """One distinct row: the update gathers the gradients of equal ids first."""
+    per_cold_row_ms: NonNegativeFloat
+    """One distinct row more, where it is in no cache."""
+    per_byte_ms: NonNegativeFloat
+    """One byte of the rows read."""
+    per_output_byte_ms: NonNegativeFloat
+    """One byte of the vectors written."""
+    cache_mib: PositiveFloat
+    """Table size of which half the rows are found in a cache."""
+
+    def terms(self, work: LookupWork) -> tuple[float, ...]:
+        """What the six costs are multiplied with; ids are taken to be drawn evenly from the rows."""
+        table = work.rows * work.dim * work.type_bytes
+        cold = table / (table + self.cache_mib * 1024**2) if table else 0.0
+        row = work.dim * work.type_bytes
+        distinct = -work.rows * math.expm1(-work.lookups / work.rows) if work.rows else 0.0
+        return 1.0, work.lookups, distinct, distinct * cold, work.lookups * row, work.outputs * row
+
+    def milliseconds(self, work: LookupWork) -> float:
+        """Estimated time."""
+        costs = (
+            self.per_table_ms,
+            self.per_lookup_ms,
+            self.per_row_ms,
+            self.per_cold_row_ms,
+            self.per_byte_ms,
+            self.per_output_byte_ms,
+        )
+        return sum(cost * term for cost, term in zip(costs, self.terms(work), strict=True))
+
+
+@dataclass(frozen=True)
+class LookupWork:
+    """What is looked up in one table in one step."""
+
+    rows: int
+    dim: int
+    type_bytes: float
+    lookups: float
+    """Ids."""
+    outputs: float
+    """Vectors written."""
+
+
+class Calibration(Settings):
+    """Measured costs that replace torchrec's constants for one device and optimizer."""
+
+    machine: str
+    """Where and with what it was measured."""
+    optimizer: str
+    """The fused optimizer of the measured backward passes."""
+    forward: dict[str, LookupCost]
+    """Weight type (`fp32`, `fp16`) to the cost of a forward pass."""
+    backward: dict[str, LookupCost]
+    """The same of a backward pass with the optimizer's update."""
+    median_error: dict[str, NonNegativeFloat]
+    """Weight type to the median relative error of forward plus backward, on shapes that were not fitted."""
+
+
+class Cluster(Settings):
+    """A cluster of equal ranks. Memory is per rank, in GiB; bandwidths are per rank and direction, in GiB/s."""
+
+    device: Literal["cuda", "cpu"]
+    """What holds the tables: `cuda` plans HBM and DDR, `cpu` DDR only."""
+    world_size: PositiveInt
+    """Ranks in all."""
+    ranks_per_node: PositiveInt
+    """Ranks that share a node and its fast links."""
+    hbm_gib: NonNegativeFloat
+    """Memory of one GPU; 0 on CPU."""
+    ddr_gib: PositiveFloat
+    """Host memory of one rank: the node's, divided by its ranks."""
+    hbm_gib_s: PositiveFloat = 897.0
+    """Bandwidth of the GPU's memory."""
+    ddr_gib_s: PositiveFloat = 51.0
+    """Bandwidth of host memory."""
+    hbm_to_ddr_gib_s: PositiveFloat = 32.0
+    """Link from a GPU to its host's memory."""
+    intra_node_gib_s: PositiveFloat = 600.0
+    """Between ranks of one node."""
+    inter_node_gib_s: PositiveFloat = 12.5
+    """Between nodes, per rank."""
+    reservation: float = Field(default=0.15, ge=0, lt=1)
+    """Share of the tables' device memory (HBM, on CPU DDR) kept free for the dense model, activations and batches."""
+    calibration: Calibration | None = None
+    """Measured lookup costs; torchrec's constants unless given."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Cluster:
+        if self.device == "cuda" and self.hbm_gib == 0:
+            raise ValueError("a cuda cluster needs 'hbm_gib', the memory of one GPU")
+        if self.world_size > self.ranks_per_node and self.world_size % self.ranks_per_node:
+            raise ValueError(
+                f"world_size {self.world_size} is no multiple of ranks_per_node {self.ranks_per_node}; "
+                "torchrec needs equal nodes"
+            )
+        return self
+
+    @property
+    def node_size(self) -> int:
+        """Ranks of one node; the whole cluster where it is smaller than a node."""
+        return min(self.ranks_per_node, self.world_size)
+
+    @property
+    def hbm_bytes(self) -> int:
+        """HBM of one rank that tables may fill."""
+        return int(self.hbm_gib * GIB * (1 - self.reservation)) if self.device == "cuda" else 0
+
+    @property
+    def ddr_bytes(self) -> int:
+        """Host memory of one rank that tables may fill."""
+        free = self.ddr_gib * GIB
+        return int(free * (1 - self.reservation)) if self.device == "cpu" else int(free)
+
+    def with_changes(self, **changes: Any) -> Cluster:
+        """The same cluster with other settings, checked again; None changes nothing.
+
+        Raises:
+            UserError: a value breaks a rule.
+        """
+        given = {key: value for key, value in changes.items() if value is not None}
+        return validate(Cluster, {**self.model_dump(), **given}, "cluster")
+
+    def topology(self) -> Topology:
+        """The cluster in torchrec's words; memory is what tables may fill, so nothing more is to be reserved."""
+        per_ms = GIB / 1000
+        return TopologyFactory.create_topology(
+            TrainerConfig(
+                world_size=self.world_size,
+                local_world_size=self.node_size,
+                hbm_cap_bytes=self.hbm_bytes if self.device == "cuda" else None,
+                ddr_cap_bytes=self.ddr_bytes,
+            ),
+            HardwareConfig(
+                hbm_mem_bw=self.hbm_gib_s * per_ms,
+                ddr_mem_bw=self.ddr_gib_s * per_ms,
+                hbm_to_ddr_mem_bw=self.hbm_to_ddr_gib_s * per_ms,
+                intra_host_bw=self.intra_node_gib_s * per_ms,
+                inter_host_bw=self.inter_node_gib_s * per_ms,
+            ),
+            KernelConfig(compute_device=self.device, use_hardware_based_bandwidth=True),
+        )
+
+
+def this_machine(device: Literal["cuda", "cpu"], world_size: int, ranks_per_node: int) -> Cluster:
+    """The cluster of a run, all nodes taken to be like this machine; bandwidths are torchrec's constants."""
+    return Cluster(
+        device=device,
+        world_size=world_size,
+        ranks_per_node=ranks_per_node,
+        hbm_gib=torch.cuda.get_device_properties(0).total_memory / GIB if device == "cuda" else 0,
+        ddr_gib=psutil.virtual_memory().total / GIB / ranks_per_node,
+    )
+
+
+def load_cluster(name: str, folder: Path) -> Cluster:
+    """A profile by name (`folder/NAME.yaml`) or by path.
+
+    Raises:
+        UserError: no such profile (the known ones are listed), or a profile that breaks a rule.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
+        raise UserError(f"unknown cluster '{name}': give the path of a profile or one of: {known}")
+    return validate(Cluster, load_yaml(path), str(path))

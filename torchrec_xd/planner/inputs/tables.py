@@ -1,0 +1,154 @@
+"""What is planned: tables of a model, of a schema or of a list, always as a module on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, field_validator, model_validator
+from torch import nn
+from torchrec.distributed.types import ModuleSharder
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+
+from torchrec_xd.embeddings import TABLE_DTYPES
+from torchrec_xd.errors import UserError
+from torchrec_xd.planner.inputs.constraints import Constraint
+from torchrec_xd.schema import Schema
+from torchrec_xd.settings import Settings
+
+WeightType = Literal["fp32", "fp16", "bf16"]
+Sharders = Sequence[ModuleSharder[nn.Module]]
+
+EMPTY_DICT = nn.ModuleDict()
+"""What collections keep their tables in: its own attributes cannot be names of tables."""
+
+
+class TableSpec(Settings):
+    """One line of a table list."""
+
+    name: str = Field(min_length=1)
+    """Unique name."""
+    rows: int = Field(gt=0, le=10**12)
+    """Number of embeddings."""
+    dim: int = Field(gt=0, le=10**5)
+    """Width; a multiple of 4, as FBGEMM needs it."""
+    features: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Features that look the table up, or how many; one with the table's name unless told."""
+    pooling: tuple[PositiveFloat, ...] = (1.0,)
+    """Mean ids per sample of each feature; one number holds for all."""
+    sequence: bool = False
+    """Looked up without pooling (EmbeddingCollection)."""
+    dtype: WeightType | None = None
+    """Type of the weights; that of the plan unless told."""
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _read_features(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, str):
+            value = int(value) if value.strip().isdigit() else [part.strip() for part in value.split(";")]
+        if isinstance(value, int) and not isinstance(value, bool):
+            if value < 1:
+                raise ValueError(f"a table needs at least one feature, not {value}")
+            return tuple(f"{info.data.get('name')}_{i}" for i in range(value))
+        return value
+
+    @field_validator("pooling", mode="before")
+    @classmethod
+    def _read_pooling(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(";"))
+        return value if isinstance(value, list | tuple) else (value,)
+
+    @model_validator(mode="after")
+    def _check(self) -> TableSpec:
+        if "." in self.name or hasattr(EMPTY_DICT, self.name):
+            raise ValueError(f"torch takes no dot and no word of its own as a name, so no '{self.name}'; rename it")
+        if len(set(self.features)) < len(self.features):
+            raise ValueError(f"table '{self.name}' names a feature twice: {', '.join(self.features)}")
+        if self.dim % 4:
+            raise ValueError(f"dim {self.dim} of table '{self.name}' is no multiple of 4, as FBGEMM needs it")
+        if len(self.pooling) not in (1, len(self.feature_names)):
+            raise ValueError(
+                f"table '{self.name}' has {len(self.feature_names)} features and {len(self.pooling)} pooling factors; "
+                "give one for all or one each"
+            )
+        return self
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The features, never empty."""
+        return self.features or (self.name,)
+
+    def pooling_of(self) -> dict[str, float]:
+        """Feature to mean ids per sample."""
+        factors = self.pooling * len(self.feature_names) if len(self.pooling) == 1 else self.pooling
+        return dict(zip(self.feature_names, factors, strict=True))
+
+
+class TableList(Settings):
+    """Tables and the wishes that a plan must keep."""
+
+    tables: tuple[TableSpec, ...]
+    """All tables."""
+    constraints: tuple[Constraint, ...] = ()
+    """Pins, bans and co-locations."""
+
+    def pooling(self) -> dict[str, float]:
+        """Feature to mean ids per sample, over all tables."""
+        return {feature: factor for table in self.tables for feature, factor in table.pooling_of().items()}
+
+
+class TableModule(nn.Module):
+    """The tables of a list as a model would hold them: pooled ones in `bags`, the others by width in `sequences`."""
+
+    def __init__(self, tables: TableList, dtype: WeightType) -> None:
+        super().__init__()
+        meta = torch.device("meta")
+        pooled = [EmbeddingBagConfig(**_config(t, dtype)) for t in tables.tables if not t.sequence]
+        self.bags = EmbeddingBagCollection(pooled, device=meta) if pooled else None
+        unpooled: dict[int, list[EmbeddingConfig]] = {}
+        for table in tables.tables:
+            if table.sequence:
+                unpooled.setdefault(table.dim, []).append(EmbeddingConfig(**_config(table, dtype)))
+        # An EmbeddingCollection holds tables of one width only.
+        self.sequences = nn.ModuleDict(
+            {f"dim_{dim}": EmbeddingCollection(configs, device=meta) for dim, configs in unpooled.items()}
+        )
+
+
+def _config(table: TableSpec, dtype: WeightType) -> dict[str, Any]:
+    return {
+        "name": table.name,
+        "num_embeddings": table.rows,
+        "embedding_dim": table.dim,
+        "feature_names": list(table.feature_names),
+        "data_type": TABLE_DTYPES[table.dtype or dtype],
+    }
+
+
+def schema_tables(schema: Schema, pooling: Mapping[str, float]) -> TableList:
+    """The tables of a schema; a feature that `pooling` does not name counts one id per row, a sequence its length.
+
+    Raises:
+        UserError: `pooling` names a feature that has no table.
+    """
+    tables = schema.tables()
+    known = [feature.column for table in tables for feature in table.features]
+    for name in pooling:
+        if name not in known:
+            raise UserError(f"pooling of '{name}': no such feature with a table; features: {', '.join(known)}")
+    return TableList(
+        tables=tuple(
+            TableSpec(
+                name=table.name,
+                rows=table.rows,
+                dim=table.dim,
+                features=tuple(feature.column for feature in table.features),
+                pooling=tuple(float(pooling.get(f.column, f.length or 1)) for f in table.features),
+                sequence=table.sequential,
+            )
+            for table in tables
+        )
+    )

@@ -1,0 +1,1 @@
+"""Plans for people: tables on the terminal, an HTML page, explanations, checks."""

@@ -1,0 +1,89 @@
+"""Torchrec's own planner on the same tables, prices and limits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+from torchrec.distributed.planner.planners import EmbeddingShardingPlanner
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
+from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
+
+from torchrec_xd.errors import UserError
+from torchrec_xd.planner.api import PlannerSettings, rank_usage
+from torchrec_xd.planner.costs.options import Option, TableRef, module_tables, price_tables
+from torchrec_xd.planner.inputs.cluster import Cluster
+from torchrec_xd.planner.search.candidates import Ints
+
+
+@dataclass(frozen=True)
+class StockPlan:
+    """What torchrec's planner made of it."""
+
+    seconds: float
+    slowest_rank_ms: float | None
+    """None where it found no plan."""
+    largest_hbm: int
+    """Bytes of the fullest rank."""
+    largest_ddr: int
+
+
+def stock_plan(
+    module: nn.Module, sharders: Sequence[ModuleSharder[nn.Module]], cluster: Cluster, settings: PlannerSettings
+) -> StockPlan:
+    """`EmbeddingShardingPlanner` with its defaults, its answer priced as ours is.
+
+    Raises:
+        UserError: constraints that torchrec's planner does not know (ranks, together).
+    """
+    if any(c.together or c.ranks for c in settings.constraints):
+        raise UserError("torchrec's planner knows neither 'ranks' nor 'together': compare without these constraints")
+    tables = module_tables(module, sharders)
+    options = price_tables(tables, cluster, settings.batch_size, settings.pooling, settings.constraints, stacked=True)
+    planner = EmbeddingShardingPlanner(
+        topology=cluster.topology(),
+        batch_size=settings.batch_size,
+        # The cluster's limits are what tables may fill: nothing more is to be kept free.
+        storage_reservation=FixedPercentageStorageReservation(0.0),
+        constraints={t.name: _constraints(t, o, settings) for t, o in zip(tables, options, strict=True)},
+        stats=[],
+    )
+    began = time.perf_counter()
+    try:
+        plan = planner.plan(module, list(sharders))
+    except PlannerError:
+        return StockPlan(time.perf_counter() - began, None, 0, 0)
+    seconds = time.perf_counter() - began
+    chosen = [_match(plan, table, own) for table, own in zip(tables, options, strict=True)]
+    usage = rank_usage([option for option, _ in chosen], [ranks for _, ranks in chosen], cluster.world_size)
+    slowest = float((usage["compute"] + usage["comms"]).max())
+    return StockPlan(seconds, slowest, int(usage["hbm"].max()), int(usage["ddr"].max()))
+
+
+def _constraints(table: TableRef, options: Sequence[Option], settings: PlannerSettings) -> ParameterConstraints:
+    lengths = [float(settings.pooling.get(feature, 1.0)) for feature in table.features]
+    if not any(c.matches(table.name) for c in settings.constraints):
+        return ParameterConstraints(pooling_factors=lengths)
+    return ParameterConstraints(
+        sharding_types=sorted({option.sharding_type for option in options}),
+        compute_kernels=sorted({option.kernel for option in options}),
+        pooling_factors=lengths,
+    )
+
+
+def _match(plan: ShardingPlan, table: TableRef, options: Sequence[Option]) -> tuple[Option, Ints]:
+    """Our price of what torchrec chose: columns cut into one shard are a whole table."""
+    module_plan = plan.plan[table.path]
+    chosen = module_plan[table.name]
+    ranks = np.array(chosen.ranks, dtype=np.int64)
+    kind, count = chosen.sharding_type, len(ranks)
+    if kind in (ShardingType.COLUMN_WISE.value, ShardingType.TABLE_COLUMN_WISE.value) and count == 1:
+        kind = ShardingType.TABLE_WISE.value
+    for option in options:
+        if (option.sharding_type, option.kernel, option.num_shards) == (kind, chosen.compute_kernel, count):
+            return option, ranks
+    raise AssertionError(f"torchrec chose {chosen.sharding_type}/{chosen.compute_kernel} x {count} for {table.fqn}")

@@ -1,0 +1,1 @@
+"""The search for the plan whose slowest rank is fastest."""

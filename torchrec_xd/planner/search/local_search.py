@@ -1,0 +1,212 @@
+"""Local search: makes the slowest rank faster, one group at a time, and shakes when that ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrec_xd.planner.inputs.cluster import Cluster
+from torchrec_xd.planner.search.candidates import Candidate, Floats, Ints, Ranks, TableGroup
+
+GROUPS_TRIED = 24
+"""Groups of the slowest rank that one step tries to move."""
+CLOSE_ENOUGH = 1e-5
+"""A gap to the lower bound that is worth no more search."""
+DEARER = 3.0
+"""Every second refill may take what costs so many times the cheapest: the cheapest ones may not fit together."""
+LESS = 1 - 1e-9
+
+
+class Assignment:
+    """Candidate and ranks of every group, with the load they make."""
+
+    def __init__(self, ranks: Ranks, chosen: list[int], placed: list[Ints]) -> None:
+        self.state = ranks
+        self.chosen = chosen
+        self.ranks = placed
+
+    @property
+    def slowest_ms(self) -> float:
+        """Time of the slowest rank."""
+        return float(self.state.load_W.max())
+
+    def put(self, group: int, candidate: Candidate, index: int, ranks: Ints) -> None:
+        """Place a group that has no place."""
+        self.state.put(candidate, ranks)
+        self.chosen[group] = index
+        self.ranks[group] = ranks
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    chosen: list[int]
+    ranks: list[Ints]
+    load_W: Floats
+    memory_MW: Floats
+    on_rank: npt.NDArray[np.bool_]
+
+
+class Improvement:
+    """Improves one assignment in place."""
+
+    def __init__(self, groups: Sequence[TableGroup], cluster: Cluster, assignment: Assignment, lower_ms: float) -> None:
+        self.groups = groups
+        self.assignment = assignment
+        self.state = assignment.state
+        self.goal_ms = lower_ms * (1 + CLOSE_ENOUGH)
+        self.random = np.random.default_rng(0)
+        self.on_rank = np.zeros((len(groups), cluster.world_size), dtype=bool)
+        for group, ranks in enumerate(assignment.ranks):
+            self.on_rank[group, ranks] = True
+        self.total_ms = [np.array([candidate.total_ms for candidate in group.candidates]) for group in groups]
+
+    def run(self, effort: int) -> Assignment:
+        """Descend, then shake up to `effort` times in a row without success."""
+        self._descend()
+        failures = 0
+        while failures < effort and self.assignment.slowest_ms > self.goal_ms:
+            failures = 0 if self._shake() else failures + 1
+        return self.assignment
+
+    def _descend(self) -> None:
+        while self.assignment.slowest_ms > self.goal_ms:
+            slowest = int(self.state.load_W.argmax())
+            if not (self._move(slowest) or self._swap(slowest)):
+                return
+
+    def _candidate(self, group: int) -> Candidate:
+        return self.groups[group].candidates[self.assignment.chosen[group]]
+
+    def _take(self, group: int) -> tuple[int, Ints]:
+        index, ranks = self.assignment.chosen[group], self.assignment.ranks[group]
+        self.state.take(self._candidate(group), ranks)
+        self.on_rank[group, ranks] = False
+        return index, ranks
+
+    def _put(self, group: int, index: int, ranks: Ints) -> None:
+        self.assignment.put(group, self.groups[group].candidates[index], index, ranks)
+        self.on_rank[group, ranks] = True
+
+    def _move(self, slowest: int) -> bool:
+        """Recut or move the group that relieves the slowest rank best."""
+        peak = float(self.state.load_W[slowest])
+        members = np.flatnonzero(self.on_rank[:, slowest])
+        if len(members) > GROUPS_TRIED:
+            members = self.random.choice(members, GROUPS_TRIED, replace=False)
+        best: tuple[float, int, int, Ints] | None = None
+        for group in members.tolist():
+            old_index, old_ranks = self._take(group)
+            left = float(self.state.load_W[old_ranks].max())
+            spot = self._cheapest_below(group, peak * LESS, left)
+            self._put(group, old_index, old_ranks)
+            if spot is not None and (best is None or spot[0] < best[0]):
+                best = (spot[0], group, *spot[1:])
+        if best is None:
+            return False
+        _, group, index, ranks = best
+        self._take(group)
+        self._put(group, index, ranks)
+        return True
+
+    def _cheapest_below(self, group: int, limit: float, left: float) -> tuple[float, int, Ints] | None:
+        """The place where the ranks touched end soonest, below `limit`: (their slowest, candidate, ranks)."""
+        best: tuple[float, int, Ints] | None = None
+        lowest, mean = float(self.state.load_W.min()), float(self.state.load_W.mean())
+        for index, candidate in enumerate(self.groups[group].candidates):
+            floor = mean if candidate.layout == "uniform" else lowest
+            if floor + candidate.largest_ms >= (limit if best is None else best[0]):
+                continue
+            spot = self.state.best(candidate)
+            if spot is None:
+                continue
+            peak = max(spot[1], left)
+            if peak < limit and (best is None or peak < best[0]):
+                best = (peak, index, spot[0])
+        return best
+
+    def _swap(self, slowest: int) -> bool:
+        """Exchange a whole table of the slowest rank with a smaller one elsewhere."""
+        single = np.array([len(ranks) == 1 and self._free_to_move(g) for g, ranks in enumerate(self.assignment.ranks)])
+        mine = np.flatnonzero(single & self.on_rank[:, slowest])
+        others = np.flatnonzero(single & ~self.on_rank[:, slowest])
+        if not len(mine) or not len(others):
+            return False
+        load, memory, limit = self.state.load_W, self.state.memory_MW, self.state.limit_M[:, None]
+        at = np.array([self.assignment.ranks[g][0] for g in others.tolist()])
+        their_ms = np.array([self._candidate(g).ms_S[0] for g in others.tolist()])
+        their_memory = np.array([self._candidate(g).memory_M for g in others.tolist()]).T
+        best: tuple[float, int, int] | None = None
+        for group in mine.tolist():
+            candidate = self._candidate(group)
+            more = candidate.memory_M[:, None] - their_memory
+            delta = candidate.ms_S[0] - their_ms
+            fits = ((memory[:, at] + more <= limit) & (memory[:, [slowest]] - more <= limit)).all(axis=0)
+            peak = np.where(fits & (delta > 0), np.maximum(load[slowest] - delta, load[at] + delta), np.inf)
+            other = int(peak.argmin())
+            if peak[other] < load[slowest] * LESS and (best is None or peak[other] < best[0]):
+                best = (float(peak[other]), group, int(others[other]))
+        if best is None:
+            return False
+        _, group, other = best
+        (index, ranks), (other_index, other_ranks) = self._take(group), self._take(other)
+        self._put(group, index, other_ranks)
+        self._put(other, other_index, ranks)
+        return True
+
+    def _free_to_move(self, group: int) -> bool:
+        candidate = self._candidate(group)
+        return candidate.layout == "ranks" and candidate.ranks is None
+
+    def _shake(self) -> bool:
+        """Empty the slowest rank and some others, refill them in a random order; undone unless it helps."""
+        before = self.assignment.slowest_ms
+        saved = self._snapshot()
+        slowest = int(self.state.load_W.argmax())
+        victims = self.random.choice(self.on_rank.shape[1], min(3, self.on_rank.shape[1]), replace=False)
+        members = np.flatnonzero(self.on_rank[:, slowest] | self.on_rank[:, victims].any(axis=1))
+        if len(members) > GROUPS_TRIED:
+            members = self.random.choice(members, GROUPS_TRIED, replace=False)
+        for group in members.tolist():
+            self._take(group)
+        if self._refill(members, before * LESS):
+            self._descend()
+            if self.assignment.slowest_ms < before * LESS:
+                return True
+        self._restore(saved)
+        return False
+
+    def _refill(self, members: Ints, limit: float) -> bool:
+        """Long groups first, roughly; each takes about its cheapest candidate that ends below `limit`."""
+        noise = self.random.uniform(0.5, 1.5, len(members))
+        size = np.array([self._candidate(group).largest_ms for group in members]) * noise
+        dearer = self.random.choice((1.0, DEARER))
+        for group in members[np.argsort(-size)].tolist():
+            found = self._first_below(group, limit, dearer)
+            if found is None:
+                return False
+            self._put(group, *found)
+        return True
+
+    def _first_below(self, group: int, limit: float, dearer: float) -> tuple[int, Ints] | None:
+        lowest = float(self.state.load_W.min())
+        totals = self.total_ms[group]
+        for index in np.argsort(totals * self.random.uniform(1.0, dearer, len(totals)), kind="stable").tolist():
+            candidate = self.groups[group].candidates[index]
+            if lowest + candidate.largest_ms < limit:
+                spot = self.state.best(candidate)
+                if spot is not None and spot[1] < limit:
+                    return index, spot[0]
+        return None
+
+    def _snapshot(self) -> _Snapshot:
+        assignment, state = self.assignment, self.state
+        return _Snapshot(
+            assignment.chosen[:], assignment.ranks[:], state.load_W.copy(), state.memory_MW.copy(), self.on_rank.copy()
+        )
+
+    def _restore(self, saved: _Snapshot) -> None:
+        self.assignment.chosen, self.assignment.ranks = saved.chosen, saved.ranks
+        self.state.load_W, self.state.memory_MW, self.on_rank = saved.load_W, saved.memory_MW, saved.on_rank

@@ -1,0 +1,1 @@
+"""HTML reports that need no network."""

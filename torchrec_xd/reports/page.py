@@ -1,0 +1,73 @@
+"""HTML pages that need no network: headings, paragraphs, tables and Plotly figures in one file."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io
+from plotly.offline import get_plotlyjs
+
+from torchrec_xd.atomic_write import write_text
+
+STYLE = """
+ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1c2733; }
+ h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+ .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
+ th, td { padding: .25rem .6rem; border-bottom: 1px solid #e3e8ee; text-align: right; white-space: nowrap; }
+ th { background: #f5f7fa; } th:first-child, td:first-child { text-align: left; }
+ td { font-variant-numeric: tabular-nums; }
+"""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: its header, and rows of texts; the first column is the name of the row."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """As Markdown."""
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def save_page(path: Path, title: str, parts: Sequence[str | Grid | go.Figure]) -> None:
+    """Write a page, whole or not at all.
+
+    Args:
+        path: the file.
+        title: of the page.
+        parts: from top to bottom; texts are paragraphs, those that begin with `# ` headings.
+    """
+    body = "\n".join(_html(part) for part in parts)
+    script = f"<script>{get_plotlyjs()}</script>" if any(isinstance(part, go.Figure) for part in parts) else ""
+    content = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style>{script}</head><body>\n<h1>{html.escape(title)}</h1>\n{body}\n</body></html>\n"
+    )
+    write_text(path, content)
+
+
+def number_text(value: float | int | None, form: str = ".4f") -> str:
+    """A number for a table: floats in `form`, integers with thousands separators, a dash for None."""
+    if value is None:
+        return "–"
+    return format(value, form) if isinstance(value, float) else f"{value:,}"
+
+
+def _html(part: str | Grid | go.Figure) -> str:
+    if isinstance(part, str):
+        tag, text = ("h2", part[2:]) if part.startswith("# ") else ("p", part)
+        return f"<{tag}>{html.escape(text)}</{tag}>"
+    if isinstance(part, Grid):
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in part.header)
+        rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in part.rows)
+        return f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
+    figure: Any = plotly.io.to_html(part, full_html=False, include_plotlyjs=False, config={"displayModeBar": False})
+    return str(figure)

@@ -1,0 +1,95 @@
+"""A run folder: the name of every file that a run writes, in one place."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchrec_xd.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, schema included."""
+        return self.path / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """The sharding plan that the run's tables follow."""
+        return self.path / "plan.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The final metrics; there once the run has finished."""
+        return self.path / "metrics.json"
+
+    @property
+    def metric_lines(self) -> Path:
+        """Losses and validation scores by step, one JSON object per line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The same for TensorBoard."""
+        return self.path / "tensorboard"
+
+    @property
+    def transfer(self) -> Path:
+        """Which weights were loaded from `init_from`, which start fresh, which were left behind."""
+        return self.path / "transfer.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def scores(self) -> Path:
+        """In studies: predictions for the test rows."""
+        return self.path / "scores.parquet"
+
+    @property
+    def diagnostics(self) -> Path:
+        """What `diagnose` measured."""
+        return self.path / "diagnostics.json"
+
+    @property
+    def diagnostics_page(self) -> Path:
+        """The same as an HTML page."""
+        return self.path / "diagnostics.html"
+
+    def log(self, rank: int) -> Path:
+        """The log file of one process."""
+        return self.path / ("log.txt" if rank == 0 else f"log.rank{rank}.txt")
+
+    def exists(self) -> bool:
+        """Whether a run has begun here."""
+        return self.config.is_file()
+
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.metrics.is_file()
+
+    def read_metrics(self) -> dict[str, Any]:
+        """The content of metrics.json.
+
+        Raises:
+            UserError: the run has not finished, or the file is damaged.
+        """
+        try:
+            content: dict[str, Any] = json.loads(self.metrics.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.path} is no finished run: it has no {self.metrics.name}; name the --run-dir of one"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.metrics}: cannot be read: {error}") from None
+        return content

@@ -1,0 +1,1 @@
+"""Training runs, and what is done with a trained one."""

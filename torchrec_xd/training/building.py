@@ -1,0 +1,104 @@
+"""From a config to its model: built, its sharding planned, sharded over the run's processes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from torchrec_xd.config import RunConfig, load_run
+from torchrec_xd.distributed.optimizers import Optimizers, fuse_optimizers
+from torchrec_xd.distributed.process_group import Processes
+from torchrec_xd.distributed.sharders import sharders
+from torchrec_xd.distributed.sharding import shard
+from torchrec_xd.errors import UserError
+from torchrec_xd.models import find_model
+from torchrec_xd.models.model import Model
+from torchrec_xd.models.transfer import SourceRun
+from torchrec_xd.planner import RunPlan, plan_run, this_machine
+
+
+def source_run(config: RunConfig) -> SourceRun | None:
+    """What the run that `init_from` names has trained; None where the config names none.
+
+    Raises:
+        UserError: there is no such run, or it trained a model that this one cannot start from.
+    """
+    transfer = find_model(config.model.name).transfer
+    if config.init_from is None or transfer is None:
+        return None
+    source = load_run(config.init_from)
+    while continues(config, source):
+        assert source.init_from is not None
+        source = load_run(source.init_from)
+    if source.model.name != transfer.source:
+        raise UserError(
+            f"init_from: {config.init_from} trained '{source.model.name}'; "
+            f"'{config.model.name}' starts from a run of '{transfer.source}'"
+        )
+    return SourceRun(source.schema_in_use, source.model, source.embeddings)
+
+
+def continues(config: RunConfig, source: RunConfig) -> bool:
+    """Whether a run goes on with every weight of a run of the same model: the next slice of time."""
+    transfer = find_model(config.model.name).transfer
+    return transfer is not None and transfer.slices and source.model.name == config.model.name
+
+
+def build(config: RunConfig, source: SourceRun | None = None) -> Model:
+    """The model with its first weights, its tables still on the meta device.
+
+    Args:
+        config: the run's.
+        source: what `source_run` found.
+
+    Raises:
+        UserError: model, schema and source run do not fit together.
+    """
+    torch.manual_seed(config.seed)
+    arguments = (config.schema_in_use, config.model, config.embeddings, config.seed)
+    return find_model(config.model.name).build(*arguments, *(() if source is None else (source,)))
+
+
+def plan_sharding(model: Model, config: RunConfig, processes: Processes) -> RunPlan:
+    """Give the tables their optimizers, whose state takes room, and plan where they go (a collective).
+
+    Rank 0 plans for all.
+
+    Raises:
+        UserError: on all ranks: no plan fits, or the plan that the config names is not for this model and cluster.
+    """
+    fuse_optimizers(model, config.optimizer.tables)
+    found: RunPlan | None = None
+    problem = ""
+    if processes.is_main_process:
+        device = "cuda" if processes.device.type == "cuda" else "cpu"
+        cluster = this_machine(device, processes.size, processes.local_size)
+        pooling = {f.column: float(f.length) for f in config.schema_in_use.features if f.length is not None}
+        kinds = sharders(config.sharding.communication)
+        try:
+            found = plan_run(model, kinds, cluster, config.sharding, config.loader.batch_size, pooling)
+        except UserError as error:
+            problem = str(error)
+    found, problem = processes.broadcast_object((found, problem))
+    if found is None:
+        raise UserError(problem)
+    return found
+
+
+def shard_by(
+    plan: RunPlan, model: Model, config: RunConfig, processes: Processes
+) -> tuple[nn.Module, Optimizers]:
+    """The model on its ranks, and its optimizers (a collective)."""
+    return shard(model, plan.sharding_plan, config.optimizer, processes, config.sharding.communication)
+
+
+def build_sharded(
+    config: RunConfig, processes: Processes, source: SourceRun | None = None
+) -> tuple[nn.Module, Optimizers]:
+    """A run's model on its ranks, with first weights, and its optimizers (a collective).
+
+    Raises:
+        UserError: what `build` and `plan_sharding` refuse.
+    """
+    model = build(config, source)
+    return shard_by(plan_sharding(model, config, processes), model, config, processes)

@@ -1,0 +1,197 @@
+"""What is done with a trained run: its model loaded, evaluated, and asked for predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from torch import Tensor, nn
+
+from torchrec_xd.checkpoint import Checkpoints
+from torchrec_xd.config import RunConfig, load_run
+from torchrec_xd.data.loader import Loader
+from torchrec_xd.data.predictions import PredictionColumns, PredictionWriter
+from torchrec_xd.data.shards import ShardSpec
+from torchrec_xd.distributed.process_group import Processes, process_group
+from torchrec_xd.errors import UserError
+from torchrec_xd.evaluation.metrics import Report
+from torchrec_xd.log import RunLog
+from torchrec_xd.models import find_model
+from torchrec_xd.reports.run_report import save_report
+from torchrec_xd.run_folder import RunFolder
+from torchrec_xd.schema import Split
+from torchrec_xd.training.building import build_sharded, source_run
+from torchrec_xd.training.split_evaluation import SplitEvaluation
+from torchrec_xd.training.trainer import predict as predict_batches
+
+if TYPE_CHECKING:
+    from torchrec_xd.data.predictions import PredictionTable
+
+CheckpointChoice = Literal["best", "last"]
+"""The checkpoint with the best validation score, or the last one."""
+
+
+def checkpoints_of(config: RunConfig, folder: RunFolder, processes: Processes) -> Checkpoints:
+    """The checkpoints of a run."""
+    return Checkpoints(folder.checkpoints, config.checkpoint, processes, config.schema_in_use.fingerprint())
+
+
+def checkpoint_folder(config: RunConfig, folder: RunFolder, which: CheckpointChoice, processes: Processes) -> Path:
+    """The folder of one checkpoint.
+
+    Raises:
+        UserError: the run has none yet.
+    """
+    checkpoints = checkpoints_of(config, folder, processes)
+    found = checkpoints.best() if which == "best" else checkpoints.last()
+    if found is None:
+        raise UserError(f"{folder.path} has no checkpoint yet; train it first")
+    return found
+
+
+def load_sharded(config: RunConfig, folder: RunFolder, which: CheckpointChoice, processes: Processes) -> nn.Module:
+    """The model of a run on its ranks, with the weights of a checkpoint (a collective)."""
+    checkpoint = checkpoint_folder(config, folder, which, processes)
+    model, _ = build_sharded(config, processes, source_run(config))
+    checkpoints_of(config, folder, processes).load(model, checkpoint)
+    return model
+
+
+@contextmanager
+def load_model(directory: str | Path, checkpoint: CheckpointChoice = "best") -> Iterator[tuple[nn.Module, RunConfig]]:
+    """A trained model, for as long as the block lasts: `with load_model("runs/mkt") as (model, config): ...`.
+
+    The model takes a `Batch` of the run's schema, and returns an `Output`. Its process group (torchrun's, or one of
+    this process alone) ends with the block.
+
+    Raises:
+        UserError: no run, no checkpoint, or one that is damaged.
+    """
+    config = load_run(Path(directory))
+    with process_group(config.trainer) as processes, RunLog(None, processes.rank):
+        model = load_sharded(config, RunFolder(Path(directory)), checkpoint, processes)
+        model.eval()
+        yield model, config
+
+
+def evaluate(
+    directory: str | Path,
+    split: Split = "test",
+    checkpoint: CheckpointChoice = "best",
+    page: str | Path | None = None,
+) -> Report:
+    """Exact metrics of a finished run on one of its splits: `eval` and `slices`, as in metrics.json.
+
+    Args:
+        directory: the run folder.
+        split: what is measured.
+        checkpoint: best or last.
+        page: an HTML report to write; models may add parts of their own to it (EXIT: what passes, by scene).
+
+    Raises:
+        UserError: no run, no checkpoint; or a page with parts that need all rows in one process, under torchrun.
+    """
+    config = load_run(Path(directory))
+    spec = find_model(config.model.name)
+    with process_group(config.trainer) as processes:
+        diagnostics = [] if page is None else spec.report(config.schema_in_use, config.model)
+        if diagnostics and processes.size > 1:
+            raise UserError(
+                f"the report of '{config.model.name}' is made in one process; run evaluate --report without torchrun"
+            )
+        evaluation = SplitEvaluation(config, split, processes, diagnostics)
+        with RunLog(None, processes.rank):
+            model = load_sharded(config, RunFolder(Path(directory)), checkpoint, processes)
+            report = evaluation.report(model)
+            if page is not None and processes.is_main_process:
+                save_report(Path(page), f"{Path(directory).name}: {config.model.name} on {split}", report, diagnostics)
+            return report
+
+
+def score(
+    directory: str | Path,
+    rows: str | Path | None,
+    output: str | Path,
+    domain: str,
+    checkpoint: CheckpointChoice = "best",
+    *,
+    parts: bool = False,
+) -> int:
+    """Write a run's predictions for the rows of one domain as Parquet; returns their number.
+
+    Args:
+        directory: the run folder.
+        rows: Parquet file, folder or glob. Default: the domain's test split.
+        output: the file to write, whole or not at all.
+        domain: of the rows.
+        checkpoint: best or last.
+        parts: also write `score_<name>`, untruncated, for each task and each auxiliary score.
+
+    The columns are the schema's user column and `prob_<task>` for each task of the domain, truncated to [0, 1]; rows
+    are in the order of the input.
+
+    Raises:
+        UserError: an unknown domain, or rows that do not fit the schema; nothing is written.
+    """
+
+    def written(columns: PredictionColumns, batches: Iterator[tuple[Tensor, list[Tensor]]]) -> int:
+        with PredictionWriter(Path(output), columns) as writer:
+            return sum(writer.write(user_B, scores) for user_B, scores in batches)
+
+    return _predicted(directory, rows, domain, checkpoint, parts, written)
+
+
+def predict(
+    directory: str | Path,
+    rows: str | Path | None = None,
+    *,
+    domain: str,
+    checkpoint: CheckpointChoice = "best",
+    parts: bool = False,
+) -> PredictionTable:
+    """A run's predictions for the rows of one domain as an Arrow table; arguments, columns and errors as of `score`."""
+
+    def collected(columns: PredictionColumns, batches: Iterator[tuple[Tensor, list[Tensor]]]) -> PredictionTable:
+        return columns.concat(columns.table(user_B, scores) for user_B, scores in batches)
+
+    return _predicted(directory, rows, domain, checkpoint, parts, collected)
+
+
+T = TypeVar("T")
+
+
+def _predicted(
+    directory: str | Path,
+    rows: str | Path | None,
+    domain: str,
+    checkpoint: CheckpointChoice,
+    parts: bool,
+    consume: Callable[[PredictionColumns, Iterator[tuple[Tensor, list[Tensor]]]], T],
+) -> T:
+    """What `consume` makes of the predictions: the columns, then users and scores batch by batch."""
+    config = load_run(Path(directory))
+    schema = config.schema_in_use
+    if domain not in schema.domains:
+        raise UserError(f"--domain {domain}: the run's domains are: {', '.join(schema.domains)}")
+    own = schema.domains[domain].test if rows is None else str(Path(rows).absolute())
+    domains = {
+        name: entry.model_copy(update={"test": own if name == domain else None})
+        for name, entry in schema.domains.items()
+    }
+    tasks = [task.name for task in schema.tasks if task.domain == domain]
+    auxiliary = find_model(config.model.name).auxiliary_scores(config.model)
+    scores = [*tasks, *(name for name, task in auxiliary.items() if task in tasks)] if parts else []
+    with process_group(config.trainer) as processes:
+        if processes.size > 1:
+            raise UserError("score runs in one process; split the input to use several")
+        given = schema.model_copy(update={"domains": domains})
+        loader = Loader(given, config.loader, "test", ShardSpec(shuffle=False), labels=False)
+        with RunLog(None):
+            model = load_sharded(config, RunFolder(Path(directory)), checkpoint, processes)
+            batches = (
+                (batch.user_B, [output.score[name] for name in (*tasks, *scores)])
+                for batch, output in predict_batches(model, loader, processes)
+            )
+            return consume(PredictionColumns(schema.user, tuple(tasks), tuple(scores)), batches)

@@ -1,0 +1,179 @@
+"""Training a run: from a config to a run folder with checkpoints and final metrics."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from torchrec_xd.atomic_write import write_json, write_text
+from torchrec_xd.batch import LoaderState
+from torchrec_xd.checkpoint import Saved, transfer
+from torchrec_xd.config import RunConfig, load_run
+from torchrec_xd.data.loader import Loader
+from torchrec_xd.data.shards import ShardSpec
+from torchrec_xd.distributed.memory import peak_memory
+from torchrec_xd.distributed.optimizers import Optimizers
+from torchrec_xd.distributed.process_group import Processes, process_group
+from torchrec_xd.distributed.sharding import table_bytes
+from torchrec_xd.errors import UserError
+from torchrec_xd.log import RunLog
+from torchrec_xd.models import find_model
+from torchrec_xd.models.transfer import EVERYTHING
+from torchrec_xd.planner import RankMeasured, RunPlan
+from torchrec_xd.run_folder import RunFolder
+from torchrec_xd.training.building import build, continues, plan_sharding, shard_by, source_run
+from torchrec_xd.training.inference import checkpoint_folder, checkpoints_of
+from torchrec_xd.training.split_evaluation import SplitEvaluation, has_rows
+from torchrec_xd.training.trainer import Summary, Training, fit
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    config: RunConfig, directory: str | Path, *, resume: bool = False, restartable: bool = False
+) -> dict[str, Any]:
+    """Train, validate after every epoch, evaluate at the end; returns the content of metrics.json.
+
+    Args:
+        config: the run's.
+        directory: the run folder, new or empty unless the run is resumed. Afterwards it holds config.yaml, plan.json,
+            log.txt, metrics.jsonl, tensorboard/, checkpoints/ and metrics.json (of the best checkpoint where the run
+            validated, else of the last).
+        resume: go on from the last checkpoint.
+        restartable: resume where the folder holds a begun run, return the metrics of a finished one, else begin: for
+            launchers that may start a job any number of times.
+
+    Raises:
+        UserError: the folder holds another run, or config and data do not fit together; nothing is written.
+    """
+    folder = RunFolder(Path(directory))
+    resume = resume or (restartable and folder.exists())
+    _check_folder(config, folder, resume)
+    schema = config.schema_in_use
+    with process_group(config.trainer) as processes:
+        resume = processes.any(resume)  # a node may see late what another one wrote into a shared folder
+        if restartable and (done := processes.broadcast_object(_finished(folder) if processes.is_main_process else None)):
+            return done
+        loader = Loader(schema, config.loader, "train", ShardSpec(processes.rank, processes.size, config.seed))
+        _refuse_empty_batches(loader, processes)
+        valid = SplitEvaluation(config, "valid", processes) if has_rows(schema, "valid") else None
+        final = SplitEvaluation(config, config.evaluate_on, processes)
+        built = build(config, source_run(config))
+        parameters = built.parameter_counts()
+        plan = plan_sharding(built, config, processes)
+        _begin_folder(config, plan, folder, processes)
+        with RunLog(folder.path, processes.rank) as log:
+            model, optimizers = shard_by(plan, built, config, processes)
+            if config.init_from is not None:
+                _load_source_weights(config, config.init_from, model, folder, processes)
+            checkpoints = checkpoints_of(config, folder, processes)
+            saved = checkpoints.resume(model, optimizers, log.say) if resume else None
+            start = _loader_state(saved, loader, config, log) if saved else LoaderState(0, 0)
+            log.truncate_after(saved.step if saved else 0)
+            log.say(f"{directory}: {config.model.name} on {', '.join(schema.domains)}, {loader.rows:,} rows an epoch")
+            summary = fit(
+                Training(model, optimizers, config.trainer, processes),
+                loader,
+                log,
+                checkpoints,
+                lambda: None if valid is None else valid.monitored(model, config),
+                start=start,
+            )
+            ranks = processes.all_gather_object(_measured(model, optimizers, summary, processes))
+            chosen = checkpoints.best()
+            assert chosen is not None
+            if chosen != checkpoints.last():
+                checkpoints.load(model, chosen)
+            content: dict[str, Any] = {
+                **final.report(model),
+                "split": config.evaluate_on,
+                "checkpoint": chosen.name,
+                "train": {
+                    "steps": summary.steps,
+                    "rows": summary.rows,
+                    "rows_per_second": summary.rows_per_second,
+                    "parameters": parameters,
+                    "ranks": [rank.model_dump() for rank in ranks],
+                },
+            }
+            if processes.is_main_process:
+                write_json(folder.metrics, content)
+    return content
+
+
+def _measured(model: nn.Module, optimizers: Optimizers, summary: Summary, processes: Processes) -> RankMeasured:
+    return RankMeasured(
+        table_bytes=table_bytes(model, optimizers),
+        peak_memory_bytes=peak_memory(processes.device),
+        step_ms=None if summary.step_seconds is None else 1000 * summary.step_seconds,
+    )
+
+
+def _refuse_empty_batches(loader: Loader, processes: Processes) -> None:
+    """A rank without rows would have no gradient to give, and sharded collections take no batch of 0 rows."""
+    if loader.steps and not loader.smallest_batch:
+        raise UserError(
+            f"the train split has {loader.rows} rows, too few for {processes.size} processes and {loader.steps} steps "
+            "an epoch: some batch would be empty; use fewer processes or a larger loader.batch_size"
+        )
+
+
+def _check_folder(config: RunConfig, folder: RunFolder, resume: bool) -> None:
+    if resume and not folder.exists():
+        raise UserError(f"--resume: {folder.path} holds no run; leave --resume out to begin one")
+    if resume:
+        begun = load_run(folder.path)
+        if begun.model_copy(update={"sharding": config.sharding}).dump() != config.dump():
+            raise UserError(
+                f"--resume: the config is not the one that {folder.path} began with (only `sharding` may change); "
+                f"resume with {folder.config}"
+            )
+    if not resume and folder.path.exists() and any(folder.path.iterdir()):
+        raise UserError(f"--run-dir {folder.path} is not empty; name another folder, or go on with --resume")
+
+
+def _finished(folder: RunFolder) -> dict[str, Any]:
+    """The content of metrics.json; empty where the run has not finished."""
+    return folder.read_metrics() if folder.finished() else {}
+
+
+def _loader_state(saved: Saved, loader: Loader, config: RunConfig, log: RunLog) -> LoaderState:
+    """Where reading goes on; with another number of processes at the same share of the epoch, which is cut anew."""
+    steps = -(-loader.rows // (saved.world_size * config.loader.batch_size))
+    if steps == loader.steps:
+        return saved.position
+    log.say(
+        f"the checkpoint was written by {saved.world_size} processes, whose steps had other rows: training goes on at "
+        "the same share of the epoch; some of its rows may be read twice, and others not"
+    )
+    return LoaderState(saved.position.epoch, round(saved.position.step * loader.steps / steps))
+
+
+def _begin_folder(config: RunConfig, plan: RunPlan, folder: RunFolder, processes: Processes) -> None:
+    if processes.is_main_process:
+        write_text(folder.config, config.dump())
+        plan.plan.save(folder.plan)
+    processes.barrier()
+
+
+def _load_source_weights(
+    config: RunConfig, source: Path, model: nn.Module, folder: RunFolder, processes: Processes
+) -> None:
+    """Load the declared weights of the source run, and write down what became of all of them: transfer.json."""
+    declared = find_model(config.model.name).transfer
+    assert declared is not None
+    trained = load_run(source)
+    checkpoint = checkpoint_folder(trained, RunFolder(source), config.init_checkpoint, processes)
+    checkpoints_of(trained, RunFolder(source), processes).check(checkpoint)
+    if continues(config, trained):
+        report = transfer(model, checkpoint, EVERYTHING, ())
+    else:
+        prefixes = {**declared.prefixes, **declared.further(config.schema_in_use, trained.schema_in_use)}
+        report = transfer(model, checkpoint, prefixes, declared.prunable)
+    if processes.is_main_process:
+        write_json(folder.transfer, {"from": str(checkpoint), **asdict(report)})
+    logger.info("transfer: %d loaded, %d fresh, %d pruned", *(len(part) for part in asdict(report).values()))

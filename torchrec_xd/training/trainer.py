@@ -1,0 +1,220 @@
+"""The loop that moves the weights, and the one that measures them."""
+
+from __future__ import annotations
+
+import math
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from torchrec_xd.batch import Batch, LoaderState
+from torchrec_xd.data.loader import Loader
+from torchrec_xd.distributed.precision import fast_bf16
+from torchrec_xd.distributed.process_group import Processes, ProcessSettings
+from torchrec_xd.errors import InterruptedRunError, UserError
+from torchrec_xd.log import RunLog
+from torchrec_xd.outputs import Output
+
+if TYPE_CHECKING:
+    from torchrec_xd.checkpoint import Checkpoints
+    from torchrec_xd.distributed.optimizers import Optimizers
+
+
+class TrainerSettings(ProcessSettings):
+    """How long and how training runs."""
+
+    epochs: PositiveInt = 1
+    log_every: PositiveInt = 20
+    """Steps between two lines of metrics.jsonl; the loss is read, and signals are checked, then and at checkpoints."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """bf16: the dense part runs under autocast; weights, tables and losses stay fp32. auto: bf16 where the device has
+    hardware for it, else fp32."""
+    weighted: bool = False
+    """Whether the loss honours the schema's row weights; metrics always do."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What training did in this process group, since it last started."""
+
+    steps: int
+    rows: int
+    seconds: float
+    step_seconds: float | None
+    """Of one step on this rank: the median over the intervals between log steps; None where nothing was left to do."""
+
+    @property
+    def rows_per_second(self) -> float:
+        """Over all ranks; 0 where nothing was left to do."""
+        return self.rows / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """A model and what moves it."""
+
+    model: nn.Module
+    optimizers: Optimizers
+    settings: TrainerSettings
+    processes: Processes
+
+    @cached_property
+    def bf16(self) -> bool:
+        """Whether the dense part runs in bf16."""
+        precision = self.settings.precision
+        return precision == "bf16" or (precision == "auto" and fast_bf16(self.processes.device))
+
+
+def fit(
+    training: Training,
+    loader: Loader,
+    log: RunLog,
+    checkpoints: Checkpoints,
+    validate: Callable[[], float | None],
+    *,
+    start: LoaderState,
+) -> Summary:
+    """Train from `start` to the last epoch.
+
+    At the end of every epoch `validate` is called (larger is better) and a checkpoint is written.
+
+    Raises:
+        UserError: the loss is not finite; the last checkpoint stays.
+        InterruptedRunError: SIGINT or SIGTERM was received; a checkpoint has been written.
+    """
+    settings, processes = training.settings, training.processes
+    total = settings.epochs * loader.steps
+    first = step = start.epoch * loader.steps + start.step
+    rows, since = 0, _Stopwatch(first)
+    began = time.perf_counter()
+    training.model.train()
+    with log.progress(total, step) as progress, _stop_requests() as stop:
+        stopping = False
+        for batch in loader.batches(start, settings.epochs):
+            training.optimizers.set_lr(step, total)
+            loss, output = train_step(training, batch)
+            step += 1
+            rows += len(batch) * processes.size
+            epoch_ends = batch.position.step == loader.steps
+            saves = epoch_ends or step % (checkpoints.settings.every_steps or total + 1) == 0
+            if step % settings.log_every == 0 or saves or (processes.size == 1 and stop):  # nothing infinite is ever saved
+                values = _losses(loss, output)
+                if processes.any(not math.isfinite(values["loss"])):
+                    raise UserError(_divergence(values["loss"], step, batch, loader))
+                speed = since.lap(rows, step)
+                log.metrics(step, {**values, "epoch": batch.position.epoch, "rows_per_second": speed})
+                progress.update(step, f"loss {values['loss']:.4f}  {speed:,.0f} rows/s")
+                stopping = processes.any(bool(stop))
+            if epoch_ends:
+                with since.stopped():
+                    score = validate()
+                training.model.train()
+                if score is not None:
+                    log.metrics(step, {"valid": score})
+            if saves or stopping:
+                with since.stopped():
+                    checkpoints.save(
+                        training.model, training.optimizers, batch.position, step, score if epoch_ends else None
+                    )
+            if stopping:
+                raise InterruptedRunError(f"stopped after step {step} of {total}; a checkpoint was written")
+    return Summary(step - first, rows, time.perf_counter() - began, since.median())
+
+
+def train_step(training: Training, batch: Batch) -> tuple[Tensor, Output]:
+    """Forward, backward (tables move there) and the dense step; the learning rates must have been set before."""
+    settings = training.settings
+    training.optimizers.zero_grad()
+    batch = batch.to(training.processes.device, non_blocking=True)
+    if not settings.weighted:
+        batch = replace(batch, weight_B=torch.ones_like(batch.weight_B))
+    with torch.autocast(training.processes.device.type, torch.bfloat16, enabled=training.bf16):
+        output: Output = training.model(batch)
+        loss = output.total_loss()
+    loss.backward()
+    training.optimizers.step()
+    return loss, output
+
+
+def _losses(loss: Tensor, output: Output) -> dict[str, float]:
+    """The loss, its parts and the monitors as numbers: the one place of the loop that waits for the device."""
+    parts = {**output.loss, **output.monitors}
+    numbers = torch.stack([loss.detach(), *(part.detach() for part in parts.values())]).float().tolist()
+    return dict(zip(["loss", *parts], numbers, strict=True))
+
+
+def _divergence(loss: float, step: int, batch: Batch, loader: Loader) -> str:
+    whose = "the loss" if not math.isfinite(loss) else "the loss of another process"
+    sources = "\n".join(f"  {source}" for source in loader.sources(batch.position))
+    return (
+        f"{whose} became {loss if not math.isfinite(loss) else 'NaN or infinite'} at or before step {step} (epoch "
+        f"{batch.position.epoch}, batch {batch.position.step}); all processes stop, the last checkpoint stays. Lower "
+        "optimizer.dense.lr or optimizer.tables.lr, set optimizer.dense.clip_norm, or look at the data: this process's "
+        f"rows of that batch lie among\n{sources}"
+    )
+
+
+@torch.no_grad()
+def predict(model: nn.Module, loader: Loader, processes: Processes) -> Iterator[tuple[Batch, Output]]:
+    """Every batch of a split that holds rows, with the model's output for it, in evaluation mode and full precision."""
+    model.eval()
+    for read in loader.batches():
+        batch = read.to(processes.device, non_blocking=True)
+        if len(batch):
+            yield batch, model(batch, with_loss=False)
+        else:
+            model(batch.padding(), with_loss=False)  # a rank without rows still answers what the others look up
+
+
+class _Stopwatch:
+    """Rows per second since the last lap, and seconds per step of every lap."""
+
+    def __init__(self, step: int) -> None:
+        self.rows, self.step, self.time = 0, step, time.perf_counter()
+        self.laps: list[float] = []
+
+    def lap(self, rows: int, step: int) -> float:
+        now = time.perf_counter()
+        took = now - self.time
+        self.laps.append(took / (step - self.step))
+        speed = (rows - self.rows) / took
+        self.rows, self.step, self.time = rows, step, now
+        return speed
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What happens inside does not count."""
+        began = time.perf_counter()
+        yield
+        self.time += time.perf_counter() - began
+
+    def median(self) -> float | None:
+        """Seconds of a step, over the laps."""
+        return statistics.median(self.laps) if self.laps else None
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Signals that ask to stop, collected instead of acted on; a second SIGINT interrupts at once."""
+    received: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
