@@ -17,36 +17,43 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    ("settings",),
-    ("schema", "batch", "log", "page", "world", "doctor", "modules", "losses", "statistics"),
-    ("embeddings", "data", "prepare"),
-    ("models", "cpu_lookup"),
-    ("trainer", "checkpoint", "metrics", "sharding", "planner", "report"),
+    ("errors", "atomic_write", "private_names"),
+    ("settings", "run_folder", "shipped", "error_boundary", "doctor"),
+    ("schema", "batch", "log", "modules", "losses"),
+    ("outputs", "evaluation", "embeddings", "data"),
+    ("reports",),
+    ("datasets", "diagnostics"),
+    ("models",),
+    ("distributed",),
+    ("checkpoint", "planner", "training/trainer"),
     ("config",),
-    ("run",),
-    ("study",),
-    ("diagnostics",),
+    ("training",),
+    ("study", "benchmark", "launch"),
     ("cli",),
-    ("launch", "tools"),
+    ("doors", "tools"),
 )
-"""From the floor up; a file imports from layers below its own, and from its own folder."""
+"""From the floor up; a file imports from layers below its own, and from its own folder. `doors` is the folder launch/."""
 LAYER_OF = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 
 TORCH_ONLY = ("modules", "losses")
 MAY_IMPORT = {
     # Collectives: process group and sharded model, gathering for exact metrics, reading and writing of shards.
-    "torch.distributed": ("sharding", "metrics", "checkpoint", "world"),
-    # The planner takes what describes shards and prices; what needs a process group is for sharding alone.
-    "torchrec.distributed": ("sharding", "planner", "cpu_lookup"),
-    "torchrec.distributed.comm": ("sharding",),
-    "torchrec.distributed.model_parallel": ("sharding",),
-    "torchrec.distributed.DistributedModelParallel": ("sharding",),
-    "torchrec.distributed.train_pipeline": ("sharding",),
-    "pyarrow": ("data", "prepare", "tools"),
+    "torch.distributed": ("distributed", "evaluation", "checkpoint", "private_names"),
+    # The planner takes what describes shards and costs; what needs a process group is for `distributed` alone.
+    "torchrec.distributed": ("distributed", "planner"),
+    "torchrec.distributed.comm": ("distributed",),
+    "torchrec.distributed.model_parallel": ("distributed",),
+    "torchrec.distributed.DistributedModelParallel": ("distributed",),
+    "torchrec.distributed.train_pipeline": ("distributed",),
+    "pyarrow": ("data", "datasets", "benchmark", "tools"),
     "pandas": (),
 }
 """Modules that only some parts may import; the longest name that fits decides."""
 
+KNOW_PRIVATE_NAMES = (
+    Path("torchrec_xd/private_names.py"),
+    Path("torchrec_xd/benchmark/peer_worker.py"),  # runs in another library's environment, without this package
+)
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "manager"}
 FILE_LINES = {"modules": 150, "models": 250}
 MAX_FILE_LINES = 400
@@ -74,25 +81,55 @@ def file_faults(path: Path, source: str) -> Iterator[tuple[int, str]]:
         if FORBIDDEN_NAMES & set(name.split("_")):
             yield 1, f"'{name}' says nothing: name it after what it holds"
     if path.parts[0] == "tests":
+        for line, module, _ in imports(ast.parse(source)):
+            if module.startswith("tests.") and any(name.startswith("test_") for name in module.split(".")[:-1]):
+                yield line, "imports from another test: what tests share lies in tests/support"
         return
+    if path == Path("torchrec_xd/__init__.py"):
+        return  # the public API names what lies in all layers, and imports it at first use
     if part not in LAYER_OF and path.name != "__init__.py":
         yield 1, f"'{part}' stands in no layer: give it one in tests/test_architecture.py"
     tree = ast.parse(source)
     yield from budget_faults(part, tree)
     yield from import_faults(part, tree)
+    if path not in KNOW_PRIVATE_NAMES:
+        yield from private_name_faults(tree)
 
 
 def part_of(path: Path) -> str:
-    """The file or folder that a layer names: torchrec_xd/data/arrow.py → data, tools/plan.py → tools."""
-    inside = path.parts[1] if path.parts[0] == "torchrec_xd" else path.parts[0]
-    return inside.removesuffix(".py")
+    """What a layer names, a file or a folder: torchrec_xd/data/arrow.py → data, tools/plan.py → tools."""
+    if path.parts[0] != "torchrec_xd":
+        return "doors" if path.parts[0] == "launch" else path.parts[0]
+    inside = path.with_suffix("").parts[1:]
+    names = ("/".join(inside[:length]) for length in range(len(inside), 0, -1))
+    return next((name for name in names if name in LAYER_OF), inside[0] if inside else "")
+
+
+def private_name_faults(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Underscore names of other people's objects; those that the file itself defines are its own."""
+    defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            defined.add(node.attr)
+    if any(module.partition(".")[0] == "ibis" for _, module, _ in imports(tree)):
+        return  # attributes of an Ibis table are its columns, and `_` stands for it
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Attribute):
+            names = [node.attr]
+        else:
+            continue
+        for name in names:
+            if name.startswith("_") and not name.endswith("__") and name not in defined:
+                yield node.lineno, f"'{name}' is private: what is needed of a dependency goes into private_names.py"
 
 
 def budget_faults(part: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef):
             continue
-        if node.name == "fit" and part == "trainer":
+        if node.name == "fit" and part == "training/trainer":
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             if lines > MAX_FIT_LINES:
                 yield node.lineno, f"fit has {lines} lines, the budget is {MAX_FIT_LINES}"
@@ -109,7 +146,7 @@ def import_faults(part: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
     for line, module, typing_only in imports(tree):
         package, _, rest = module.partition(".")
         if package in ("torchrec_xd", "launch", "tools"):
-            imported = rest.partition(".")[0] if package == "torchrec_xd" else package
+            imported = part_of(Path(package, *rest.split(".")))
             yield from ((line, text) for text in own_import_faults(part, imported, typing_only))
             continue
         if part in TORCH_ONLY and package not in {"torch", *sys.stdlib_module_names}:
@@ -173,13 +210,17 @@ MANY_ARGUMENTS = "class Net:\n    def __init__(self, a, b, c, d, *, e=1, f=2):\n
     [
         ("torchrec_xd/modules/hfa.py", "import math\nimport torch\nfrom torchrec_xd.modules.mlp import MLP\n"),
         ("torchrec_xd/data/arrow.py", "import pyarrow as pa\nfrom torchrec_xd import batch\n"),
-        ("torchrec_xd/sharding.py", "from torchrec.distributed.model_parallel import DistributedModelParallel\n"),
-        ("torchrec_xd/planner/prices.py", "from torchrec.distributed.planner.types import Topology\n"),
-        ("torchrec_xd/trainer.py", "if TYPE_CHECKING:\n    from torchrec_xd.metrics import Metrics\n"),
-        ("torchrec_xd/trainer.py", "def fit():\n" + "    x = 1\n" * 59),
+        ("torchrec_xd/distributed/a.py", "from torchrec.distributed.model_parallel import DistributedModelParallel\n"),
+        ("torchrec_xd/planner/costs/a.py", "from torchrec.distributed.planner.types import Topology\n"),
+        ("torchrec_xd/planner/a.py", "if TYPE_CHECKING:\n    from torchrec_xd.checkpoint import Checkpoints\n"),
+        ("torchrec_xd/config.py", "from torchrec_xd.training.trainer import TrainerSettings\n"),
+        ("torchrec_xd/training/train_run.py", "from torchrec_xd.config import RunConfig\n"),
+        ("torchrec_xd/training/trainer.py", "def fit():\n" + "    x = 1\n" * 59),
         ("torchrec_xd/modules/mlp.py", "x = 1\n" * 150),
         ("torchrec_xd/models/mkt.py", MANY_ARGUMENTS + "x = 1\n" * 247),
         ("torchrec_xd/batch.py", "x = 1\n" * 400),
+        ("torchrec_xd/batch.py", "class A:\n    def f(self):\n        self._a = other._a\n        self.__dict__\n"),
+        ("torchrec_xd/private_names.py", "def f(x):\n    return x._hidden\n"),
         ("tools/plan.py", "import pyarrow\nimport torchrec_xd.cli\n"),
         ("tests/data/test_arrow.py", "import pandas, pyarrow, torch.distributed\n"),
     ],
@@ -194,42 +235,56 @@ def test_what_is_allowed_is_no_fault(tmp_path: Path, path: str, source: str) -> 
     [
         ("torchrec_xd/batch.py", "\nfrom torchrec_xd.data.arrow import read\n", 2, "data from a layer above"),
         ("torchrec_xd/settings.py", "from torchrec_xd import schema\n", 1, "schema from a layer above"),
-        ("torchrec_xd/__init__.py", "from torchrec_xd import schema\n", 1, "schema from a layer above"),
-        ("torchrec_xd/models/mkt.py", "def f():\n    import torchrec_xd.trainer\n", 2, "trainer from a layer above"),
-        ("torchrec_xd/data/arrow.py", "from torchrec_xd.prepare import engine\n", 1, "prepare from its own layer"),
-        ("torchrec_xd/trainer.py", "from torchrec_xd.metrics import Metrics\n", 1, "metrics from its own layer"),
+        ("torchrec_xd/models/mkt.py", "def f():\n    import torchrec_xd.config\n", 2, "config from a layer above"),
+        ("torchrec_xd/data/arrow.py", "from torchrec_xd.embeddings import E\n", 1, "embeddings from its own layer"),
+        ("torchrec_xd/planner/a.py", "from torchrec_xd.checkpoint import C\n", 1, "checkpoint from its own layer"),
+        (
+            "torchrec_xd/config.py",
+            "from torchrec_xd.training.train_run import train\n",
+            1,
+            "training from a layer above",
+        ),
         (
             "torchrec_xd/data/a.py",
             "if TYPE_CHECKING:\n    from torchrec_xd.cli import x\n",
             2,
             "cli from a layer above",
         ),
-        ("torchrec_xd/report.py", "from tools.plan import main\n", 1, "tools from a layer above"),
-        ("torchrec_xd/doctor.py", "from torchrec_xd.modules.mlp import MLP\n", 1, "modules from its own layer"),
+        ("torchrec_xd/reports/page.py", "from tools.plan import main\n", 1, "tools from a layer above"),
+        ("torchrec_xd/doctor.py", "from torchrec_xd.shipped import CONFIGS\n", 1, "shipped from its own layer"),
         ("torchrec_xd/modules/hfa.py", "from torchrec_xd.settings import Settings\n", 1, "modules imports torch only"),
         ("torchrec_xd/losses.py", "import numpy as np\n", 1, "losses imports torch only"),
-        ("torchrec_xd/batch.py", "import pyarrow.compute as pc\n", 1, "belongs into data or prepare or tools"),
-        ("torchrec_xd/prepare/feed.py", "import pandas as pd\n", 1, "belongs into no part"),
-        ("torchrec_xd/trainer.py", "import torch.distributed as dist\n", 1, "belongs into sharding or metrics or"),
-        ("torchrec_xd/data/a.py", "from torch import distributed\n", 1, "belongs into sharding or metrics or"),
-        ("torchrec_xd/data/a.py", "import torch\nn = torch.distributed.get_rank()\n", 2, "belongs into sharding or"),
+        ("torchrec_xd/batch.py", "import pyarrow.compute as pc\n", 1, "belongs into data or datasets or"),
+        ("torchrec_xd/datasets/a.py", "import pandas as pd\n", 1, "belongs into no part"),
+        ("torchrec_xd/training/a.py", "import torch.distributed as dist\n", 1, "belongs into distributed or"),
+        ("torchrec_xd/data/a.py", "from torch import distributed\n", 1, "belongs into distributed or"),
+        ("torchrec_xd/data/a.py", "import torch\nn = torch.distributed.get_rank()\n", 2, "belongs into distributed or"),
         (
-            "torchrec_xd/trainer.py",
+            "torchrec_xd/training/a.py",
             "from torchrec.distributed import TrainPipelineBase\n",
             1,
-            "into sharding or planner",
+            "into distributed or planner",
         ),
-        ("torchrec_xd/planner/a.py", "from torchrec.distributed.comm import f\n", 1, "belongs into sharding"),
-        ("torchrec_xd/planner/a.py", "from torchrec.distributed import DistributedModelParallel\n", 1, "into sharding"),
+        ("torchrec_xd/planner/a.py", "from torchrec.distributed.comm import f\n", 1, "belongs into distributed"),
+        ("torchrec_xd/planner/a.py", "from torchrec.distributed import DistributedModelParallel\n", 1, "distributed"),
         ("torchrec_xd/modules/mlp.py", "x = 1\n" * 151, 151, "151 lines, the budget is 150"),
         ("torchrec_xd/models/mkt.py", "x = 1\n" * 251, 251, "251 lines, the budget is 250"),
         ("tests/test_mkt.py", "x = 1\n" * 401, 401, "401 lines, the budget is 400"),
-        ("torchrec_xd/trainer.py", "\ndef fit():\n" + "    x = 1\n" * 60, 2, "fit has 61 lines, the budget is 60"),
-        ("torchrec_xd/cli.py", MANY_ARGUMENTS.replace("f=2", "f=2, g=3"), 2, "a constructor of 7 arguments"),
-        ("torchrec_xd/cli.py", MANY_ARGUMENTS.replace("f=2", "f=2, **more"), 2, "a constructor of 7 arguments"),
+        (
+            "torchrec_xd/training/trainer.py",
+            "\ndef fit():\n" + "    x = 1\n" * 60,
+            2,
+            "fit has 61 lines, the budget is 60",
+        ),
+        ("torchrec_xd/batch.py", MANY_ARGUMENTS.replace("f=2", "f=2, g=3"), 2, "a constructor of 7 arguments"),
+        ("torchrec_xd/batch.py", MANY_ARGUMENTS.replace("f=2", "f=2, **more"), 2, "a constructor of 7 arguments"),
         ("torchrec_xd/data/string_utils.py", "", 1, "'string_utils' says nothing"),
         ("torchrec_xd/models/base/mkt.py", "", 1, "'base' says nothing"),
         ("torchrec_xd/serving.py", "", 1, "'serving' stands in no layer"),
+        ("torchrec_xd/planner/a.py", "def f(x):\n    return x._cdata\n", 2, "'_cdata' is private"),
+        ("torchrec_xd/planner/a.py", "from torch.optim import _f\n", 1, "'_f' is private"),
+        ("torchrec_xd/planner/a.py", "from torch._c import f\n", 1, "'_c' is private"),
+        ("tests/data/a.py", "from tests.data.test_b import c\n", 1, "imports from another test"),
     ],
 )
 def test_a_planted_fault_is_found(tmp_path: Path, path: str, source: str, line: int, fault: str) -> None:

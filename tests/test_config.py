@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.feeds import SCHEMA
+from tests.support.feeds import SCHEMA
 from torchrec_xd.config import load_config, load_run
 from torchrec_xd.errors import UserError
 
@@ -47,7 +47,7 @@ def test_a_config_may_extend_another_and_only_differ(tmp_path):
     assert (config.model.name, config.model.gamma, config.seed) == ("mkt_pretrain", 0.0, 3)
 
 
-def test_stage_two_begins_with_a_run_and_no_other_model_does(tmp_path):
+def test_stage_two_parent_a_run_and_no_other_model_does(tmp_path):
     with pytest.raises(UserError, match="set init_from"):
         load_config(write(tmp_path, model={"name": "mkt_finetune"}))
     with pytest.raises(UserError, match="remove init_from"):
@@ -71,7 +71,7 @@ def test_a_run_narrows_tasks_and_features_and_says_what_it_watches(tmp_path):
         ({"tasks": ["buy@post"]}, "unknown task 'buy@post'"),
         ({"tasks": ["click@post"]}, "domain 'items' is left without a task"),
         ({"without": ["stlye"]}, "'stlye' is no feature"),
-        ({"monitor_tasks": ["buy@post"]}, "monitor_tasks: 'buy@post' is no task in use; these are: click@items"),
+        ({"monitor_tasks": ["buy@post"]}, "monitor_tasks: 'buy@post' is not a task in use; these are: click@items"),
     ):
         with pytest.raises(UserError, match=message):
             load_config(write(tmp_path, **change))

@@ -4,8 +4,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from tests.feeds import SCHEMA, schema_at, write_feed
-from tests.unsharded import materialise
+from tests.support.feeds import SCHEMA, schema_at, write_feed
+from tests.support.unsharded import materialise
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, layout, table_configs
 from torchrec_xd.errors import UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.feeds import schema_at, write_feed
+from tests.support.feeds import schema_at, write_feed
 from torchrec_xd.config import RunConfig
 from torchrec_xd.settings import validate
 from torchrec_xd.training.inference import evaluate, score
@@ -18,7 +18,7 @@ def old_run(tmp_path, monkeypatch):
     """The run folder, in a working directory from which its data are found."""
     monkeypatch.chdir(tmp_path)
     write_feed(Path("feed"))
-    with tarfile.open(Path(__file__).parent / "run_of_0_1_0.tar.xz") as tar:
+    with tarfile.open(Path(__file__).parent / "support" / "run_of_0_1_0.tar.xz") as tar:
         tar.extractall(tmp_path, filter="data")
     return tmp_path / "pretrain"
 
@@ -34,7 +34,7 @@ def test_it_scores(old_run, tmp_path):
     assert score(old_run, None, tmp_path / "scores.parquet", "post", "best") == 200
 
 
-def test_the_second_stage_begins_with_it(old_run, tmp_path):
+def test_the_second_stage_parent_it(old_run, tmp_path):
     content = {
         "schema": schema_at(Path("feed")),
         "model": {"name": "mkt_finetune", "widths": [8], "head_widths": [4]},

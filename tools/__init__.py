@@ -1,3 +1,1 @@
-"""Tools run beside training."""
-
-import torchrec_xd  # noqa: F401 - before torch, whose threads it tells how to wait
+"""Tools for developers of this package, and doors to its commands."""

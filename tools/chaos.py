@@ -33,8 +33,8 @@ from rich.console import Console
 from rich.text import Text
 
 from torchrec_xd.checkpoint.reading import Reader, load
-from torchrec_xd.cli import EXIT_USER_ERROR
 from torchrec_xd.config import load_config
+from torchrec_xd.error_boundary import EXIT_USER_ERROR
 from torchrec_xd.errors import UserError
 
 POLL_SECONDS = 0.005

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from torchrec_xd.data.predictions import PredictionWriter
+from torchrec_xd.data.predictions import PredictionColumns, PredictionWriter
 from torchrec_xd.datasets.complete_journey.journey import PROVENANCE
 from torchrec_xd.errors import UserError
 from torchrec_xd.evaluation.metrics import Result, binary_metrics
@@ -97,7 +97,7 @@ def reference_rows(data: Path, split: str = "test", seed: int = 0, out: Path | N
     scores = {"counting": _matrix(scored, (COUNT,))[:, 0], **_boosted_scores(fitted, scored, seed)}
     if out is not None:
         for model, score in scores.items():
-            with PredictionWriter(out / f"{model}.parquet", USER, (), (TASK,)) as writer:
+            with PredictionWriter(out / f"{model}.parquet", PredictionColumns(USER, (), (TASK,))) as writer:
                 writer.write(torch.tensor(scored[USER].to_numpy()), [torch.from_numpy(score)])
     return [
         row for model, score in scores.items() for row in _rows(model, score, scored, probability=model != "counting")

@@ -29,7 +29,7 @@ class Model(NamedTuple):
     label: str
     run: str
     config: str
-    begins_with: str | None = None
+    parent: str | None = None
     """The run that it starts from."""
 
 
@@ -74,7 +74,7 @@ class Tour:
     def train(self, model: Model, out: Path) -> Row:
         """metrics.json of the model's run; trained, resumed or found."""
         run = out / model.run
-        assign = [f"init_from={out / model.begins_with}"] if model.begins_with else []
+        assign = [f"init_from={out / model.parent}"] if model.parent else []
         begun = run / "config.yaml"
         if begun.exists() and (
             begun.read_text() != load_config(Path(model.config), assign).dump() or self._older_than_data(begun)

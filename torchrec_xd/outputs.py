@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +24,11 @@ class Predictions:
     """Task to logit, for the rows of the task's domain, `[B_d]`: what cross entropies are computed from."""
     score: dict[str, Tensor]
     """Task to prediction, `[B_d]`: what metrics read and what is served. Keys `<task>/<name>` are auxiliary scores."""
-    vectors: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
-    """Whatever else the model's loss reads, by name."""
+    vectors: dict[str, Any] = field(default_factory=dict)
+    """Whatever else the model's loss reads, by name: tensors, or tuples of them."""
 
     @classmethod
-    def from_logits(cls, logits: Mapping[str, Tensor], vectors: dict[str, tuple[Tensor, ...]] | None = None) -> Predictions:
+    def from_logits(cls, logits: Mapping[str, Tensor], vectors: dict[str, Any] | None = None) -> Predictions:
         """Predictions that are the sigmoid of one logit per task, `[B_d, 1]` each."""
         logit = {task: logit_B1.squeeze(1) for task, logit_B1 in logits.items()}
         return cls(logit, {task: logit_B.sigmoid() for task, logit_B in logit.items()}, vectors or {})

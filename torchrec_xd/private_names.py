@@ -52,8 +52,10 @@ INDEX_CLASSES = {
 def apply_optimizer_in_backward(
     optimizer: type[torch.optim.Optimizer], parameters: Iterable[nn.Parameter], settings: Mapping[str, Any]
 ) -> None:
-    """Have the backward pass apply an optimizer (torch: `_apply_optimizer_in_backward`, which torchrec's fused kernels
-    read; torchrec's public wrapper of it is being phased out)."""
+    """Have the backward pass apply an optimizer, which torchrec's fused kernels then read.
+
+    This is torch's `_apply_optimizer_in_backward`: torchrec's public wrapper of it is being phased out.
+    """
     _apply_optimizer_in_backward(optimizer, parameters, dict(settings))
 
 
@@ -69,15 +71,18 @@ def copy_announced_optimizer(source: nn.Parameter, target: nn.Parameter) -> None
 
 
 def set_lookup_group(table: nn.Parameter, group: int) -> None:
-    """Keep tables of different groups in kernels of their own: torchrec groups by the settings of a table's fused
-    optimizer (`_optimizer_kwargs`), of which `_batch_key` has no other effect."""
+    """Keep tables of different groups in kernels of their own.
+
+    Torchrec groups by the settings of a table's fused optimizer (`_optimizer_kwargs`), of which `_batch_key` has no
+    other effect.
+    """
     settings = table._optimizer_kwargs[0]  # type: ignore[attr-defined]
     table._optimizer_kwargs = [{**settings, "_batch_key": group}]  # type: ignore[attr-defined]
 
 
 def sharded_lookups(collection: nn.Module) -> Iterator[Any]:
     """The lookup modules of a sharded collection, which torchrec hides from `modules()` (`_lookups`)."""
-    yield from collection._lookups  # type: ignore[misc,union-attr]
+    yield from collection._lookups  # type: ignore[misc]
 
 
 def lookup_kernels(lookup: Any) -> Any:

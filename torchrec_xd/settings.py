@@ -29,7 +29,7 @@ class Settings(BaseModel):
             value = content.get(field.alias or name) if isinstance(content, dict) else None
             if isinstance(value, bool) and "bool" not in str(field.annotation):
                 raise ValueError(
-                    f"'{name}' must not be a boolean; YAML reads yes, no, on and off as {value}: quote it if a text is meant"
+                    f"'{name}' must not be a boolean; YAML reads yes, no, on, off as {value}: quote it if meant as text"
                 )
         return content
 

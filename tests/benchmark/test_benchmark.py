@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from torchrec_xd.benchmark import peers, synthetic
-from torchrec_xd.benchmark.__main__ import app
+from torchrec_xd.benchmark.commands import app
 from torchrec_xd.benchmark.history import compare
 from torchrec_xd.benchmark.measure import Spread, alternate, ratio
 from torchrec_xd.benchmark.report import cost_figure

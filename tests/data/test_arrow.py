@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.data.tables import ROWS, row_lists, rows_of, schema_of
-from tests.data.test_hashing import INTEGERS, STRINGS
+from tests.support.data_tables import ROWS, row_lists, rows_of, schema_of
+from tests.support.xxhash_values import INTEGERS, STRINGS
 from torchrec_xd.batch import LoaderState
 from torchrec_xd.data.arrow import Decoder, Origin
 from torchrec_xd.data.collate import Collator, Rows

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.data.numbered import Layout, users, write
+from tests.support.numbered import Layout, users, write
 from torchrec_xd.batch import Batch
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.data.shards import ShardSpec

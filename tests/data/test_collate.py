@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.data.tables import ROWS, row_lists, rows_of, schema_of
+from tests.support.data_tables import ROWS, row_lists, rows_of, schema_of
 from torchrec_xd.batch import LoaderState
 from torchrec_xd.data.arrow import Decoder
 from torchrec_xd.data.collate import Collator, Rows

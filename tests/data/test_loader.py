@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tests.data.numbered import Layout, content, users, write
+from tests.support.numbered import Layout, content, users, write
 from torchrec_xd.batch import LoaderState
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.data.shards import ShardSpec
@@ -91,7 +91,9 @@ def test_epochs_seeds_and_windows_change_the_order_and_nothing_else_does(root: P
     schema, _ = write(root, [[[30, 30], [40]]])
 
     def order(seed: int = 0, window: int = 50, batch_size: int = 10, epochs: int = 2) -> list[int]:
-        loader = Loader(schema, LoaderSettings(batch_size=batch_size, shuffle_rows=window), "train", ShardSpec(seed=seed))
+        loader = Loader(
+            schema, LoaderSettings(batch_size=batch_size, shuffle_rows=window), "train", ShardSpec(seed=seed)
+        )
         return [user for batch in loader.batches(epochs=epochs) for user in users(batch, 0)]
 
     assert order() == order() == order(batch_size=7)
@@ -195,7 +197,9 @@ def test_a_domain_without_rows(root: Path) -> None:
 def test_a_position_beyond_the_epoch(root: Path) -> None:
     schema, _ = write(root, [[[30]]])
     loader = Loader(schema, LoaderSettings(batch_size=10), "train")
-    assert [batch.position for batch in loader.batches(LoaderState(0, 3), epochs=2)] == [LoaderState(1, s) for s in (1, 2, 3)]
+    assert [batch.position for batch in loader.batches(LoaderState(0, 3), epochs=2)] == [
+        LoaderState(1, s) for s in (1, 2, 3)
+    ]
     assert list(loader.batches(LoaderState(2, 0), epochs=2)) == []
     with pytest.raises(UserError, match="step 4 lies beyond the 3 steps of an epoch"):
         loader.batches(LoaderState(0, 4))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.numbered import content, write
+from tests.support.numbered import content, write
 from torchrec_xd.batch import Batch, LoaderState
 from torchrec_xd.data.collate import Rows
 from torchrec_xd.data.loader import Loader, LoaderSettings
@@ -110,7 +110,9 @@ def test_two_readers_of_one_loader_do_not_disturb_each_other(root: Path) -> None
 
 def test_the_next_window_is_read_ahead_and_the_one_after_it_is_not(root: Path, read: list[int]) -> None:
     schema, _ = write(root, [[[100] * 5]])
-    loader = Loader(schema, LoaderSettings(batch_size=10, shuffle_rows=100, prefetch=1), "train", ShardSpec(shuffle=False))
+    loader = Loader(
+        schema, LoaderSettings(batch_size=10, shuffle_rows=100, prefetch=1), "train", ShardSpec(shuffle=False)
+    )
     batches = loader.batches()
     next(batches)
     late = time.monotonic() + 10

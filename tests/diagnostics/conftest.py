@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.diagnostics.settings import MEM, TEM
-from tests.feeds import schema_at, write_feed
-from tests.models.small import train_run
+from tests.support.feeds import schema_at, write_feed
+from tests.support.mkt_settings import MEM, TEM
+from tests.support.small_models import train_run
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.schema import Schema
 

@@ -6,12 +6,12 @@ from contextlib import nullcontext
 import pytest
 from typer.testing import CliRunner
 
-from torchrec_xd.cli import app
+from torchrec_xd.cli.app import app
 from torchrec_xd.config import load_run
-from torchrec_xd.diagnostics import diagnosis
 from torchrec_xd.distributed.process_group import Processes, process_group
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema
+from torchrec_xd.training import diagnosis
 from torchrec_xd.training.diagnosis import diagnose
 
 
@@ -19,7 +19,7 @@ def test_the_first_stage_from_folder_to_files(runs, tmp_path):
     content = diagnose(runs / "mem", tmp_path / "new" / "out", batches=2)
     assert content == json.loads((tmp_path / "new" / "out" / "diagnostics.json").read_text())
     assert list(content["diagnostics"]) == ["gradients", "knowledge", "feature_scores", "tables"]
-    assert set(content["left_out"]) == {"gates", "transfer"}
+    assert set(content["left_out"]) == {"gates"}
     assert content["batches"] == 2
     assert sum(content["rows"].values()) == 256
     curve = content["diagnostics"]["knowledge"]["over_time"]
@@ -57,7 +57,7 @@ def test_the_command_on_the_second_stage(runs, tmp_path):
 def test_a_model_without_anything_to_diagnose_still_says_what_its_tables_touch(runs, tmp_path):
     content = diagnose(runs / "single", tmp_path, "valid")
     assert list(content["diagnostics"]) == ["tables"]
-    assert set(content["left_out"]) == {"gradients", "knowledge", "feature_scores", "gates", "transfer"}
+    assert set(content["left_out"]) == {"gradients", "feature_scores", "gates"}
     assert content["rows"] == {"post": 80}
 
 
@@ -83,11 +83,11 @@ def test_misuse(runs, tmp_path, monkeypatch):
     (tmp_path / "begun" / "config.yaml").write_bytes((runs / "mem" / "config.yaml").read_bytes())
     with pytest.raises(UserError, match="has no checkpoint yet; train it first"):
         diagnose(tmp_path / "begun", out)
-    with pytest.raises(UserError, match="--batches 0: at least one batch"):
+    with pytest.raises(UserError, match="--batches 0: has to be at least 1"):
         diagnose(runs / "mem", out, batches=0)
     with process_group() as processes:
-        two = Processes(0, 2, 2, processes.device, processes.group)
-    monkeypatch.setattr(diagnosis, "process_group", lambda: nullcontext(two))
+        two = Processes(0, 2, 2, processes.device, processes.group, 1)
+    monkeypatch.setattr(diagnosis, "process_group", lambda *_: nullcontext(two))
     with pytest.raises(UserError, match="in one process; run it without torchrun"):
         diagnose(runs / "mem", out)
     assert not out.exists()

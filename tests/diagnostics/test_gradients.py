@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.models.small import JOINT, joint_model
+from tests.support.small_models import JOINT, joint_model
 from torchrec_xd.config import load_run
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.data.shards import ShardSpec
-from torchrec_xd.diagnostics import diagnosis
 from torchrec_xd.diagnostics.gradients import GradientCosines, block_of
 from torchrec_xd.distributed.optimizers import OptimizerSettings
 from torchrec_xd.distributed.process_group import process_group
 from torchrec_xd.schema import Schema
-from torchrec_xd.training.building import build, build_sharded
+from torchrec_xd.training import diagnosis
+from torchrec_xd.training.building import build_sharded
 
 
 def cosine_of(pairs, block, *domains):
@@ -32,7 +32,7 @@ def test_gradient_cosines_are_those_of_the_domains_one_by_one(schema, batches):
         gradients = {}
         for domain in schema.domains:
             task.zero_grad()
-            task(batch)[1].loss[f"bce/click@{domain}"].backward()
+            task(batch).loss[f"bce/click@{domain}"].backward()
             dense = {n: p.grad for n, p in task.named_parameters() if "bags" not in n and ".sequences.embed" not in n}
             gradients[domain] = {n: g.clone() for n, g in dense.items() if g is not None and g.any()}
         for a, b in combinations(schema.domains, 2):
@@ -40,7 +40,7 @@ def test_gradient_cosines_are_those_of_the_domains_one_by_one(schema, batches):
             for block, names in {"all": shared, "trunk": [name for name in shared if "trunk" in name]}.items():
                 left, right = (torch.cat([gradients[d][name].flatten() for name in names]) for d in (a, b))
                 expected[a, b, block, n] = functional.cosine_similarity(left, right, dim=0).item(), len(left)
-    found = GradientCosines(task, schema)
+    found = GradientCosines(diagnosis.dense_parameters(task), schema)
     rows = diagnosis.measure(task, [found], batches)
     assert rows == [320, 160, 160]
     pairs = found.values()["pairs"]
@@ -79,7 +79,7 @@ def twins(feed):
 
 def test_domains_that_are_alike_pull_the_same_way(twins):
     schema, task, batch = twins
-    found = GradientCosines(task, schema)
+    found = GradientCosines(diagnosis.dense_parameters(task), schema)
     diagnosis.measure(task, [found], [batch])
     pairs = found.values()["pairs"]
     assert len(pairs) == 4
@@ -92,7 +92,7 @@ def test_opposed_labels_pull_against_each_other(twins):
     schema, task, batch = twins
     label_BT = batch.label_BT.clone()
     label_BT[40:, 1] = 1 - label_BT[40:, 1]
-    found = GradientCosines(task, schema)
+    found = GradientCosines(diagnosis.dense_parameters(task), schema)
     diagnosis.measure(task, [found], [replace(batch, label_BT=label_BT)])
     said = cosine_of(found.values()["pairs"], "trunk", "a", "b")
     assert said["mean"] < -0.5
@@ -101,7 +101,7 @@ def test_opposed_labels_pull_against_each_other(twins):
 
 def test_a_batch_without_one_of_the_domains_says_nothing_of_its_pairs(twins):
     schema, task, batch = twins
-    found = GradientCosines(task, schema)
+    found = GradientCosines(diagnosis.dense_parameters(task), schema)
     diagnosis.measure(task, [found], [replace(batch, offsets=(0, 0, 80), label_BT=batch.label_BT.nan_to_num()), batch])
     assert {pair["batches"] for pair in found.values()["pairs"]} == {1}
 
@@ -124,12 +124,12 @@ def test_no_weight_and_no_optimizer_moves(runs, batches):
         return dict(copies(states))
 
     with process_group() as processes:
-        model, optimizers = build_sharded(build(config), config, processes)
+        model, optimizers = build_sharded(config, processes)
         before = bits(model, optimizers)
-        found, _ = diagnosis.applying(model.module, config, "test", {}, runs / "mem")
+        found, _ = diagnosis.applying(model.module, config, "test", runs / "mem")
         diagnosis.measure(model.module, found, batches)
         after = bits(model, optimizers)
-        model(batches[0])[0].backward()  # what would have moved tables and their state
+        model(batches[0]).total_loss().backward()  # what would have moved tables and their state
         moved = bits(model, optimizers)
     tables = [name for name in before if "t_item" in name]
     assert len(tables) == 2
@@ -150,7 +150,7 @@ SHARED = {
 @pytest.mark.parametrize("name", JOINT)
 def test_what_a_joint_model_shares_is_found_and_nothing_else(schema, batches, name):
     task = joint_model(schema, name)
-    found = GradientCosines(task, schema)
+    found = GradientCosines(diagnosis.dense_parameters(task), schema)
     diagnosis.measure(task, [found], batches[:2])
     blocks = {pair["block"] for pair in found.values()["pairs"]}
     assert SHARED[name] in blocks

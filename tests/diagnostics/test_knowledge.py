@@ -5,13 +5,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.diagnostics.settings import MEM, TEM
-from tests.models.small import EMBEDDINGS, settings_of
-from tests.unsharded import materialise
+from tests.support.mkt_settings import MEM, TEM
+from tests.support.small_models import EMBEDDINGS, settings_of
+from tests.support.unsharded import materialise
 from torchrec_xd.data.loader import Loader, LoaderSettings
-from torchrec_xd.diagnostics import diagnosis
 from torchrec_xd.diagnostics.knowledge import FeatureScores, GateOpenness, KnowledgeCosines, noise_against_others
 from torchrec_xd.models import MODELS
+from torchrec_xd.models.transfer import SourceRun
+from torchrec_xd.training import diagnosis
 
 
 def mem(schema):
@@ -32,7 +33,7 @@ def test_knowledge_cosines_are_those_of_the_parts(schema, batches):
                 )
                 cosines[domain].append(functional.cosine_similarity(common[domain], independent, dim=1))
     curves = {"items": [], "video": [], "post": [{"step": step, "cosine": 0.75 / step} for step in (2, 4)]}
-    found = KnowledgeCosines(task.net, curves)
+    found = KnowledgeCosines(task.net.common, task.net.independent, curves)
     diagnosis.measure(task, [found], batches)
     values = found.values()
     for domain, parts in cosines.items():
@@ -51,7 +52,7 @@ def test_feature_scores_are_hfas_own(schema, batches):
         scores = torch.cat(
             [task.net.common.hfa["post"].importances(task.embeddings(batch).specific["post"]) for batch in batches]
         )
-    found = FeatureScores(task, frozenset({"words"}))
+    found = FeatureScores([(task.net, task.embeddings.read)], frozenset({"words"}))
     diagnosis.measure(task, [found], batches)
     said = found.values()["domains"]
     assert list(said) == ["items", "video", "post"]
@@ -80,14 +81,14 @@ def test_gates_stand_as_open_as_their_weights_say(schema):
     target = schema.only(("post",))
     task = materialise(
         MODELS["mkt_finetune"].build(
-            target, settings_of(**TEM), EMBEDDINGS, 0, (schema, settings_of(**MEM), EMBEDDINGS)
+            target, settings_of(**TEM), EMBEDDINGS, 0, SourceRun(schema, settings_of(**MEM), EMBEDDINGS)
         )
     )
     batches = list(Loader(target, LoaderSettings(batch_size=64), "train").batches())
     gate = task.net.gates["common"].gate
     torch.nn.init.zeros_(gate.weight)
     torch.nn.init.constant_(gate.bias, np.log(0.72 / 0.28))
-    found = GateOpenness(task)
+    found = GateOpenness(task.net)
     diagnosis.measure(task, [found], batches)
     gates = found.values()["gates"]
     assert set(gates) == {"gates.user", "gates.sequence", "gates.shared", "gates.common"}

@@ -32,7 +32,7 @@ def test_touched_rows_counted_by_hand(tmp_path):
     )
     found = TouchedTables(schema)
     for batch in Loader(schema, LoaderSettings(batch_size=2), "train").batches():
-        found.update(batch, None)
+        found.update(batch, None, {})
     tables = {table["table"]: table for table in found.values()["tables"]}
     assert tables["user"] == {
         "table": "user",

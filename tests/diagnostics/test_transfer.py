@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests import placements
-from tests.models.small import train_run
-from torchrec_xd.diagnostics.transfer import agreement, reliability, scene_means
+from tests.support import placements
+from tests.support.small_models import train_run
+from torchrec_xd.diagnostics.transfer import agreement, reliability
 from torchrec_xd.training.diagnosis import diagnose
 from torchrec_xd.training.inference import score
 
@@ -22,16 +22,12 @@ def test_agreement_on_planted_numbers():
     assert agreement(said[:0], true[:0])["rmse"] is None
 
 
-def test_reliability_and_scenes_by_hand():
+def test_reliability_by_hand():
     said, true = np.array([0.05, 0.07, 0.31, 1.0]), np.array([0.2, 0.0, 0.4, 0.9])
     bins = reliability(said, true)
     assert [b["rows"] for b in bins] == [2, 0, 0, 1, 0, 0, 0, 0, 0, 1]
     assert bins[0] == {"low": 0, "high": 0.1, "rows": 2, "mean": pytest.approx(0.06), "true_mean": pytest.approx(0.1)}
     assert bins[1]["mean"] is None
-    assert scene_means(np.array([2, 2, -1, 0]), said, None) == [
-        {"value": 0, "rows": 1, "mean": 1.0, "true_mean": None},
-        {"value": 2, "rows": 2, "mean": pytest.approx(0.06), "true_mean": None},
-    ]
 
 
 def test_exit_is_held_against_the_truth_of_the_same_rows(tmp_path):
@@ -51,7 +47,7 @@ def test_exit_is_held_against_the_truth_of_the_same_rows(tmp_path):
         trainer={"threads": 1},
     )
     content = diagnose(run, run)
-    assert list(content["diagnostics"]) == ["transfer", "tables"]
+    assert list(content["diagnostics"]) == ["transfer", "transfer_by_scene", "tables"]
     sources = content["diagnostics"]["transfer"]["sources"]
     score(run, str(file), tmp_path / "scores.parquet", "home", "best", parts=True)
     said = pq.read_table(tmp_path / "scores.parquet")["score_fit_search@home"].to_numpy().astype(np.float64)
@@ -63,11 +59,14 @@ def test_exit_is_held_against_the_truth_of_the_same_rows(tmp_path):
     assert search["truth"]["wanted"]["correlation"] == pytest.approx(
         np.corrcoef(said[wanted], true[wanted])[0, 1], abs=1e-5
     )
-    for line in search["scenes"]["slot"]:
+    slots = content["diagnostics"]["transfer_by_scene"]["scenes"]["slot"]
+    assert [line["value"] for line in slots] == sorted(set(rows["slot"].to_pylist()))
+    for line in slots:
         inside = rows["slot"].to_numpy() == line["value"]
         assert line["rows"] == inside.sum()
-        assert line["mean"] == pytest.approx(said[inside].mean(), abs=1e-5)
-        assert line["true_mean"] == pytest.approx(true[inside].mean(), abs=1e-5)
+        assert line["sources"]["search"]["mean"] == pytest.approx(said[inside].mean(), abs=1e-5)
+        assert line["sources"]["search"]["true_mean"] == pytest.approx(true[inside].mean(), abs=1e-5)
+        assert line["sources"]["map"]["true_mean"] is None
     assert sum(b["rows"] for b in search["reliability"]) == 320
     assert sources["map"]["truth"] is sources["map"]["reliability"] is None
     page = (run / "diagnostics.html").read_text()

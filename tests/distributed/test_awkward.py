@@ -7,16 +7,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.distributed.ranks import run_ranks
-from tests.distributed.sharded import world_of
-from tests.feeds import schema_at, write_feed
-from tests.planner.cases import gpus
-from torchrec_xd import run, trainer
+from tests.support.feeds import schema_at, write_feed
+from tests.support.planner_cases import gpus
+from tests.support.ranks import run_ranks
+from tests.support.sharded import processes_of
 from torchrec_xd.config import RunConfig
 from torchrec_xd.distributed.sharders import torchrec_sharders
 from torchrec_xd.errors import UserError
 from torchrec_xd.planner import Constraint, PlannerSettings, make_plan
 from torchrec_xd.settings import validate
+from torchrec_xd.training import building, inference, trainer
+from torchrec_xd.training import train_run as run
 
 MODEL = {"name": "mkt_pretrain", "expert_widths": [8, 6], "aligned_dim": 4, "tower_widths": [4]}
 
@@ -34,7 +35,7 @@ def config_of(folder: Path, **changes) -> RunConfig:
 
 def alone(rank: int) -> None:
     """Let runs take the ranks of the test for their process group."""
-    run.process_group = lambda: nullcontext(world_of(rank))
+    run.process_group = lambda: nullcontext(processes_of(rank))
 
 
 def train_and_measure(rank: int, config: RunConfig, folder: Path) -> tuple[dict, dict, list[tuple[int, ...]]]:
@@ -48,7 +49,7 @@ def train_and_measure(rank: int, config: RunConfig, folder: Path) -> tuple[dict,
 
     trainer.train_step = noted
     content = run.train(config, folder)
-    return content, run.evaluate_run(folder, "valid", "last"), batches
+    return content, inference.evaluate(folder, "valid", "last"), batches
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_a_run_over_awkward_data(feed, tmp_path):
     assert content["eval"]["click@post"]["rows"] == 3
     assert valid["eval"]["click@post"]["rows"] == 1
     for split, metrics in (("test", content), ("valid", valid)):
-        for task, values in run.evaluate_run(folder, split, "last")["eval"].items():
+        for task, values in inference.evaluate(folder, split, "last")["eval"].items():
             for name, value in values.items():  # None where rows are too few to tell
                 assert metrics["eval"][task][name] == (value and pytest.approx(value, rel=1e-5)), (split, task, name)
 
@@ -102,7 +103,7 @@ def refused(rank: int, cases: list[tuple[RunConfig, Path]]) -> list[str]:
 def test_what_is_refused_is_refused_on_all_ranks_before_anything_is_written(tmp_path):
     folder = write_feed(tmp_path / "feed")
     few = write_feed(tmp_path / "few", rows=1)
-    task = run.build(config_of(folder))
+    task = building.build(config_of(folder))
     wishes = (Constraint(tables=("t_user",), sharding_types=("table_row_wise",)),)
     plan = make_plan(task, torchrec_sharders(), gpus(2), PlannerSettings(constraints=wishes)).plan
     plan.save(tmp_path / "plan.json")

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.ranks import run_ranks
-from tests.distributed.sharded import sharded, world_of
-from tests.feeds import schema_at, write_feed
+from tests.support.feeds import schema_at, write_feed
+from tests.support.local_state import local
+from tests.support.ranks import run_ranks
+from tests.support.sharded import processes_of, sharded
 from torchrec_xd.batch import LoaderState
 from torchrec_xd.checkpoint import Checkpoints, CheckpointSettings, read_saved, transfer
 from torchrec_xd.checkpoint import checkpoints as saving
@@ -40,22 +41,10 @@ def model_of(schema, seed, processes):
 
 def advance(model, optimizers, batches):
     for batch in batches:
-        optimizers.begin(0, 1)
-        model(batch)[0].backward()
+        optimizers.set_lr(0, 1)
+        optimizers.zero_grad()
+        model(batch).total_loss().backward()
         optimizers.step()
-
-
-def local(state):
-    """This rank's part of a state, as plain tensors."""
-    flat = {}
-    for key, value in state.items():
-        if isinstance(value, dict):
-            flat.update({f"{key}.{inner}": part for inner, part in local(value).items()})
-        elif hasattr(value, "local_shards"):
-            flat.update({f"{key}.{i}": piece.tensor.clone() for i, piece in enumerate(value.local_shards())})
-        else:
-            flat[key] = value.clone()
-    return flat
 
 
 def resume_midway(rank: int, content: dict, folder: str, threads: tuple[int, int] = (1, 1)) -> list[str]:
@@ -65,7 +54,7 @@ def resume_midway(rank: int, content: dict, folder: str, threads: tuple[int, int
     equally many, sums of the dense part may be rounded in another order.
     """
     torch.set_num_threads(threads[0])
-    schema, processes = Schema.model_validate(content), world_of(rank)
+    schema, processes = Schema.model_validate(content), processes_of(rank)
     share = ShardSpec(rank, processes.size, seed=0)
     loader = Loader(schema, LoaderSettings(batch_size=64), "train", share)
     checkpoints = Checkpoints(Path(folder), CheckpointSettings(), processes, schema.fingerprint())
@@ -104,7 +93,7 @@ def test_a_run_goes_on_with_other_threads(tmp_path, threads):
 
 def attacks(rank: int, content: dict, folder: str) -> None:
     """One process, one sharded model, many ways in which a checkpoint can be wrong."""
-    schema, processes, base = Schema.model_validate(content), world_of(rank), Path(folder)
+    schema, processes, base = Schema.model_validate(content), processes_of(rank), Path(folder)
     model, optimizers = model_of(schema, 0, processes)
     settings = CheckpointSettings(keep=2)
     checkpoints = Checkpoints(base / "checkpoints", settings, processes, schema.fingerprint())
@@ -259,7 +248,7 @@ def read_only(folder):
 
 
 def cannot_write(rank: int, content: dict, folder: str) -> None:
-    schema, processes = Schema.model_validate(content), world_of(rank)
+    schema, processes = Schema.model_validate(content), processes_of(rank)
     model, optimizers = model_of(schema, 0, processes)
     loader = Loader(schema, LoaderSettings(batch_size=64), "train", ShardSpec(rank, processes.size))
     checkpoints = Checkpoints(Path(folder), CheckpointSettings(keep=1), processes, schema.fingerprint())

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from tests.distributed.ranks import run_ranks
-from tests.distributed.sharded import sharded, world_of
-from tests.distributed.test_sharding import gathered, placed, settings, task_of
-from tests.feeds import schema_at, write_feed
+from tests.support.feeds import schema_at, write_feed
+from tests.support.ranks import run_ranks
+from tests.support.sharded import processes_of, sharded
+from tests.support.sharded_training import gathered, placed, settings, task_of
 from torchrec_xd.config import RunConfig
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.data.shards import ShardSpec
@@ -51,7 +51,7 @@ def measure_each(rank: int, content: dict[str, Any], cases: list[tuple[str, str,
 
 
 def measure(rank: int, content: dict[str, Any], kind: str, forward: str, backward: str) -> Measured:
-    schema, world = Schema.model_validate(content), world_of(rank)
+    schema, world = Schema.model_validate(content), processes_of(rank)
     placement = placed(schema, "table_wise" if (kind, forward) == ("row_wise", "int8") else kind, kind)
     communication = CommunicationSettings(forward=forward, backward=backward)
     placement = placement.model_copy(update={"communication": communication})
@@ -63,7 +63,8 @@ def measure(rank: int, content: dict[str, Any], kind: str, forward: str, backwar
 
     batch = next(Loader(schema, LoaderSettings(batch_size=32), "train", ShardSpec(rank, world.size)).batches())
     first, embeddings = tables(), model.module.embeddings
-    optimizers.begin(0, STEPS)
+    optimizers.set_lr(0, STEPS)
+    optimizers.zero_grad()
     bags = embeddings.bags(batch.bags).to_dict()
     sequences = dict(embeddings.sequences(batch.sequences).items())
     vectors = [bags[key] for key in sorted(bags)] + [sequences[key].values() for key in sorted(sequences)]
@@ -71,8 +72,9 @@ def measure(rank: int, content: dict[str, Any], kind: str, forward: str, backwar
     (looked_up * torch.randn(len(looked_up), generator=torch.Generator().manual_seed(rank))).sum().backward()
     moved, losses = tables(), []
     for _ in range(STEPS):
-        optimizers.begin(STEPS, STEPS)
-        loss, _ = model(batch)
+        optimizers.set_lr(STEPS, STEPS)
+        optimizers.zero_grad()
+        loss = model(batch).total_loss()
         loss.backward()
         optimizers.step()
         losses.append(loss.item())

@@ -10,9 +10,10 @@ import torch
 from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
-from tests.distributed.ranks import run_ranks
-from tests.distributed.sharded import sharded, world_of
-from tests.distributed.test_sharding import (
+from tests.support.feeds import schema_at, write_feed
+from tests.support.ranks import run_ranks
+from tests.support.sharded import processes_of, sharded
+from tests.support.sharded_training import (
     MATRIX,
     Trained,
     assert_same_training,
@@ -23,7 +24,6 @@ from tests.distributed.test_sharding import (
     train_plain,
     train_sharded,
 )
-from tests.feeds import schema_at, write_feed
 from torchrec_xd.distributed.cpu_lookup import _pool, _SideBySide, assign_lookup_groups
 from torchrec_xd.distributed.optimizers import TableOptimizerSettings, fuse_optimizers
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, table_collections, table_configs, table_parameters
@@ -77,7 +77,7 @@ def seen(rank: int, content: dict, threads: int) -> list:
     """Groups of each collection, the threads that looked them up, what those and this one say of their number."""
     torch.set_num_threads(threads)
     schema = Schema.model_validate(content)
-    model, optimizers = sharded(task_of(schema), settings("adagrad"), world_of(rank))
+    model, optimizers = sharded(task_of(schema), settings("adagrad"), processes_of(rank))
     kinds = ShardedEmbeddingBagCollection | ShardedEmbeddingCollection
     lookups = [lookup for module in model.modules() if isinstance(module, kinds) for lookup in module._lookups]
     noted = []
@@ -86,11 +86,12 @@ def seen(rank: int, content: dict, threads: int) -> list:
             kernel.emb_module.register_forward_hook(
                 lambda *_: noted.append((threading.current_thread().name[:6], torch.get_num_threads()))
             )
-    optimizers.begin(0, 1)
-    loss, _ = model(batches(schema, 0, 1)[0])
+    optimizers.set_lr(0, 1)
+    optimizers.zero_grad()
+    loss = model(batches(schema, 0, 1)[0]).total_loss()
     loss.backward()
     with torch.no_grad():
-        free = model(batches(schema, 0, 1)[0])[0]
+        free = model(batches(schema, 0, 1)[0]).total_loss()
     return [[len(lookup._emb_modules) for lookup in lookups], noted, torch.get_num_threads(), free.requires_grad]
 
 

@@ -2,11 +2,11 @@
 
 import torch
 
-from tests.distributed.ranks import run_ranks
-from tests.distributed.sharded import sharded, world_of
-from tests.distributed.test_sharding import assert_same, batches, gathered
-from tests.feeds import schema_at, write_feed
-from tests.models.small import joint_model, settings_of
+from tests.support.feeds import schema_at, write_feed
+from tests.support.ranks import run_ranks
+from tests.support.sharded import processes_of, sharded
+from tests.support.sharded_training import assert_same, batches, gathered
+from tests.support.small_models import joint_model, settings_of
 from torchrec_xd.distributed.optimizers import DenseOptimizerSettings, OptimizerSettings, TableOptimizerSettings
 from torchrec_xd.embeddings import EmbeddingSettings
 from torchrec_xd.models import MODELS
@@ -19,13 +19,14 @@ RATES = OptimizerSettings(
 
 
 def train_sharded(rank, content):
-    schema, world = Schema.model_validate(content), world_of(rank)
+    schema, world = Schema.model_validate(content), processes_of(rank)
     torch.manual_seed(0)
     task = MODELS["star"].build(schema, settings_of("star", **STAR), EmbeddingSettings(init_std=0.5), 0)
     model, optimizers = sharded(task, RATES, world)
     for step, batch in enumerate(batches(schema, rank, world.size)):
-        optimizers.begin(step, 10)
-        model(batch)[0].backward()
+        optimizers.set_lr(step, 10)
+        optimizers.zero_grad()
+        model(batch).total_loss().backward()
         optimizers.step()
     return {key: gathered(value, world) for key, value in model.state_dict().items()}
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.batches import SCHEMA, batch_of
-from tests.distributed.ranks import run_ranks
+from tests.support.batches import SCHEMA, batch_of
+from tests.support.ranks import run_ranks
 from torchrec_xd.errors import UserError
 from torchrec_xd.evaluation.metrics import Evaluation, MetricSettings
 

@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.distributed.ranks import run_ranks
+from tests.support.ranks import run_ranks
 
 
 def describe(rank, factor):

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.ranks import run_ranks
-from tests.distributed.sharded import sharded, world_of
-from tests.distributed.test_checkpoint import local
-from tests.distributed.test_sharding import assert_same, batches, gathered, placed, settings, task_of
-from tests.feeds import schema_at, write_feed
+from tests.support.feeds import schema_at, write_feed
+from tests.support.local_state import local
+from tests.support.ranks import run_ranks
+from tests.support.sharded import processes_of, sharded
+from tests.support.sharded_training import assert_same, batches, gathered, placed, settings, task_of
 from torchrec_xd.batch import LoaderState
 from torchrec_xd.checkpoint import Checkpoints, CheckpointSettings
 from torchrec_xd.checkpoint.resharding import recut
@@ -23,13 +23,14 @@ BEFORE, AFTER = 2, 2
 def advance(model, optimizers, shares, steps):
     """Every rank trains on all rows of all `shares` of the steps, so that their number changes nothing."""
     for step in steps:
-        optimizers.begin(step, BEFORE + AFTER)
+        optimizers.set_lr(step, BEFORE + AFTER)
+        optimizers.zero_grad()
         model(shares[step])[0].backward()
         optimizers.step()
 
 
 def made(schema, rank, placement, name, folder):
-    world = world_of(rank)
+    world = processes_of(rank)
     model, optimizers = sharded(task_of(schema), settings(name), world, placed(schema, *placement))
     return world, model, optimizers, Checkpoints(Path(folder), CheckpointSettings(), world, schema.fingerprint())
 

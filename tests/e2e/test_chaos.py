@@ -11,11 +11,11 @@ import psutil
 import pytest
 import yaml
 
-from tests.feeds import schema_at, write_feed
+from tests.support.feeds import schema_at, write_feed
 from tools import chaos
-from torchrec_xd import run
 from torchrec_xd.config import load_config
 from torchrec_xd.errors import UserError
+from torchrec_xd.training import train_run as run
 
 # Starts a process that would outlive it, says so, and waits.
 PARENT = """

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.e2e.processes import command
-from tests.feeds import schema_at, write_feed
+from tests.support.commands import command
+from tests.support.feeds import schema_at, write_feed
 
 ROOT = Path(__file__).parents[2]
 MODELS = {

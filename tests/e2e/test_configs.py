@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.prepare.raw import varied, write_raw
+from tests.support.raw_journey import varied, write_raw
 from torchrec_xd.config import load_config
 from torchrec_xd.datasets import PrepareSettings, prepare
 from torchrec_xd.training.train_run import train

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from sklearn.metrics import roc_auc_score
 
-from tests.e2e.processes import command
-from tests.placements import SETTINGS, TASKS, schema_at, write_placements
+from tests.support.commands import command
+from tests.support.placements import SETTINGS, TASKS, schema_at, write_placements
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import signal
 
 import pytest
 
-from tests.feeds import schema_at, write_feed
-from torchrec_xd import trainer
+from tests.support.feeds import schema_at, write_feed
 from torchrec_xd.config import RunConfig
 from torchrec_xd.errors import InterruptedRunError, UserError
 from torchrec_xd.settings import validate
+from torchrec_xd.training import trainer
 from torchrec_xd.training.train_run import train
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.feeds import schema_at, write_feed
+from tests.support.feeds import schema_at, write_feed
 
 ROOT = Path(__file__).parents[2]
 STAGES = {

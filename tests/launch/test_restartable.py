@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from torchrec_xd import cli, run
+from torchrec_xd import cli
 from torchrec_xd.config import load_config
 from torchrec_xd.errors import UserError
+from torchrec_xd.training import train_run as run
 
 
 @pytest.fixture

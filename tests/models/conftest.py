@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.feeds import schema_at, write_feed
+from tests.support.feeds import schema_at, write_feed
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.schema import Schema
 

@@ -1,6 +1,6 @@
 import torch
 
-from tests.models.small import joint_model
+from tests.support.small_models import joint_model
 from torchrec_xd.modules.cross_connection import CrossConnection
 
 
@@ -38,9 +38,9 @@ def silence(net):
 def test_without_transfer_the_towers_are_separate(schema, batch):
     task = joint_model(schema, "conet")
     net, lookups = task.net, task.embeddings(batch)
-    connected = {name: score.detach() for name, score in task(batch)[1].score.items()}
+    connected = {name: score.detach() for name, score in task(batch).score.items()}
     silence(net)
-    output = task(batch)[1]
+    output = task(batch)
     x = net.rows(lookups)
     for domain, own in lookups.rows.items():
         hidden = x[own]
@@ -56,7 +56,7 @@ def test_a_domain_teaches_the_towers_that_it_hears(schema, batch):
     first = task.net.layers[0].own
 
     def taught_by_post():
-        loss = task(batch)[1].loss["bce/click@post"]
+        loss = task(batch).loss["bce/click@post"]
         weights = [first[domain].weight for domain in schema.domains]
         gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
         return [d for d, gradient in zip(schema.domains, gradients, strict=True) if gradient.abs().sum() > 0]
@@ -67,5 +67,4 @@ def test_a_domain_teaches_the_towers_that_it_hears(schema, batch):
 
 
 def test_one_crossed_layer_is_enough(schema, batch):
-    loss, _ = joint_model(schema, "conet", widths=[5])(batch)
-    assert torch.isfinite(loss)
+    assert torch.isfinite(joint_model(schema, "conet", widths=[5])(batch).total_loss())

@@ -3,13 +3,14 @@ import json
 import pytest
 import torch
 
-from tests.feeds import SCHEMA, schema_at, write_feed
-from tests.models.small import EMBEDDINGS, idle, settings_of, train_run, weights
-from tests.models.test_mkt import only
-from tests.unsharded import materialise
+from tests.support.domain_batches import only
+from tests.support.feeds import SCHEMA, schema_at, write_feed
+from tests.support.small_models import EMBEDDINGS, idle, settings_of, train_run, weights
+from tests.support.unsharded import materialise
 from torchrec_xd.errors import UserError
 from torchrec_xd.models.ctnet import build_ctnet
 from torchrec_xd.models.single import build_single
+from torchrec_xd.models.transfer import SourceRun
 from torchrec_xd.schema import Schema
 
 SOURCE = {"name": "single", "widths": [12, 8]}
@@ -19,7 +20,7 @@ RATES = {"tables": {"lr": 0.1}, "dense": {"lr": 0.01, "weight_decay": 0.1}}
 
 def ctnet(schema, domains=("post",), source=SOURCE, **settings):
     torch.manual_seed(1)
-    pretrained = (schema.only(("items",)), settings_of(**source), EMBEDDINGS)
+    pretrained = SourceRun(schema.only(("items",)), settings_of(**source), EMBEDDINGS)
     return materialise(
         build_ctnet(schema.only(domains), settings_of(**{**TARGET, **settings}), EMBEDDINGS, 1, pretrained)
     )
@@ -103,7 +104,7 @@ def test_the_adapter_adds_what_the_source_says_layer_by_layer(runs):
             if not silent:
                 hidden = hidden + adapter.value(source) * torch.sigmoid(adapter.gate(source))
         expected = net.heads["click@post"](hidden).squeeze(1).sigmoid()
-        torch.testing.assert_close(task(batch)[1].score["click@post"], expected)
+        torch.testing.assert_close(task(batch).score["click@post"], expected)
         with torch.no_grad():
             for adapter in net.adapters:
                 adapter.value.weight.zero_()
@@ -114,7 +115,7 @@ def test_the_target_learns_whole_and_the_source_tower_not_at_all(runs):
     schema = Schema.model_validate(schema_at(runs / "feed"))
     task = ctnet(schema, widths=[32, 16])
     task.train()
-    task(only(schema, 64, "post"))[0].backward()
+    task(only(schema, 64, "post")).total_loss().backward()
     assert not task.teacher.training
     assert idle(task) == []
     assert all(p.grad is None for p in task.teacher.parameters())
@@ -127,6 +128,6 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match=r"3 layers, the source tower has 2 \(12, 8\)"):
         ctnet(schema, widths=[4, 4, 4])
     other = {**SCHEMA, "features": [{**f, "rows": 24} if f["column"] == "category" else f for f in SCHEMA["features"]]}
-    pretrained = (schema.only(("items",)), settings_of(**SOURCE), EMBEDDINGS)
+    pretrained = SourceRun(schema.only(("items",)), settings_of(**SOURCE), EMBEDDINGS)
     with pytest.raises(UserError, match="'category'"):
         build_ctnet(Schema.model_validate(other).only(("post",)), settings_of(**TARGET), EMBEDDINGS, 0, pretrained)

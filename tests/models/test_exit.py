@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.placements import SETTINGS, TASKS, schema_at, write_placements
-from tests.unsharded import materialise
+from tests.support.placements import SETTINGS, TASKS, schema_at, write_placements
+from tests.support.unsharded import materialise
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.embeddings import EmbeddingSettings
 from torchrec_xd.errors import UserError
@@ -52,7 +52,7 @@ def bce(prob, label, weight):
 
 
 def test_the_whole_prediction_is_the_target_interest_and_what_passes_of_the_sources(home, batch):
-    score = exit_model(home)(batch)[1].score
+    score = exit_model(home)(batch).score
     whole = score["click@home/target"] + score["wanted_search@home"] * score["fit_search@home"]
     torch.testing.assert_close(score["click@home"], whole + score["wanted_map@home"] * score["fit_map@home"])
     assert all((score[task] > 0).all() and (score[task] < 1).all() for task in score if task != "click@home")
@@ -60,7 +60,8 @@ def test_the_whole_prediction_is_the_target_interest_and_what_passes_of_the_sour
 
 def test_the_joint_loss_by_hand(home, batch):
     weights = {"target_weight": 0.5, "source_weight": 2.0, "transfer_weight": 3.0}
-    loss, output = exit_model(home, **weights)(batch)
+    output = exit_model(home, **weights)(batch)
+    loss = output.total_loss()
     label, score, weight = columns(home, batch), output.score, batch.weight_B
     assert weight.unique().tolist() == [1.0, 4.0]
     icl = label["click@home"] + sum(label[f"wanted_{k}@home"] * label[f"fit_{k}@home"] for k in ("search", "map"))
@@ -75,7 +76,7 @@ def test_the_joint_loss_by_hand(home, batch):
 
 
 def test_the_transfer_loss_holds_what_passes_against_what_is_fit_where_it_was_wanted(home, batch):
-    output = exit_model(home, transfer_loss="transfer")(batch)[1]
+    output = exit_model(home, transfer_loss="transfer")(batch)
     label, weight = columns(home, batch), batch.weight_B
     expected = sum(
         (weight * label[f"wanted_{k}@home"] * (output.score[f"fit_{k}@home"] - label[f"fit_{k}@home"]).abs()).sum()
@@ -85,12 +86,12 @@ def test_the_transfer_loss_holds_what_passes_against_what_is_fit_where_it_was_wa
 
 
 def test_without_labels_of_interest_the_whole_learns_the_click(home, batch):
-    output = exit_model(home, icl=False)(batch)[1]
+    output = exit_model(home, icl=False)(batch)
     prob = output.score["click@home"].clamp(max=1 - 2.0**-23)
     torch.testing.assert_close(
         output.loss["transfer"], bce(prob, columns(home, batch)["click@home"], batch.weight_B) / 64
     )
-    parts = exit_model(home)(batch)[1]
+    parts = exit_model(home)(batch)
     for name in output.loss.keys() - {"transfer"}:
         assert torch.equal(output.loss[name], parts.loss[name])
     assert all(torch.equal(output.score[task], parts.score[task]) for task in output.score)
@@ -101,7 +102,8 @@ def test_the_gradient_of_the_label_loss_moves_each_part_towards_the_label(home, 
     task = exit_model(home, target_weight=0.0, source_weight=0.0)
     kept = {}
     task.net.selector.register_forward_hook(lambda module, given, out: kept.update(logit=out) or out.retain_grad())
-    loss, output = task(batch)
+    output = task(batch)
+    loss = output.total_loss()
     loss.backward()
     label, score = columns(home, batch), output.score
     icl = label["click@home"] + sum(label[f"wanted_{k}@home"] * label[f"fit_{k}@home"] for k in ("search", "map"))
@@ -118,7 +120,8 @@ def test_a_prediction_may_exceed_one_and_is_truncated_where_a_probability_is_nee
         for tower in task.net.ipn.towers.children():
             tower[1].bias.fill_(9.0)
         task.net.selector.out.bias.fill_(9.0)
-    loss, output = task(batch)
+    output = task(batch)
+    loss = output.total_loss()
     assert (output.score["click@home"] > 2.9).all()
     expected = bce(torch.tensor(1 - 2.0**-23), columns(home, batch)["click@home"], batch.weight_B) / 64
     torch.testing.assert_close(output.loss["transfer"], expected)
@@ -134,12 +137,12 @@ def test_scenes_reach_the_selector_alone_and_through_tables_of_their_own(home, b
         for name, parameter in changed.named_parameters():
             if any(f"t_{scene}" in name for scene in scenes):
                 parameter.add_(1.0)
-    before, after = task(batch)[1].score, changed(batch)[1].score
+    before, after = task(batch).score, changed(batch).score
     for k in ("search", "map"):
         assert torch.equal(before[f"wanted_{k}@home"], after[f"wanted_{k}@home"])
         assert not torch.equal(before[f"fit_{k}@home"], after[f"fit_{k}@home"])
     assert torch.equal(before["click@home/target"], after["click@home/target"])
-    output = task(batch)[1]
+    output = task(batch)
     sum(part for name, part in output.loss.items() if name != "transfer").backward()
     moved = {name for name, p in task.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert not any("selector" in name or f"t_{scene}" in name for name in moved for scene in scenes)
@@ -147,11 +150,11 @@ def test_scenes_reach_the_selector_alone_and_through_tables_of_their_own(home, b
 
 
 def test_without_the_selector_one_constant_serves_all_rows(home, batch):
-    output = exit_model(home, ssn=False)(batch)[1]
+    output = exit_model(home, ssn=False)(batch)
     for k in ("search", "map"):
         assert output.score[f"fit_{k}@home"].tolist() == [0.5] * 64
         assert output.monitors[f"transfer/{k}"] == 0.5
-    full = exit_model(home)(batch)[1]
+    full = exit_model(home)(batch)
     assert output.score["wanted_map@home"].shape == full.score["wanted_map@home"].shape
     plain = dict(exit_model(home, ssn=False).named_parameters())
     assert [name for name in plain if "selector" in name] == ["net.selector.logit_K"]
@@ -160,7 +163,7 @@ def test_without_the_selector_one_constant_serves_all_rows(home, batch):
 def test_weights_of_rows_count(home, batch):
     task = exit_model(home)
     twice = replace(batch, weight_B=2 * batch.weight_B)
-    torch.testing.assert_close(task(twice)[0], 2 * task(batch)[0])
+    torch.testing.assert_close(task(twice).total_loss(), 2 * task(batch).total_loss())
 
 
 def own(sources=SETTINGS["sources"]):
@@ -171,7 +174,7 @@ def test_a_sources_own_rows_feed_its_tower_and_nothing_else(both):
     batch = batch_of(both)
     rows = batch.rows(0)
     task = exit_model(both, sources=own())
-    output = task(batch)[1]
+    output = task(batch)
     prob, label = output.score["click@search"], batch.label_BT[rows, 0]
     torch.testing.assert_close(output.loss["bce/click@search"], bce(prob, label, batch.weight_B[rows]) / len(batch))
     assert len(output.score["click@home"]) == len(batch) - len(prob)
@@ -183,7 +186,7 @@ def test_a_sources_own_rows_feed_its_tower_and_nothing_else(both):
 
 
 def test_views_stand_behind_the_tasks_in_what_metrics_read(home, batch):
-    output = exit_model(home)(batch)[1]
+    output = exit_model(home)(batch)
     matrix = score_matrix(home, batch, output, {"click@home/target": "click@home"})
     assert matrix.shape == (64, len(TASKS) + 1)
     torch.testing.assert_close(matrix[:, 0], output.score["click@home"])

@@ -3,10 +3,10 @@ import itertools
 import pytest
 import torch
 
-from tests.feeds import SCHEMA
-from tests.models.small import EMBEDDINGS, idle, settings_of
-from tests.models.test_mkt import only
-from tests.unsharded import materialise
+from tests.support.domain_batches import only
+from tests.support.feeds import SCHEMA
+from tests.support.small_models import EMBEDDINGS, idle, settings_of
+from tests.support.unsharded import materialise
 from torchrec_xd.errors import UserError
 from torchrec_xd.models.fibinet import build_fibinet
 from torchrec_xd.modules.fibinet import BilinearInteraction, SqueezeExcitation
@@ -63,7 +63,7 @@ def test_every_feature_is_one_field(schema):
 
 def test_every_parameter_learns(schema):
     task = net_of(schema.only(("post",)), widths=[64, 16])
-    task(only(schema, 64, "post"))[0].backward()
+    task(only(schema, 64, "post")).total_loss().backward()
     assert idle(task) == []
 
 

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint import save
 
-from tests.feeds import SCHEMA, schema_at, write_feed
-from tests.models.small import EMBEDDINGS, settings_of, train_run, weights
+from tests.support.feeds import SCHEMA, schema_at, write_feed
+from tests.support.small_models import EMBEDDINGS, settings_of, train_run, weights
 from torchrec_xd.checkpoint import transfer
 from torchrec_xd.errors import UserError
 from torchrec_xd.models.single import CONTINUE, build_single
+from torchrec_xd.models.transfer import SourceRun
 from torchrec_xd.schema import Schema
 
 SINGLE = {"name": "single", "widths": [6, 5], "aligned_dim": 3}
@@ -75,7 +76,7 @@ def test_the_same_domain_goes_on_whole(runs):
 
 
 def begin(schema, model, source, trained=None):
-    pretrained = (source, settings_of(**(trained or SINGLE)), EMBEDDINGS)
+    pretrained = SourceRun(source, settings_of(**(trained or SINGLE)), EMBEDDINGS)
     return build_single(schema, settings_of(**model), EMBEDDINGS, 0, pretrained)
 
 

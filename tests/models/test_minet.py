@@ -6,10 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.feeds import SCHEMA, schema_at, write_feed
-from tests.models.small import EMBEDDINGS, idle, settings_of
-from tests.models.test_mkt import as_mixed, only
-from tests.unsharded import materialise
+from tests.support.domain_batches import as_mixed, only
+from tests.support.feeds import SCHEMA, schema_at, write_feed
+from tests.support.small_models import EMBEDDINGS, idle, settings_of
+from tests.support.unsharded import materialise
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.errors import UserError
 from torchrec_xd.models.minet import LONG_TERM, build_minet
@@ -84,7 +84,7 @@ def test_interest_weights_are_exponentials_and_need_not_sum_to_one():
 
 def test_target_rows_read_all_interests_and_source_rows_the_user_alone(schema, batch):
     task = minet(schema)
-    net, lookups, output = task.net, task.embeddings(batch), task(batch)[1]
+    net, lookups, output = task.net, task.embeddings(batch), task(batch)
     user = torch.cat([lookups.groups[g] for g in ("user", "context", "scene")], dim=1)
     candidate = torch.cat([lookups.groups["shared"], net.align(lookups)], dim=1)
     for domain, own in lookups.rows.items():
@@ -111,10 +111,11 @@ def test_the_targets_history_is_held_against_the_rows_own_id(schema, batch):
 
 def test_every_parameter_learns_and_a_batch_without_some_domains_does_no_harm(schema, batch):
     task = minet(schema)
-    task(batch)[0].backward()
+    task(batch).total_loss().backward()
     assert idle(task) == []
     task.zero_grad()
-    loss, output = task(as_mixed(only(schema, 32, "post"), schema))
+    output = task(as_mixed(only(schema, 32, "post"), schema))
+    loss = output.total_loss()
     loss.backward()
     assert output.loss["bce/click@items"].item() == 0.0
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in task.net.parameters())
@@ -123,10 +124,13 @@ def test_every_parameter_learns_and_a_batch_without_some_domains_does_no_harm(sc
 @pytest.mark.parametrize(
     ("sequences", "said"),
     [
-        ({"items": ["hist"], "post": ["seen", "watched"]}, r"'video' is amiss; domains are: items, video, post"),
-        ({**SEQUENCES, "posts": ["seen"]}, r"'posts' is amiss"),
-        ({**SEQUENCES, "video": ["seen"]}, r"'seen' is amiss; sequences are: hist, watched, seen"),
-        ({**SEQUENCES, "video": ["clips"]}, r"'clips' is amiss"),
+        (
+            {"items": ["hist"], "post": ["seen", "watched"]},
+            r"'video' is unknown or missing; domains are: items, video, post",
+        ),
+        ({**SEQUENCES, "posts": ["seen"]}, r"'posts' is unknown or missing"),
+        ({**SEQUENCES, "video": ["seen"]}, r"'seen' is unknown or missing; sequences are: hist, watched, seen"),
+        ({**SEQUENCES, "video": ["clips"]}, r"'clips' is unknown or missing"),
         ({**SEQUENCES, "video": [], "items": ["hist", "watched"]}, r"'video' has none"),
         ({**SEQUENCES, "video": ["seen"], "post": ["watched"]}, r"rows of 'post' have no id in its table 'clip'"),
     ],

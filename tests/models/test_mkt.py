@@ -1,24 +1,18 @@
-from dataclasses import replace
-
 import pytest
 import torch
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from tests.feeds import SCHEMA
-from tests.unsharded import materialise
-from torchrec_xd.data.loader import Loader, LoaderSettings
+from tests.support.domain_batches import as_mixed, only
+from tests.support.feeds import SCHEMA
+from tests.support.unsharded import materialise
 from torchrec_xd.embeddings import EmbeddingSettings
 from torchrec_xd.errors import UserError
 from torchrec_xd.losses import polarized_distribution_loss
 from torchrec_xd.models.mkt import FinetuneSettings, PretrainSettings, build_finetune, build_pretrain
+from torchrec_xd.models.transfer import SourceRun
 from torchrec_xd.schema import Schema
 
 SMALL = {"expert_widths": (6, 5), "aligned_dim": 3, "tower_widths": (4,)}
 EMBEDDINGS = EmbeddingSettings(init_std=0.5)
-
-
-def only(schema, batch_rows, domain):
-    return next(iter(Loader(schema.only((domain,)), LoaderSettings(batch_size=batch_rows), "train").batches()))
 
 
 def mem(schema, **settings):
@@ -26,39 +20,10 @@ def mem(schema, **settings):
     return materialise(build_pretrain(schema, PretrainSettings(**SMALL, **settings), EMBEDDINGS, seed=0))
 
 
-def as_mixed(target, schema):
-    """A batch of the full schema that holds the rows of `target` and no others."""
-    position = list(schema.domains).index("post")
-
-    def widen(kjt, sequential):
-        tables = {f.column for t in schema.tables() if t.sequential == sequential for f in t.features}
-        columns = [f.column for f in schema.features if f.column in tables]
-        empty = torch.empty(0, dtype=torch.int64)
-        zero = torch.zeros(len(target), dtype=kjt.lengths().dtype)
-        parts = {k: (jagged.values(), jagged.lengths()) for k, jagged in kjt.to_dict().items()}
-        values = torch.cat([parts.get(c, (empty, zero))[0] for c in columns])
-        lengths = torch.cat([parts.get(c, (empty, zero))[1] for c in columns])
-        return KeyedJaggedTensor(columns, values, lengths=lengths)
-
-    narrow = [f.column for f in schema.only(("post",)).features if f.kind == "dense"]
-    dense = [f.column for f in schema.features if f.kind == "dense"]
-    dense_BN = torch.zeros(len(target), len(dense))
-    dense_BN[:, [dense.index(c) for c in narrow]] = target.dense_BN
-    label_BT = torch.full((len(target), len(schema.tasks)), torch.nan)
-    label_BT[:, position] = target.label_BT[:, 0]
-    return replace(
-        target,
-        bags=widen(target.bags, False),
-        sequences=widen(target.sequences, True),
-        dense_BN=dense_BN,
-        label_BT=label_BT,
-        offsets=tuple(len(target) if i > position else 0 for i in range(len(schema.domains) + 1)),
-    )
-
-
 def test_the_loss_is_each_domains_bce_over_all_rows_and_gamma_pdl(schema, batch):
     task = mem(schema, gamma=0.3)
-    loss, output = task(batch)
+    output = task(batch)
+    loss = output.total_loss()
     lookups = task.embeddings(batch)
     vectors, common = task.net.common(lookups)
     rows = torch.cat(list(vectors.values()), dim=1)
@@ -78,7 +43,7 @@ def test_the_loss_is_each_domains_bce_over_all_rows_and_gamma_pdl(schema, batch)
 
 
 def test_domain_weight_scales_that_domains_part_alone(schema, batch):
-    plain, weighted = mem(schema)(batch)[1].loss, mem(schema, domain_weight={"post": 3.0})(batch)[1].loss
+    plain, weighted = mem(schema)(batch).loss, mem(schema, domain_weight={"post": 3.0})(batch).loss
     torch.testing.assert_close(weighted["bce/click@post"], 3 * plain["bce/click@post"])
     torch.testing.assert_close(weighted["bce/click@items"], plain["bce/click@items"])
     with pytest.raises(UserError, match=r"unknown domain 'posts'.*items, video, post"):
@@ -88,7 +53,8 @@ def test_domain_weight_scales_that_domains_part_alone(schema, batch):
 def test_a_batch_without_some_domains_trains_the_others(schema):
     task, absent = mem(schema), as_mixed(only(schema, 32, "post"), schema)
     assert absent.offsets == (0, 0, 0, len(absent))
-    loss, output = task(absent)
+    output = task(absent)
+    loss = output.total_loss()
     assert output.loss["bce/click@items"].item() == output.loss["bce/click@video"].item() == 0.0
     assert list(output.monitors) == ["cosine/post"]  # a curve of the others would say that they differ
     loss.backward()
@@ -104,14 +70,14 @@ def test_switches_change_what_they_say(schema, batch):
     assert names - {name for name, _ in no_hfa.named_parameters()} == {
         name for name in names if ".hfa." in name and ".align." not in name
     }
-    assert "pdl" in full(batch)[1].loss
-    assert "pdl" not in no_pdl(batch)[1].loss
-    assert "cosine/post" in no_pdl(batch)[1].monitors  # still worth a curve
+    assert "pdl" in full(batch).loss
+    assert "pdl" not in no_pdl(batch).loss
+    assert "cosine/post" in no_pdl(batch).monitors  # still worth a curve
 
 
 def test_every_parameter_of_mem_learns(schema, batch):
     task = mem(schema, levels=2, num_experts=2)
-    task(batch)[0].backward()
+    task(batch).total_loss().backward()
     idle = [name for name, p in task.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert idle == []
 
@@ -125,7 +91,7 @@ def tem(schema, pretrained=None, **settings):
             FinetuneSettings(widths=(6,), head_widths=(4,), **settings),
             EMBEDDINGS,
             1,
-            (schema, mem_settings, EMBEDDINGS),
+            SourceRun(schema, mem_settings, EMBEDDINGS),
         )
     )
 
@@ -152,7 +118,7 @@ def test_stage_two_leaves_the_teacher_without_gradients(schema):
     task, batch = tem(schema), only(schema, 32, "post")
     task.train()
     assert not task.teacher.training
-    task(batch)[0].backward()
+    task(batch).total_loss().backward()
     assert all(p.grad is None for p in task.teacher.parameters())
     idle = [
         n
@@ -171,20 +137,20 @@ def test_the_four_gates_add_what_mem_knows(schema):
     gated = [own[n] + net.gates[n].value(taught[n]) * torch.sigmoid(net.gates[n].gate(taught[n])) for n in own]
     cross = net.cross(torch.cat([*gated, lookups.specific["post"].flatten(1)], dim=1))
     final = cross + net.gates["common"](taught["common"], cross)
-    torch.testing.assert_close(task(batch)[1].score["click@post"], net.heads["click@post"](final).squeeze(1).sigmoid())
+    torch.testing.assert_close(task(batch).score["click@post"], net.heads["click@post"](final).squeeze(1).sigmoid())
     with torch.no_grad():
         for name in net.gates.names:
             net.gates[name].value.weight.zero_()
             net.gates[name].value.bias.zero_()
     alone = net.heads["click@post"](net.cross(torch.cat([*own.values(), lookups.specific["post"].flatten(1)], dim=1)))
-    torch.testing.assert_close(task(batch)[1].score["click@post"], alone.squeeze(1).sigmoid())
+    torch.testing.assert_close(task(batch).score["click@post"], alone.squeeze(1).sigmoid())
 
 
 def test_dynamic_gates_see_tems_own_vectors(schema):
     static, dynamic = tem(schema), tem(schema, gates="dynamic")
     for name in static.net.gates.names:
         assert dynamic.net.gates[name].gate.in_features > static.net.gates[name].gate.in_features
-    dynamic(only(schema, 8, "post"))[0].backward()
+    dynamic(only(schema, 8, "post")).total_loss().backward()
 
 
 def test_stage_two_wants_one_domain_that_stage_one_knows(schema):
@@ -192,7 +158,7 @@ def test_stage_two_wants_one_domain_that_stage_one_knows(schema):
         FinetuneSettings(),
         EMBEDDINGS,
         0,
-        (schema.only(("items", "post")), PretrainSettings(**SMALL), EMBEDDINGS),
+        SourceRun(schema.only(("items", "post")), PretrainSettings(**SMALL), EMBEDDINGS),
     )
     with pytest.raises(UserError, match=r"one target.*items, video, post"):
         build_finetune(schema, *arguments)

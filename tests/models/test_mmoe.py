@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.models.small import joint_model, settings_of
+from tests.support.small_models import joint_model, settings_of
 from torchrec_xd.models import MODELS
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import validate
@@ -17,12 +17,12 @@ def test_a_task_mixes_all_experts_by_its_own_gate(schema, batch):
         torch.testing.assert_close(gate.sum(1), torch.ones(len(gate)))
         mixture = sum(gate[:, [e]] * net.experts[e](x[own]) for e in range(3))
         expected = net.towers[f"click@{domain}"](mixture).squeeze(1).sigmoid()
-        torch.testing.assert_close(task(batch)[1].score[f"click@{domain}"], expected)
+        torch.testing.assert_close(task(batch).score[f"click@{domain}"], expected)
 
 
 def test_a_gate_learns_from_its_task_and_an_expert_from_all(schema, batch):
     task = joint_model(schema, "mmoe", num_experts=3)
-    loss = task(batch)[1].loss["bce/click@items"]
+    loss = task(batch).loss["bce/click@items"]
     loss.backward()
     gates = {name: task.net.gates[name].linear.weight.grad for name in task.net.gates.names}
     assert {name for name, gradient in gates.items() if gradient is not None} == {"click@items"}

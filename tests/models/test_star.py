@@ -1,7 +1,7 @@
 import torch
 
-from tests.models.small import joint_model
-from tests.models.test_mkt import as_mixed, only
+from tests.support.domain_batches import as_mixed, only
+from tests.support.small_models import joint_model
 from torchrec_xd.modules.star import PartitionedNorm, StarLinear
 
 
@@ -27,7 +27,7 @@ def test_a_domains_weights_are_the_shared_ones_times_its_own():
 
 def test_own_weights_learn_from_their_domains_rows_alone_and_shared_ones_from_all(schema, batch):
     task = joint_model(schema, "star")
-    losses = task(batch)[1].loss
+    losses = task(batch).loss
     first = task.net.layers[0]
     weights = [first.shared.weight, *(first.own[d].weight for d in schema.domains)]
     weights += [task.net.norm.own[d].scale for d in schema.domains]
@@ -47,7 +47,7 @@ def test_the_logit_is_the_stars_and_the_auxiliary_networks(schema, batch):
         indicator = net.indicators[f"i_{domain}"].expand(own.stop - own.start, -1)
         aside = net.auxiliary(torch.cat([indicator, x[own]], dim=1))
         expected = (net.star(x[own], domain) + aside).squeeze(1).sigmoid()
-        torch.testing.assert_close(task(batch)[1].score[f"click@{domain}"], expected)
+        torch.testing.assert_close(task(batch).score[f"click@{domain}"], expected)
 
 
 def test_a_domain_is_normalised_by_its_own_rows():

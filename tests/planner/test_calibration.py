@@ -7,11 +7,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from tests.planner.cases import cpus, gpus, module_of, planned
+from tests.support.planner_cases import cpus, gpus, module_of, planned
 from tools.plan import app
 from torchrec_xd.distributed.sharders import torchrec_sharders
 from torchrec_xd.errors import UserError
-from torchrec_xd.planner import measurement
+from torchrec_xd.planner.costs import measurement
 from torchrec_xd.planner.costs.measurement import Measured, fit, measure_ranks, median_error, run_lookup
 from torchrec_xd.planner.costs.options import module_tables, price_tables
 from torchrec_xd.planner.inputs.cluster import Calibration, LookupCost, LookupWork

@@ -10,11 +10,10 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from tests.distributed.ranks import run_ranks
-from tests.distributed.sharded import world_of
-from tests.feeds import schema_at, write_feed
+from tests.support.feeds import schema_at, write_feed
+from tests.support.ranks import run_ranks
+from tests.support.sharded import processes_of
 from tools.plan import app
-from torchrec_xd import run
 from torchrec_xd.config import RunConfig, load_run
 from torchrec_xd.data.loader import Loader
 from torchrec_xd.data.shards import ShardSpec
@@ -27,6 +26,8 @@ from torchrec_xd.planner.api import PlannerSettings, make_plan, plan_module
 from torchrec_xd.planner.inputs.cluster import this_machine
 from torchrec_xd.planner.plan import read_plan
 from torchrec_xd.planner.report.check import check_run
+from torchrec_xd.training import building
+from torchrec_xd.training import train_run as run
 
 ROWS = {"t_category": 6, "t_hour": 24, "t_style": 5, "t_tags": 10, "t_topic": 7, "t_user": 40, "t_item": 60}
 BYTES_A_ROW = 4 * 4 + 4
@@ -52,7 +53,7 @@ def train(content: dict, folder: Path) -> int:
 
 def train_rank(rank: int, content: dict, folder: Path) -> int:
     """The same inside the process group of the test."""
-    run.process_group = lambda: nullcontext(world_of(rank))
+    run.process_group = lambda: nullcontext(processes_of(rank))
     return train(content, folder)
 
 
@@ -93,7 +94,7 @@ def test_the_kept_plan_is_one_that_a_run_takes(finished):
     folder, resident = finished
     kept = load_run(folder)
     sharding = kept.sharding.model_copy(update={"plan": folder / "plan.json"})
-    task = run.build(kept)
+    task = building.build(kept)
     fuse_optimizers(task, kept.optimizer.tables)
     cluster = this_machine("cpu", len(resident), len(resident))
     plan, loaded = run.plan_run(task, torchrec_sharders(), cluster, sharding, 1, {})
@@ -134,7 +135,7 @@ def test_check_sets_the_plan_beside_the_run(finished, tmp_path):
 
 def test_replicas_and_their_optimizer_state_count(tmp_path):
     given = RunConfig.model_validate(config(write_feed(tmp_path / "feed").parent, 1))
-    task, cluster = run.build(given), this_machine("cpu", 1, 1)
+    task, cluster = building.build(given), this_machine("cpu", 1, 1)
     fuse_optimizers(task, given.optimizer.tables)
     replicated = ({"tables": ["t_user"], "sharding_types": ["data_parallel"]},)
     whole = ({"tables": ["t_[!u]*"], "sharding_types": ["table_wise"]},)
@@ -143,8 +144,9 @@ def test_replicas_and_their_optimizer_state_count(tmp_path):
         plan = plan_module(task, torchrec_sharders(), cluster, wishes)
         model, optimizers = shard(task, plan, given.optimizer, processes)
         [batch] = islice(Loader(given.schema_in_use, given.loader, "train", ShardSpec()).batches(), 1)
-        optimizers.begin(0, 1)
-        model(batch)[0].backward()
+        optimizers.set_lr(0, 1)
+        optimizers.zero_grad()
+        model(batch).total_loss().backward()
         optimizers.step()
         # A replica's row-wise Adagrad is torch's own: it also counts its steps, in one fp32 number.
         assert table_bytes(model, optimizers) == sum(ROWS.values()) * BYTES_A_ROW + 4

@@ -9,7 +9,7 @@ from torchrec.distributed.planner.planners import (
     validate_rank_assignment,
 )
 
-from tests.planner.cases import cpus, gpus, module_of, planned, random_tables
+from tests.support.planner_cases import cpus, gpus, module_of, planned, random_tables
 from torchrec_xd.distributed.sharders import sharders, torchrec_sharders
 from torchrec_xd.errors import UserError
 from torchrec_xd.planner.api import (

@@ -4,7 +4,7 @@ import pytest
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.types import ParameterConstraints
 
-from tests.planner.cases import cpus, gpus, module_of, random_tables
+from tests.support.planner_cases import cpus, gpus, module_of, random_tables
 from torchrec_xd.distributed.exchange import CommunicationSettings
 from torchrec_xd.distributed.sharders import sharders, torchrec_sharders
 from torchrec_xd.errors import UserError

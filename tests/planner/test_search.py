@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.planner.cases import cpus, gpus, module_of, planned, random_tables
+from tests.support.planner_cases import cpus, gpus, module_of, planned, random_tables
 from torchrec_xd.distributed.sharders import torchrec_sharders
 from torchrec_xd.errors import UserError
 from torchrec_xd.planner.api import InfeasibleError, PlannerSettings, price_module

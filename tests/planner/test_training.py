@@ -8,8 +8,8 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from tests.distributed.ranks import run_ranks
-from tests.planner.cases import cpus, gpus, module_of, planned, random_tables
+from tests.support.planner_cases import cpus, gpus, module_of, planned, random_tables
+from tests.support.ranks import run_ranks
 from torchrec_xd.distributed.sharders import torchrec_sharders
 from torchrec_xd.planner.api import PlannerSettings, plan_module
 from torchrec_xd.planner.inputs.constraints import Constraint

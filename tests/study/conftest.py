@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from tests.feeds import schema_at, write_feed
+from tests.support.feeds import schema_at, write_feed
 from torchrec_xd.study.comparison import run_study
 from torchrec_xd.study.design import load_study
 
@@ -23,7 +23,7 @@ STUDY = {
     "samples": 400,
     "data": {"feed": {"task": "click@post"}},
     "models": {
-        "mkt": {"config": "stage2.yaml", "begins_with": "stage1"},
+        "mkt": {"config": "stage2.yaml", "parent": "stage1"},
         "single": {"config": "single.yaml"},
         "bottom": {"config": "bottom.yaml", "set": ["optimizer.dense.lr=0.02"]},
         "stage1": {"config": "stage1.yaml", "shown": False},

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from tests.feeds import write_feed
 from tests.study.conftest import STUDY, write_study
-from torchrec_xd.cli import app, compare
+from tests.support.feeds import write_feed
+from torchrec_xd.cli.app import app
+from torchrec_xd.cli.studies import compare
 from torchrec_xd.config import load_config
 from torchrec_xd.errors import UserError
 from torchrec_xd.evaluation.significance import holm, paired_bootstrap
@@ -48,7 +49,7 @@ def test_every_cell_is_a_run_of_its_own_seed(lab):
     assert first.read_text().replace("\nseed: 0", "\nseed: 1") == second.read_text()
 
 
-def test_a_model_begins_with_the_run_of_its_own_seed(lab):
+def test_a_model_parent_the_run_of_its_own_seed(lab):
     for seed in "01":
         manifest = json.loads((lab.parent / "out" / "feed" / seed / "mkt" / "transfer.json").read_text())
         assert f"feed/{seed}/stage1/checkpoints" in manifest["from"]
@@ -135,7 +136,7 @@ def test_data_that_were_prepared_since_are_refused(lab):
         manifest.unlink()
 
 
-def test_what_fails_takes_along_only_what_begins_with_it(tmp_path):
+def test_what_fails_takes_along_only_what_parent_it(tmp_path):
     write_feed(tmp_path / "feed")
     models = {**STUDY["models"], "stage1": {**STUDY["models"]["stage1"], "set": ["optimizer.dense.lr=1.0e+30"]}}
     path = write_study(tmp_path, {"models": models, "seeds": 1})

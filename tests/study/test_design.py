@@ -13,8 +13,8 @@ CHAIN = {
     "data": {"d": {"task": "click@post", "set": {"a": ["x=1"], "c": ["y=1"]}}},
     "models": {
         "a": {"config": "a.yaml", "set": ["p=0"], "shown": False},
-        "b": {"config": "b.yaml", "begins_with": "a"},
-        "c": {"config": "c.yaml", "begins_with": "b", "set": ["q=0"]},
+        "b": {"config": "b.yaml", "parent": "a"},
+        "c": {"config": "c.yaml", "parent": "b", "set": ["q=0"]},
         "other": {"config": "other.yaml"},
     },
     "switches": {"wo_deep": {"a": ["p=1"]}, "wo_top": {"c": ["q=1"]}, "wo_both": {"b": ["r=1"], "c": ["q=2"]}},
@@ -36,7 +36,7 @@ def study(tmp_path, **change):
 def test_a_switch_changes_a_model_and_all_that_begin_with_it(tmp_path):
     found = ablation(tmp_path)
     assert found.reference == "c"
-    assert {name: (model.begins_with, model.assign, model.shown) for name, model in found.models.items()} == {
+    assert {name: (model.parent, model.assign, model.shown) for name, model in found.models.items()} == {
         "a": (None, ("p=0",), False),
         "b": ("a", (), True),
         "c": ("b", ("q=0",), True),
@@ -77,9 +77,9 @@ def test_an_ablation_that_makes_no_sense_is_refused(tmp_path, change, said):
     [
         ({"reference": "singel"}, "model 'singel' is not known; known are: mkt, single, bottom, stage1"),
         ({"reference": "stage1"}, "'stage1' has shown: false"),
-        ({"models": {**STUDY["models"], "mkt": {"config": "x", "begins_with": "no"}}}, "model 'no' is not known"),
+        ({"models": {**STUDY["models"], "mkt": {"config": "x", "parent": "no"}}}, "model 'no' is not known"),
         (
-            {"models": {**STUDY["models"], "stage1": {"config": "x", "begins_with": "mkt"}}},
+            {"models": {**STUDY["models"], "stage1": {"config": "x", "parent": "mkt"}}},
             "models.stage1 begins with itself: stage1 <- mkt",
         ),
         ({"data": {"feed": {"task": "click"}}}, "'click' is no task; write LABEL@DOMAIN"),
@@ -92,15 +92,15 @@ def test_an_ablation_that_makes_no_sense_is_refused(tmp_path, change, said):
         ({"models": {**STUDY["models"], "g": {}}}, "give either config: FILE, which is trained, or scores: FILE"),
         ({"models": {**STUDY["models"], "g": {"config": "x", "scores": "y"}}}, "give either config"),
         (
-            {"models": {**STUDY["models"], "g": {"scores": "y", "begins_with": "single", "domains": "all", "set": []}}},
-            "'models.g': a model with scores is not trained here: remove set, begins_with, domains; it may have data",
+            {"models": {**STUDY["models"], "g": {"scores": "y", "parent": "single", "domains": "all", "set": []}}},
+            "'models.g': a model with scores is not trained here: remove set, parent, domains; it may have data",
         ),
         ({"models": {**STUDY["models"], "g": {"scores": "y", "shown": False}}}, "remove shown; it may"),
         ({"models": {**STUDY["models"], "g": {"scores": "y", "space": {}}}}, "remove space; it may"),
         ({"models": {**STUDY["models"], "g": {"scores": "{sed}"}}}, "'sed' is not known; known are: data, seed"),
         (
             {"models": {**STUDY["models"], "stage1": {"scores": "y"}}},
-            "models.mkt.begins_with: 'stage1' is not trained on 'feed'; trained there: single, bottom, mkt",
+            "models.mkt.parent: 'stage1' is not trained on 'feed'; trained there: single, bottom, mkt",
         ),
         (
             {"models": {**STUDY["models"], "g": {"scores": "y"}}, "data": {"feed": {**FEED, "set": {"g": []}}}},
@@ -190,5 +190,5 @@ def test_a_model_that_does_not_predict_the_task_is_no_opponent(tmp_path):
 
 def test_a_run_from_outside_of_the_study_is_refused(tmp_path):
     models = {**STUDY["models"], "mkt": {"config": "stage2.yaml"}}
-    with pytest.raises(UserError, match="init_from is somewhere/else, a run outside of the study: say begins_with"):
+    with pytest.raises(UserError, match="init_from is somewhere/else, a run outside of the study: say parent"):
         cells(study(tmp_path, models=models), tmp_path, tmp_path)

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.feeds import schema_at, write_feed
 from tests.study.conftest import STUDY, write_study
+from tests.support.feeds import schema_at, write_feed
 from torchrec_xd.data.loader import LoaderSettings
 from torchrec_xd.errors import UserError
 from torchrec_xd.evaluation.metrics import binary_metrics

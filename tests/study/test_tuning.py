@@ -61,7 +61,7 @@ def test_trials_are_judged_on_the_validation_split(tuned):
             assert content["eval"]["click@post"]["auc"] == trial.score
 
 
-def test_a_model_begins_with_the_best_run_of_the_one_before_and_only_that_is_kept(tuned):
+def test_a_model_parent_the_best_run_of_the_one_before_and_only_that_is_kept(tuned):
     out, after_two = tuned
     best = max(after_two.searches["feed"]["stage1"], key=lambda trial: trial.score).number
     manifest = json.loads((out / "feed" / "mkt" / "000" / "transfer.json").read_text())

@@ -45,11 +45,11 @@ class Mean(nn.Module):
 
     def forward(self, lookups: Lookups) -> Predictions:
         """No scores."""
-        return Predictions({}, {}, {"mean": (self.scale * lookups.groups["shared"].mean(),)})
+        return Predictions({}, {}, {"mean": self.scale * lookups.groups["shared"].mean()})
 
 
 def _mean_loss(predictions: Predictions, batch: Batch) -> Losses:
-    return Losses({"mean": predictions.vectors["mean"][0]})
+    return Losses({"mean": predictions.vectors["mean"]})
 
 
 class PlainBags(nn.Module):
@@ -129,7 +129,9 @@ def _batch(tables: int, rows: int, length: int, batch_size: int) -> Batch:
     bags = KeyedJaggedTensor(keys, ids, lengths=lengths, stride=batch_size)
     none = KeyedJaggedTensor([], ids[:0], lengths=lengths[:0], stride=batch_size)
     users = torch.zeros(batch_size, dtype=torch.int64)
-    return Batch(bags, none, empty, empty, torch.ones(batch_size), users, empty.long(), (0, batch_size), LoaderState(0, 0))
+    return Batch(
+        bags, none, empty, empty, torch.ones(batch_size), users, empty.long(), (0, batch_size), LoaderState(0, 0)
+    )
 
 
 def _ours(batch: Batch, schema: Schema, dtype: Dtype, optimizer: str, processes: Processes) -> Callable[[], float]:

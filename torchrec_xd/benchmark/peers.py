@@ -32,11 +32,8 @@ from torchrec_xd.benchmark.measure import (
 )
 from torchrec_xd.benchmark.step import Dtype, Precision
 from torchrec_xd.benchmark.workbench import Workbench, workbench
-from torchrec_xd.data.loader import Loader
-from torchrec_xd.data.shards import ShardSpec
 from torchrec_xd.errors import UserError
-from torchrec_xd.evaluation.metrics import Evaluation
-from torchrec_xd.training.trainer import evaluate
+from torchrec_xd.training.split_evaluation import SplitEvaluation
 
 PACKAGES = {"torch-rechub": "torch-rechub==0.9.0", "fuxictr": "fuxictr==2.3.10"}
 ENVIRONMENT = Path(".venv-peers")
@@ -174,10 +171,8 @@ def ours(
 
 
 def _auc(bench: Workbench) -> dict[str, float | int | None]:
-    config, schema = bench.config, bench.config.schema_in_use
-    loader = Loader(schema, config.loader, "test", ShardSpec(shuffle=False))
-    report = evaluate(bench.training.model, loader, Evaluation(schema, config.metrics, {}), schema, bench.processes)
-    return {task.label: report["eval"][task.name]["auc"] for task in schema.tasks}
+    report = SplitEvaluation(bench.config, "test", bench.processes).report(bench.training.model)
+    return {task.label: report["eval"][task.name]["auc"] for task in bench.config.schema_in_use.tasks}
 
 
 if __name__ == "__main__":

@@ -93,7 +93,9 @@ class PlainEmbeddings(nn.Module):
             if (features := self.schema.features_of(domain, "specific"))
         }
         sequences = {
-            f.column: SequenceLookup(self._within(found[f.column], batch.lengths[f.column]), batch.lengths[f.column], query)
+            f.column: SequenceLookup(
+                self._within(found[f.column], batch.lengths[f.column]), batch.lengths[f.column], query
+            )
             for f in self.schema.features
             if f.kind == "sequence"
             for query in [found[self.queries[f.column]]]

@@ -16,7 +16,7 @@ import typer
 
 from torchrec_xd.benchmark import synthetic
 from torchrec_xd.benchmark.measure import BatchSize, Json, Repeats, Result, RowsPerTable, Threads, alternate, ratio
-from torchrec_xd.benchmark.step import Dtype, Model, Precision, known
+from torchrec_xd.benchmark.step import Dtype, ModelOption, Precision, known
 from torchrec_xd.benchmark.workbench import synthetic_run, workbench
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.data.shards import ShardSpec
@@ -72,7 +72,7 @@ def _read(schema: Schema, batch_size: int, rows: int, *, shuffle: bool) -> float
 
 
 def train(
-    model: Model = "mmoe",
+    model: ModelOption = "mmoe",
     rows_per_table: RowsPerTable = 100_000,
     batch_size: BatchSize = 4096,
     precision: Precision = "auto",

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from torchrec_xd.benchmark.measure import Json, Result, Spread
-from torchrec_xd.benchmark.step import Dtype, Model, Precision, known
+from torchrec_xd.benchmark.step import Dtype, ModelOption, Precision, known
 from torchrec_xd.errors import UserError
 
 POINTS: dict[str, list[dict[str, int]]] = {
@@ -30,7 +30,7 @@ POINTS: dict[str, list[dict[str, int]]] = {
 
 def scale(
     axis: Annotated[Literal["weak", "strong", "batch", "rows"], typer.Argument(help="What grows.")],
-    model: Model = "mmoe",
+    model: ModelOption = "mmoe",
     precision: Precision = "auto",
     dtype: Dtype = "fp16",
     rounds: Annotated[int, typer.Option(min=1, help="Times that all points are run, in turns.")] = 3,

@@ -72,7 +72,9 @@ class Workbench:
 def workbench(config: RunConfig, threads: int = 0, batches: int = 8) -> Iterator[Workbench]:
     """A warm model of `config` and its first batches; torchrun's process group, or one of this process alone."""
     with process_group(config.trainer.model_copy(update={"threads": threads})) as processes:
-        loader = Loader(config.schema_in_use, config.loader, "train", ShardSpec(processes.rank, processes.size, config.seed))
+        loader = Loader(
+            config.schema_in_use, config.loader, "train", ShardSpec(processes.rank, processes.size, config.seed)
+        )
         read = [batch.to(processes.device) for batch in islice(loader.batches(epochs=1000), batches)]
         model, optimizers = build_sharded(config, processes, stage1_of(config))
         model.train()

@@ -3,4 +3,4 @@
 from torchrec_xd.checkpoint.checkpoints import Checkpoints, CheckpointSettings, Saved, read_saved
 from torchrec_xd.checkpoint.transfer import TransferReport, transfer
 
-__all__ = ["CheckpointSettings", "Checkpoints", "TransferReport", "Saved", "read_saved", "transfer"]
+__all__ = ["CheckpointSettings", "Checkpoints", "Saved", "TransferReport", "read_saved", "transfer"]

@@ -40,7 +40,7 @@ class LoaderSettings(Settings):
 class Loader:
     """Batches of one split for one rank.
 
-    With (seed, rank, world size), a LoaderState says everything about what follows: resuming reads nothing that is past.
+    With seed, rank and world size, a LoaderState determines all that follows: resuming reads nothing that is past.
 
     Args:
         schema: what the columns mean and where the files lie.

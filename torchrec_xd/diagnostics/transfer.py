@@ -124,16 +124,12 @@ class TransferByScene(Diagnostic):
         "combination label, which counts more than what was bought: P is no calibrated probability of that."
     )
 
-    def __init__(
-        self, schema: Schema, target: str, alone: str, fit: Mapping[str, str], *, truth: bool = False
-    ) -> None:
+    def __init__(self, schema: Schema, target: str, alone: str, fit: Mapping[str, str], *, truth: bool = False) -> None:
         self.schema, self.target, self.alone, self.fit, self.truth = schema, target, alone, dict(fit), truth
         self.label = [task.name for task in schema.tasks].index(target)
         # Scenes whose values can be told apart: ids that are not hashed.
         self.scenes = {
-            f.column: f.rows or 0
-            for f in schema.features
-            if (f.group, f.kind, f.hash) == ("scene", "id", "none")
+            f.column: f.rows or 0 for f in schema.features if (f.group, f.kind, f.hash) == ("scene", "id", "none")
         }
         k = len(fit)
         self.histogram_KVH = {scene: np.zeros((k, size, BINS)) for scene, size in self.scenes.items()}

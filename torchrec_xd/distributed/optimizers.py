@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
@@ -37,7 +37,7 @@ class TableOptimizerSettings(Settings):
     eps: PositiveFloat = 1e-8
     """Added to the denominator; not used by sgd."""
 
-    def optimizer_arguments(self) -> dict[str, float]:
+    def optimizer_arguments(self) -> dict[str, Any]:
         """What the optimizer's constructor takes."""
         return {"lr": self.lr} if self.name == "sgd" else {"lr": self.lr, "eps": self.eps}
 
@@ -90,7 +90,9 @@ def fuse_optimizers(model: Model, settings: TableOptimizerSettings) -> None:
     if model.teacher is not None:
         # Frozen tables get an optimizer without state and with a rate of zero: nothing to keep, nothing to apply. It
         # attaches to what wants a gradient; none will come, as the teacher runs under no_grad.
-        frozen = [table.requires_grad_() for table in table_parameters(model.teacher)]
+        frozen = list(table_parameters(model.teacher))
+        for table in frozen:
+            table.requires_grad_()
         apply_optimizer_in_backward(torch.optim.SGD, frozen, {"lr": 0.0})
 
 

@@ -101,7 +101,8 @@ def process_group(settings: ProcessSettings | None = None) -> Iterator[Processes
     if size > 1:
         dist.init_process_group(backend)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
     assert dist.group.WORLD is not None
     try:
         yield Processes(dist.get_rank(), size, local_size, device, dist.group.WORLD, torch.get_num_threads())

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from torchrec_xd.batch import Batch
 from torchrec_xd.errors import UserError
+from torchrec_xd.evaluation.collectives import Collectives
 from torchrec_xd.evaluation.row_quantities import (
     Array,
     auc_by_user,
@@ -110,7 +111,7 @@ def binary_metrics(score: Array, label: Array, user: Array, weight: Array | None
     weight = np.ones(len(label)) if weight is None else weight
     refuse_faults("binary metrics", count_faults(score, label, weight))
     rows = _Rows(score, label, weight, user, np.empty((len(label), 0), dtype=np.int64))
-    return _result(rows.take(np.argsort(score)), _Ranks(None))
+    return _result(rows.take(np.argsort(score)), Collectives(None))
 
 
 class Evaluation:
@@ -164,7 +165,7 @@ class Evaluation:
         """
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
-        ranks = _Ranks(group)
+        ranks = Collectives(group)
         report = Report(eval={}, unweighted={}, slices={})
         for column, (name, task) in enumerate(self._columns.items()):
             rows = self._rows(column, task)
@@ -184,7 +185,7 @@ class Evaluation:
         parts = [chunk.rows_of(domain, column, task) for chunk in self._chunks]
         return _Rows(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
 
-    def _sliced(self, rows: _Rows, ranks: _Ranks) -> dict[str, dict[str, ResultDict]]:
+    def _sliced(self, rows: _Rows, ranks: Collectives) -> dict[str, dict[str, ResultDict]]:
         sliced = {}
         if self._schema.activity is not None:
             activity_R = rows.extra[:, self.extra.index(self._schema.activity)]
@@ -239,68 +240,13 @@ class _Rows:
         return _Rows(*(column[index] for column in self.columns()))
 
 
-class _Ranks:
-    """The collectives that metrics need, on numpy arrays; a single rank communicates nothing."""
-
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
-        self.size = 1 if group is None else group.size()
-        self.rank = 0 if group is None else group.rank()
-        self._group = group
-        self._device = torch.device("cpu")
-        if group is not None and "cpu:" not in dist.get_backend_config(group):
-            self._device = torch.device("cuda", torch.cuda.current_device())
-
-    def gather(self, values: Array) -> Array:
-        """The vectors `values` of all ranks, [W, length]; they are equally long."""
-        if self.size == 1:
-            return values[None]
-        sent = self._tensor(values)
-        received = sent.new_empty(self.size * len(sent))
-        dist.all_gather_single(received, sent, group=self._group)
-        return _array(received).reshape(self.size, -1)
-
-    def total(self, values: Array) -> Array:
-        """Sum over ranks, added up in rank order, so that all ranks get the same bits."""
-        return np.asarray(self.gather(values).sum(axis=0))
-
-    def union(self, values: Array) -> Array:
-        """Distinct values of all ranks, ascending. For few values: every rank gets them all."""
-        if self.size == 1:
-            return np.unique(values)
-        gathered: list[Array] = [values] * self.size
-        dist.all_gather_object(gathered, values, group=self._group)
-        return np.unique(np.concatenate(gathered))
-
-    def exchange(self, columns: Sequence[Array], destination_R: Array) -> tuple[Array, ...]:
-        """Send each row of `columns` to its rank in `destination_R`; returns the rows received, by sending rank."""
-        if self.size == 1:
-            return tuple(columns)
-        order = np.argsort(destination_R, kind="stable")
-        num_sent = np.bincount(destination_R, minlength=self.size)
-        num_received = self.gather(num_sent)[:, self.rank].tolist()
-        received = []
-        for column in columns:
-            sent = self._tensor(column[order])
-            arrived = sent.new_empty((sum(num_received), *sent.shape[1:]))
-            dist.all_to_all_single(arrived, sent, num_received, num_sent.tolist(), group=self._group)
-            received.append(_array(arrived))
-        return tuple(received)
-
-    def _tensor(self, values: Array) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
-
-
-def _array(values: Tensor) -> Array:
-    return np.asarray(values.cpu().numpy())
-
-
-def _route_by_user(rows: _Rows, ranks: _Ranks) -> _Rows:
+def _route_by_user(rows: _Rows, ranks: Collectives) -> _Rows:
     """All rows of a user on one rank; ids are scrambled first, as they may share a divisor with the number of ranks."""
     scrambled_R = rows.user.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)
     return _Rows(*ranks.exchange(rows.columns(), (scrambled_R % np.uint64(ranks.size)).astype(np.int64)))
 
 
-def _result(rows: _Rows, ranks: _Ranks) -> Result:
+def _result(rows: _Rows, ranks: Collectives) -> Result:
     """Metrics of the rows of all ranks; scores ascend on each, and no user has rows on two of them."""
     weight_R, prob_R = rows.weight.astype(np.float64), np.clip(rows.score, 0, 1)
     _, auc_U, weight_U = auc_by_user(rows.score, rows.label, rows.user, rows.weight)
@@ -338,7 +284,7 @@ def _result(rows: _Rows, ranks: _Ranks) -> Result:
     )
 
 
-def _ordered_pairs(rows: _Rows, ranks: _Ranks) -> tuple[float, float, float]:
+def _ordered_pairs(rows: _Rows, ranks: Collectives) -> tuple[float, float, float]:
     """Each rank gets one range of the scores, ranges ascending by rank.
 
     Equal scores are added up before they travel: ties, however heavy, burden no rank.
@@ -362,7 +308,7 @@ def _sum_ties(score: Array, *columns: Array) -> tuple[Array, ...]:
     return score[start], *(np.add.reduceat(column, start) for column in columns)
 
 
-def _splitters(score_S: Array, ranks: _Ranks) -> Array:
+def _splitters(score_S: Array, ranks: Collectives) -> Array:
     """W - 1 scores that cut the distinct scores of all ranks into ranges of about equal size; `score_S` ascends."""
     num = SAMPLES_PER_RANK
     sample = score_S[np.linspace(0, len(score_S) - 1, num).astype(np.int64)] if len(score_S) else np.zeros(num)
@@ -374,7 +320,7 @@ def _splitters(score_S: Array, ranks: _Ranks) -> Array:
     return np.asarray(samples[order][at])
 
 
-def _each_value(column: str, value_R: Array, ranks: _Ranks) -> dict[str, list[int]]:
+def _each_value(column: str, value_R: Array, ranks: Collectives) -> dict[str, list[int]]:
     """A group for each value that some rank has."""
     values = ranks.union(np.unique(value_R[value_R != ABSENT])[: MAX_GROUPS + 1])
     if len(values) > MAX_GROUPS:
@@ -385,7 +331,9 @@ def _each_value(column: str, value_R: Array, ranks: _Ranks) -> dict[str, list[in
     return {str(value): [value] for value in values.tolist()}
 
 
-def _grouped(rows: _Rows, value_R: Array, groups: Mapping[str, Sequence[int]], ranks: _Ranks) -> dict[str, ResultDict]:
+def _grouped(
+    rows: _Rows, value_R: Array, groups: Mapping[str, Sequence[int]], ranks: Collectives
+) -> dict[str, ResultDict]:
     results = {
         name: _result(rows.take(np.flatnonzero(np.isin(value_R, members))), ranks) for name, members in groups.items()
     }

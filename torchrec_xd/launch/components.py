@@ -19,7 +19,7 @@ from typing import Any, get_args
 from torchx import specs
 from torchx.components.dist import ddp
 
-from torchrec_xd.cli import EXIT_USER_ERROR
+from torchrec_xd.error_boundary import EXIT_USER_ERROR
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Split
 

@@ -1,4 +1,6 @@
-"""Run commands one after the other: `python -m torchrec_xd.launch.stages COMMAND ... --then COMMAND ...`; a failure ends it.
+"""Run commands one after the other; a failure ends it.
+
+    python -m torchrec_xd.launch.stages COMMAND ... --then COMMAND ...
 
 A shell's `&&` would do but for stop requests: as the first process of a container a shell ignores SIGTERM, and
 elsewhere it dies of it and leaves its child behind. Here the running command is told to stop, once, for it has a

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from torchrec_xd.embeddings import Layout, Lookups
@@ -18,6 +19,9 @@ from torchrec_xd.modules.hfa import HeterogeneousFeatureAlignment
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.rows import concat
 from torchrec_xd.schema import Group, Schema
+
+Widths = tuple[PositiveInt, ...]
+"""Widths of the layers of a network, from the input on."""
 
 
 class RowVectors(nn.Module):

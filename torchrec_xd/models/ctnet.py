@@ -108,11 +108,7 @@ specific features stay behind."""
 
 
 def build_ctnet(
-    schema: Schema,
-    settings: CTNetSettings,
-    embeddings: EmbeddingSettings,
-    seed: int,
-    source: SourceRun,
+    schema: Schema, settings: CTNetSettings, embeddings: EmbeddingSettings, seed: int, source: SourceRun
 ) -> Model:
     """The target tower of the schema's one domain, beside the source tower.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat
 from torch import nn
 
 from torchrec_xd.batch import Batch
@@ -21,7 +21,7 @@ from torchrec_xd.diagnostics.transfer import TransferByScene, TransferProbabilit
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
 from torchrec_xd.errors import UserError
 from torchrec_xd.losses import absolute_error_sum, bce_sum, probability_bce_sum
-from torchrec_xd.models.blocks import RowVectors
+from torchrec_xd.models.blocks import RowVectors, Widths
 from torchrec_xd.models.model import Model
 from torchrec_xd.models.spec import DiagnosedRun, ModelSpec
 from torchrec_xd.modules.ipn import InterestPredictionNetwork
@@ -30,8 +30,6 @@ from torchrec_xd.modules.ssn import ConstantSelector, SceneSelectorNetwork
 from torchrec_xd.outputs import Losses, Predictions, task_rows
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import Settings
-
-Widths = tuple[PositiveInt, ...]
 
 
 class SourceSettings(Settings):

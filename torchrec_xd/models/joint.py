@@ -14,7 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
-from torchrec_xd.models.blocks import RowVectors, SpecificAlignment, check_domain_weight
+from torchrec_xd.models.blocks import RowVectors, SpecificAlignment, Widths, check_domain_weight
 from torchrec_xd.models.model import CrossEntropy, Model
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
@@ -22,8 +22,6 @@ from torchrec_xd.modules.rows import concat
 from torchrec_xd.outputs import Predictions
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import Settings
-
-Widths = tuple[PositiveInt, ...]
 
 
 class TowerSettings(Settings):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from torchrec_xd.embeddings import EmbeddingSettings, Layout, Lookups, layout
 from torchrec_xd.errors import UserError
-from torchrec_xd.models.blocks import SpecificAlignment
-from torchrec_xd.models.joint import Towers, TowerSettings, Widths, joint
+from torchrec_xd.models.blocks import SpecificAlignment, Widths
+from torchrec_xd.models.joint import Towers, TowerSettings, joint
 from torchrec_xd.models.model import Model
 from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.modules.mapping import ModuleMap

@@ -22,7 +22,7 @@ from torchrec_xd.diagnostics.knowledge import KnowledgeCosines, logged_cosines
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
 from torchrec_xd.errors import UserError
 from torchrec_xd.losses import polarized_distribution_loss
-from torchrec_xd.models.blocks import RowVectors, SpecificAlignment, check_domain_weight, with_specific
+from torchrec_xd.models.blocks import RowVectors, SpecificAlignment, Widths, check_domain_weight, with_specific
 from torchrec_xd.models.model import CrossEntropy, Model
 from torchrec_xd.models.spec import DiagnosedRun, ModelSpec
 from torchrec_xd.models.teacher import Teacher
@@ -35,8 +35,6 @@ from torchrec_xd.modules.rows import by_domain
 from torchrec_xd.outputs import Losses, Predictions
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import Settings
-
-Widths = tuple[PositiveInt, ...]
 
 
 class PretrainSettings(Settings):
@@ -93,10 +91,10 @@ class CommonKnowledgeExtractor(nn.Module):
         dims = layout(schema)
         self.vectors = RowVectors(dims, settings.sequence_pooling)
         self.hfa = SpecificAlignment(dims, settings.aligned_dim, outputs, scores=settings.hfa)
-        counts = settings.num_experts, settings.num_shared_experts
+        experts = settings.expert_widths, settings.num_experts, settings.num_shared_experts, settings.dropout
         self.ple = ProgressiveLayeredExtraction(
             self.vectors.out_dim + settings.aligned_dim,
-            Experts(settings.expert_widths, *counts, settings.dropout),
+            Experts(*experts),
             domains=tuple(schema.domains),
             outputs=outputs,
             levels=settings.levels,
@@ -140,9 +138,7 @@ class MultiEntityModel(nn.Module):
             task.name: self.towers[task.name](torch.cat([common[task.domain], independent[task.domain]], dim=1))
             for task in self.schema.tasks
         }
-        return Predictions.from_logits(
-            logits, {domain: (common[domain], independent[domain]) for domain in lookups.rows}
-        )
+        return Predictions.from_logits(logits, {d: (common[d], independent[d]) for d in lookups.rows})
 
 
 @dataclass(frozen=True)
@@ -158,8 +154,8 @@ class MultiEntityLoss:
         parts = CrossEntropy(self.schema, self.settings.domain_weight)(predictions, batch).parts
         if self.settings.gamma:
             parts["pdl"] = self.settings.gamma * torch.stack(list(cosines.values())).sum()
-        rows = {domain: len(vectors[0]) for domain, vectors in predictions.vectors.items()}
-        return Losses(parts, {f"cosine/{d}": cosine.detach() for d, cosine in cosines.items() if rows[d]})
+        monitored = {d: cosine.detach() for d, cosine in cosines.items() if len(predictions.vectors[d][0])}
+        return Losses(parts, {f"cosine/{domain}": cosine for domain, cosine in monitored.items()})
 
 
 class TransferredKnowledge(nn.Module):
@@ -225,13 +221,9 @@ TRANSFER = Transfer(
 
 
 def build_finetune(
-    schema: Schema,
-    settings: FinetuneSettings,
-    embeddings: EmbeddingSettings,
-    seed: int,
-    source: SourceRun,
+    schema: Schema, settings: FinetuneSettings, embeddings: EmbeddingSettings, seed: int, source: SourceRun
 ) -> Model:
-    """Stage 2: TEM of the schema's one domain, beside those parts of MEM that feed it.
+    """Stage 2: TEM of the schema's one domain, with those parts of MEM that feed it.
 
     Source towers, independent extractors, source experts of the last level and tables that only sources read are
     pruned: they are not built, cost nothing and are not exported.
@@ -249,9 +241,10 @@ def build_finetune(
     return Model(Embeddings(schema, embeddings, seed), net, CrossEntropy(schema), teacher)
 
 
-def _pretrain_diagnostics(run: DiagnosedRun) -> list[Diagnostic]:
+def _diagnostics(run: DiagnosedRun) -> list[Diagnostic]:
+    assert isinstance(run.net, MultiEntityModel)
     return [KnowledgeCosines(run.net.common, run.net.independent, logged_cosines(run.folder, run.schema))]
 
 
-PRETRAIN = ModelSpec(PretrainSettings, build_pretrain, diagnostics=_pretrain_diagnostics)
+PRETRAIN = ModelSpec(PretrainSettings, build_pretrain, diagnostics=_diagnostics)
 FINETUNE = ModelSpec(FinetuneSettings, build_finetune, TRANSFER)

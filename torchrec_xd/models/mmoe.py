@@ -8,7 +8,8 @@ from pydantic import Field, PositiveInt
 from torch import nn
 
 from torchrec_xd.embeddings import Lookups
-from torchrec_xd.models.joint import JointRows, JointSettings, Widths, joint
+from torchrec_xd.models.blocks import Widths
+from torchrec_xd.models.joint import JointRows, JointSettings, joint
 from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.modules.gates import ExpertGate
 from torchrec_xd.modules.mapping import ModuleMap

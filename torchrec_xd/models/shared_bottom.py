@@ -8,7 +8,8 @@ from pydantic import Field
 from torch import nn
 
 from torchrec_xd.embeddings import Lookups
-from torchrec_xd.models.joint import JointRows, JointSettings, Towers, Widths, joint
+from torchrec_xd.models.blocks import Widths
+from torchrec_xd.models.joint import JointRows, JointSettings, Towers, joint
 from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.modules.mlp import MLP
 from torchrec_xd.modules.rows import by_domain

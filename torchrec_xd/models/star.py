@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from torchrec_xd.embeddings import Lookups
-from torchrec_xd.models.joint import JointRows, JointSettings, Widths, joint
+from torchrec_xd.models.blocks import Widths
+from torchrec_xd.models.joint import JointRows, JointSettings, joint
 from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.modules.mlp import MLP
 from torchrec_xd.modules.rows import by_domain

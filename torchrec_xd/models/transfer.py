@@ -26,7 +26,7 @@ class SourceRun:
 
 @dataclass(frozen=True)
 class Transfer:
-    """Which weights a model takes from the run it starts from: declared in full, so that nothing is left out silently."""
+    """The weights that a model takes from the run it starts from, declared in full: none is left out silently."""
 
     source: str
     """Name of the model that the source run must have trained."""

@@ -1,8 +1,8 @@
 """The planner's entry: from a module to its sharding plan.
 
 `make_plan` goes through the sub-packages in order: `inputs` (cluster, tables, constraints), `costs` (every way of
-sharding every table, and what it costs), `search` (which of them, on which ranks); `plan.py` is the file it ends in, and
-`report` shows it.
+sharding every table, and what it costs), `search` (which of them, on which ranks). The result is the file that
+`plan.py` describes, and `report` shows it.
 """
 
 from __future__ import annotations
@@ -200,9 +200,7 @@ def plan_run(
         plan = read_plan(settings.plan)
         loaded = load_plan(settings.plan, module, cluster.world_size, sharders, cluster.device)
     else:
-        planner = PlannerSettings(
-            batch_size=batch_size, pooling=dict(pooling), constraints=settings.all_constraints
-        )
+        planner = PlannerSettings(batch_size=batch_size, pooling=dict(pooling), constraints=settings.all_constraints)
         planning = make_plan(module, sharders, cluster, planner)
         plan, loaded = planning.plan, planning.plan.sharding_plan(planning.priced.tables)
     settings.communication.check(module, loaded)

@@ -32,7 +32,7 @@ class Cell:
     config: RunConfig
     task: str | None
     """Whose test rows it is compared on; None where the model is not shown."""
-    begins_with: str | None
+    parent: str | None
 
     @property
     def name(self) -> str:
@@ -42,7 +42,7 @@ class Cell:
     @property
     def before(self) -> str | None:
         """Name of the cell that it begins with."""
-        return None if self.begins_with is None else f"{self.data}/{self.seed}/{self.begins_with}"
+        return None if self.parent is None else f"{self.data}/{self.seed}/{self.parent}"
 
     @property
     def schema(self) -> Schema:
@@ -113,10 +113,10 @@ def cells(study: Study, folder: Path, out: Path, tuned: Tuned | None = None) -> 
                 model, place = study.models[name], out / data / str(seed)
                 assign = list(tuned.of(entry.tuned_on or data, name)) if tuned is not None else []
                 assign += [f"seed={seed}"]
-                before = None if model.begins_with is None else place / model.begins_with
+                before = None if model.parent is None else place / model.parent
                 config = cell_config(study, folder, data, name, assign, before)
                 task = entry.task if model.shown else None
-                found.append(Cell(data, seed, name, place / name, config, task, model.begins_with))
+                found.append(Cell(data, seed, name, place / name, config, task, model.parent))
     return found
 
 
@@ -128,7 +128,7 @@ def prepare_worlds(study: Study, say: Callable[[str], None]) -> None:
     """
     for data, entry in study.data.items():
         if entry.world is not None:
-            dials = {name: value for name, value in entry.processes.items() if name != "preset"}
+            dials = {name: value for name, value in entry.world.items() if name != "preset"}
             prepare_world(entry.world["preset"], WORLDS / data, dials, say)
 
 
@@ -179,9 +179,9 @@ def _check(config: RunConfig, model: StudyModel, data: StudyData, origin: str) -
             f"{origin}: does not predict '{data.task}' but {', '.join(tasks)}; set shown: false where it only begins "
             "others"
         )
-    if model.begins_with is None and config.init_from is not None:
+    if model.parent is None and config.init_from is not None:
         raise UserError(
-            f"{origin}: init_from is {config.init_from}, a run outside of the study: say begins_with: MODEL instead"
+            f"{origin}: init_from is {config.init_from}, a run outside of the study: say parent: MODEL instead"
         )
 
 

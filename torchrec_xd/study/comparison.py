@@ -9,12 +9,55 @@ from typing import Any
 
 from torchrec_xd.log import RunLog
 from torchrec_xd.study.cells import Cell, cells, prepare_worlds
-from torchrec_xd.study.design import Study, Tuned
+from torchrec_xd.study.design import Study, Tuned, load_study, load_tuned, select
 from torchrec_xd.study.pages import save_results
 from torchrec_xd.study.pool import work
 from torchrec_xd.study.results import study_results
 from torchrec_xd.study.scores import outside_scores
 from torchrec_xd.study.worker import CellJob
+
+
+def compare(
+    study: str | Path,
+    out: str | Path,
+    *,
+    data: Sequence[str] = (),
+    models: Sequence[str] = (),
+    seeds: int | None = None,
+    assign: Sequence[str] = (),
+    tuned: str | Path | None = None,
+    reference: str | None = None,
+    workers: int = 1,
+) -> dict[str, str]:
+    """Compare models over data sets and seeds; what is finished is not trained again.
+
+    Args:
+        study: YAML file of the study (docs/compare.md).
+        out: folder of its runs, `DATA/SEED/MODEL`, and of its results, `results.json`, `.md` and `.html`.
+        data: only these data sets. Default: all.
+        models: only these models, the reference, and what they start from. Default: all.
+        seeds: number of seeds. Default: the study's.
+        assign: `a.b=VALUE` on top of every config.
+        tuned: the tuned.json that `tune` wrote.
+        reference: compare with this model; the results are then called `results-REFERENCE`. Default: the study's.
+        workers: runs that are trained at the same time.
+
+    Returns:
+        What failed: run to reason. The results say it too, and speak of the others.
+
+    Raises:
+        UserError: before anything is trained: something in the study, its configs, given scores or `out` is not valid.
+        InterruptedRunError: it was stopped; the same call goes on.
+    """
+    chosen = select(load_study(Path(study), reference), data, models, seeds, tuple(assign))
+    name = results_name(reference)
+    settings = None if tuned is None else load_tuned(Path(tuned))
+    return run_study(chosen, Path(study), Path(out), name, workers=workers, tuned=settings)
+
+
+def results_name(reference: str | None) -> str:
+    """Name of a study's result files, without their endings."""
+    return "results" if reference is None else f"results-{reference}"
 
 
 class _Queue:

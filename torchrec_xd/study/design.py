@@ -34,7 +34,7 @@ class StudyData(Settings):
     """`<label>@<domain>`: its test rows are what all models are compared on."""
     schema_file: Path | None = Field(default=None, alias="schema")
     """Schema file in place of the one that each config names; relative to the study."""
-    processes: dict[str, Any] | None = None
+    world: dict[str, Any] | None = None
     """A planted world in place of it: `preset`, and dials on top; made in data/worlds/NAME where it is not there."""
     assign: dict[str, Assignments] = Field(default_factory=dict, alias="set")
     """Model to assignments that hold on these data only."""
@@ -45,7 +45,7 @@ class StudyData(Settings):
     def _check(self) -> StudyData:
         if "@" not in self.task:
             raise ValueError(f"task: '{self.task}' is no task; write LABEL@DOMAIN")
-        if self.processes is not None and (self.schema_file is not None or "preset" not in self.processes):
+        if self.world is not None and (self.schema_file is not None or "preset" not in self.world):
             raise ValueError("world: {preset: NAME, DIAL: VALUE, …} has a preset, and stands in place of `schema`")
         return self
 
@@ -79,7 +79,7 @@ class StudyModel(Settings):
     {data} and {seed} in place of their names where each has its own."""
     data: tuple[str, ...] | None = Field(default=None, min_length=1)
     """The data sets that it is compared on; all unless told."""
-    begins_with: str | None = None
+    parent: str | None = None
     """The model whose run, of the same data and seed, this one's `init_from` is; trained before."""
     domains: Literal["all", "target", "source"] | None = None
     """What it reads on every data set: all domains, the one of the task, or the first that is none of the schema's
@@ -136,7 +136,7 @@ class Matrix(Settings):
                 known(f"data.{label}.set: model", name, self.models)
             self._check_trained(f"data.{label}.set", label, data.assign)
             for name in self.trained(label):
-                self._check_trained(f"models.{name}.begins_with", label, self.ancestors(name)[:1])
+                self._check_trained(f"models.{name}.parent", label, self.ancestors(name)[:1])
             if data.tuned_on is not None:
                 known(f"data.{label}.tuned_on: data set", data.tuned_on, self.data)
                 self._check_trained(f"data.{label}.tuned_on", data.tuned_on, self.trained(label))
@@ -160,8 +160,8 @@ class Matrix(Settings):
             UserError: an unknown name, or models that begin with one another.
         """
         found: list[str] = []
-        while (before := self.models[name].begins_with) is not None:
-            known(f"models.{name}.begins_with: model", before, self.models)
+        while (before := self.models[name].parent) is not None:
+            known(f"models.{name}.parent: model", before, self.models)
             if before in found:
                 raise UserError(f"models.{before} begins with itself: {' <- '.join(found)}")
             found.append(before)
@@ -228,15 +228,17 @@ class Ablation(Matrix):
         data = {name: self._of_variants(data, models) for name, data in self.data.items()}
         return validate(Study, {**content, "reference": self.base, "models": models, "data": data}, "ablation")
 
-    def _variants(self, switch: str, assign: Mapping[str, Assignments], chain: tuple[str, ...]) -> dict[str, StudyModel]:
+    def _variants(
+        self, switch: str, assign: Mapping[str, Assignments], chain: tuple[str, ...]
+    ) -> dict[str, StudyModel]:
         changed = chain[: 1 + max(chain.index(name) for name in assign)]
         variants = {}
         for name in changed:
-            model, before = self.models[name], self.models[name].begins_with
+            model, before = self.models[name], self.models[name].parent
             variants[_variant(self.base, name, switch)] = model.model_copy(
                 update={
                     "assign": (*model.assign, *assign.get(name, ())),
-                    "begins_with": _variant(self.base, before, switch) if before in changed[1:] else before,
+                    "parent": _variant(self.base, before, switch) if before in changed[1:] else before,
                     "shown": name == self.base,
                 }
             )

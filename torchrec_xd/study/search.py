@@ -45,16 +45,14 @@ class Search:
         folder: the study file's.
         place: folder of all runs of this search, `.../DATA/MODEL`.
         trials: what Optuna keeps of them.
-        begins_with: search of the model whose best run this one's begin with.
+        parent: search of the model whose best run this one's begin with.
 
     Raises:
         UserError: no space, a setting in it that the model does not have, or trials that were made of other settings.
     """
 
-    def __init__(
-        self, study: Study, folder: Path, place: Path, trials: optuna.Study, begins_with: Search | None
-    ) -> None:
-        self.place, self.begins_with = place, begins_with
+    def __init__(self, study: Study, folder: Path, place: Path, trials: optuna.Study, parent: Search | None) -> None:
+        self.place, self.parent = place, parent
         self.running: CellJob | None = None
         self.fault: str | None = None
         """Of the trial that ended last."""
@@ -77,7 +75,7 @@ class Search:
 
     def ready(self, trials: int) -> bool:
         """Whether the next trial can begin, if there are to be so many."""
-        before = self.begins_with
+        before = self.parent
         waits = self.running is not None or (before is not None and len(before.done()) < trials)
         return not waits and len(self.done()) < trials
 
@@ -141,9 +139,9 @@ class Search:
 
     def _config(self, params: Mapping[str, Any]) -> RunConfig:
         before = None
-        if self.begins_with is not None:
-            best = self.begins_with._best()
-            before = self.begins_with.place if best is None else self.begins_with._run(best)
+        if self.parent is not None:
+            best = self.parent._best()
+            before = self.parent.place if best is None else self.parent._run(best)
         assign = [*_assignments(params), *ON_VALIDATION]
         return cell_config(self._study, self._folder, self._data, self._model, assign, before)
 

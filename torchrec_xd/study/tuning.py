@@ -65,7 +65,7 @@ def _searches(study: Study, folder: Path, out: Path) -> Searches:
     found: dict[tuple[str, str], Search] = {}
     for data in _searched(study):
         for model in study.trained(data):
-            before = study.models[model].begins_with
+            before = study.models[model].parent
             trials = optuna.create_study(
                 storage=storage, study_name=f"{data}/{model}", direction="maximize", load_if_exists=True
             )

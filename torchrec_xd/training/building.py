@@ -71,8 +71,8 @@ def plan_sharding(model: Model, config: RunConfig, processes: Processes) -> RunP
     found: RunPlan | None = None
     problem = ""
     if processes.is_main_process:
-        device = "cuda" if processes.device.type == "cuda" else "cpu"
-        cluster = this_machine(device, processes.size, processes.local_size)
+        cuda = processes.device.type == "cuda"
+        cluster = this_machine("cuda" if cuda else "cpu", processes.size, processes.local_size)
         pooling = {f.column: float(f.length) for f in config.schema_in_use.features if f.length is not None}
         kinds = sharders(config.sharding.communication)
         try:
@@ -85,9 +85,7 @@ def plan_sharding(model: Model, config: RunConfig, processes: Processes) -> RunP
     return found
 
 
-def shard_by(
-    plan: RunPlan, model: Model, config: RunConfig, processes: Processes
-) -> tuple[nn.Module, Optimizers]:
+def shard_by(plan: RunPlan, model: Model, config: RunConfig, processes: Processes) -> tuple[nn.Module, Optimizers]:
     """The model on its ranks, and its optimizers (a collective)."""
     return shard(model, plan.sharding_plan, config.optimizer, processes, config.sharding.communication)
 

@@ -84,21 +84,19 @@ def diagnose(
     return content
 
 
-def applying(
-    model: Model, config: RunConfig, split: Split, folder: Path
-) -> tuple[list[Diagnostic], dict[str, str]]:
+def applying(model: Model, config: RunConfig, split: Split, folder: Path) -> tuple[list[Diagnostic], dict[str, str]]:
     """The diagnostics of a model, watching it from now on; and by name why it lacks others."""
     schema = config.schema_in_use
     here = [name for name, domain in schema.domains.items() if domain.paths(split)]
     found: list[Diagnostic] = []
     left_out: dict[str, str] = {}
     if len(here) > 1:
-        dense = dict(model.embeddings.numeric.named_parameters("embeddings.numeric"))
-        found.append(GradientCosines({**dense, **dict(model.net.named_parameters("net"))}, schema))
+        found.append(GradientCosines(dense_parameters(model), schema))
     elif len(schema.domains) > 1:
         left_out[GradientCosines.name] = f"the {split} split has rows of '{here[0]}' alone; try another --split"
     else:
         left_out[GradientCosines.name] = f"the run reads one domain, '{here[0]}'"
+    found += find_model(config.model.name).diagnostics(DiagnosedRun(schema, config.model, model.net, folder))
     nets: list[tuple[nn.Module, Schema]] = [(model.net, model.embeddings.read)]
     if model.teacher is not None:
         nets.append((model.teacher.net, model.teacher.embeddings.read))
@@ -112,8 +110,13 @@ def applying(
         found.append(gates)
     else:
         left_out[gates.name] = "the model has no gated linear units; mkt_finetune and ctnet have"
-    run = DiagnosedRun(schema, config.model, model.net, folder)
-    return [*found, *find_model(config.model.name).diagnostics(run), TouchedTables(schema)], left_out
+    return [*found, TouchedTables(schema)], left_out
+
+
+def dense_parameters(model: Model) -> dict[str, nn.Parameter]:
+    """All weights but tables and the teacher's, by name."""
+    numeric = model.embeddings.numeric.named_parameters("embeddings.numeric")
+    return {**dict(numeric), **dict(model.net.named_parameters("net"))}
 
 
 def measure(

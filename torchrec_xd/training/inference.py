@@ -61,7 +61,9 @@ def load_sharded(config: RunConfig, folder: RunFolder, which: CheckpointChoice, 
 
 @contextmanager
 def load_model(directory: str | Path, checkpoint: CheckpointChoice = "best") -> Iterator[tuple[nn.Module, RunConfig]]:
-    """A trained model, for as long as the block lasts: `with load_model("runs/mkt") as (model, config): ...`.
+    """A trained model and its config, for as long as the block lasts.
+
+    For example: `with load_model("runs/mkt") as (model, config): ...`.
 
     The model takes a `Batch` of the run's schema, and returns an `Output`. Its process group (torchrun's, or one of
     this process alone) ends with the block.

@@ -56,7 +56,9 @@ def train(
     schema = config.schema_in_use
     with process_group(config.trainer) as processes:
         resume = processes.any(resume)  # a node may see late what another one wrote into a shared folder
-        if restartable and (done := processes.broadcast_object(_finished(folder) if processes.is_main_process else None)):
+        if restartable and (
+            done := processes.broadcast_object(_finished(folder) if processes.is_main_process else None)
+        ):
             return done
         loader = Loader(schema, config.loader, "train", ShardSpec(processes.rank, processes.size, config.seed))
         _refuse_empty_batches(loader, processes)

@@ -106,7 +106,9 @@ def fit(
             rows += len(batch) * processes.size
             epoch_ends = batch.position.step == loader.steps
             saves = epoch_ends or step % (checkpoints.settings.every_steps or total + 1) == 0
-            if step % settings.log_every == 0 or saves or (processes.size == 1 and stop):  # nothing infinite is ever saved
+            if (
+                step % settings.log_every == 0 or saves or (processes.size == 1 and stop)
+            ):  # nothing infinite is ever saved
                 values = _losses(loss, output)
                 if processes.any(not math.isfinite(values["loss"])):
                     raise UserError(_divergence(values["loss"], step, batch, loader))
@@ -126,7 +128,9 @@ def fit(
                         training.model, training.optimizers, batch.position, step, score if epoch_ends else None
                     )
             if stopping:
-                raise InterruptedRunError(f"stopped after step {step} of {total}; a checkpoint was written")
+                raise InterruptedRunError(
+                    f"stopped after step {step} of {total}; a checkpoint was written; go on with --resume"
+                )
     return Summary(step - first, rows, time.perf_counter() - began, since.median())
 
 
@@ -140,7 +144,7 @@ def train_step(training: Training, batch: Batch) -> tuple[Tensor, Output]:
     with torch.autocast(training.processes.device.type, torch.bfloat16, enabled=training.bf16):
         output: Output = training.model(batch)
         loss = output.total_loss()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     training.optimizers.step()
     return loss, output
 

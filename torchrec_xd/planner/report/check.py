@@ -63,7 +63,9 @@ def check_run(directory: Path) -> list[RankCheck]:
     folder = RunFolder(directory)
     measured = _measured(folder)
     if not folder.plan.is_file():
-        raise UserError(f"{directory} holds no {folder.plan.name}: it was trained before runs kept their plan; train it again")
+        raise UserError(
+            f"{directory} holds no {folder.plan.name}: it was trained before runs kept their plan; train it again"
+        )
     plan = read_plan(folder.plan)
     if len(measured) != plan.cluster.world_size:
         raise UserError(f"{directory}: {len(measured)} ranks were measured, {plan.cluster.world_size} planned")

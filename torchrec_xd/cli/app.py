@@ -1,0 +1,41 @@
+"""All commands in one application."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from torchrec_xd.cli import benchmark, config, plan
+from torchrec_xd.cli.diagnose import diagnose
+from torchrec_xd.cli.doctor import doctor
+from torchrec_xd.cli.evaluate import evaluate
+from torchrec_xd.cli.label import label
+from torchrec_xd.cli.prepare import prepare
+from torchrec_xd.cli.score import score
+from torchrec_xd.cli.studies import ablate, compare, tune
+from torchrec_xd.cli.train import train
+from torchrec_xd.error_boundary import run_command
+
+app = typer.Typer(
+    help="Train cross-domain recommendation models on sharded embedding tables.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (prepare, label, train, evaluate, score, diagnose, compare, ablate, tune):
+    app.command()(command)
+app.add_typer(plan.app, name="plan")
+app.add_typer(config.app, name="config")
+app.command(**benchmark.ANY_ARGUMENTS)(benchmark.benchmark)
+app.command()(doctor)
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Run the command that the command line names."""
+    run_command(app)

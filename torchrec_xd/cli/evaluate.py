@@ -1,0 +1,30 @@
+"""`torchrec-xd evaluate`."""
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torchrec_xd.cli.screen import CheckpointOption, RunArgument, SplitName, is_main_process, metric_table, screen
+
+
+def evaluate(
+    run: RunArgument,
+    split: Annotated[SplitName, typer.Option(help="Split to measure.")] = "test",
+    checkpoint: CheckpointOption = "best",
+    out: Annotated[Path | None, typer.Option("--json", help="Also write the report here.")] = None,
+    page: Annotated[Path | None, typer.Option("--report", help="Also write it here, as an HTML page.")] = None,
+) -> None:
+    """Exact metrics of a finished run."""
+    from torchrec_xd.atomic_write import write_json
+    from torchrec_xd.training.inference import evaluate as run_evaluate
+
+    report = run_evaluate(run, split, checkpoint, page)
+    if not is_main_process():
+        return
+    if out is not None:
+        write_json(out, report)
+    screen.print(metric_table(report, f"{run}: {split}"))

@@ -1,0 +1,266 @@
+"""`torchrec-xd plan`: how embedding tables are sharded over a cluster."""
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from torchrec_xd.atomic_write import write_json, write_text
+from torchrec_xd.cli.screen import screen, show
+from torchrec_xd.errors import UserError
+
+if TYPE_CHECKING:
+    from torchrec_xd.planner import Cluster, InfeasibleError, Planning
+    from torchrec_xd.planner.costs.measurement import RankLookups
+    from torchrec_xd.planner.report.torchrec_default import StockPlan
+    from torchrec_xd.training.workload import Workload
+
+app = typer.Typer(help="Plan how embedding tables are sharded over a cluster.", no_args_is_help=True)
+
+WeightOption = Literal["fp32", "fp16", "bf16"]
+OptimizerOption = Literal["rowwise_adagrad", "adagrad", "adam", "sgd"]
+ClusterOption = Annotated[str, typer.Option(help="A shipped profile (`config list`, clusters/), or a path.")]
+WorldSize = Annotated[int | None, typer.Option(help="Ranks in all.")]
+RanksPerNode = Annotated[int | None, typer.Option(help="Ranks of a node.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write a short report (JSON).")]
+
+
+@app.command()
+def make(
+    config: Annotated[Path | None, typer.Argument(help="Run config or schema (YAML): its real tables.")] = None,
+    tables: Annotated[Path | None, typer.Option(help="Table list: CSV or YAML.")] = None,
+    cluster: ClusterOption = "8xH100",
+    world_size: WorldSize = None,
+    ranks_per_node: RanksPerNode = None,
+    hbm: Annotated[float | None, typer.Option(help="GPU memory per rank, GiB.")] = None,
+    ddr: Annotated[float | None, typer.Option(help="Host memory per rank, GiB.")] = None,
+    intra: Annotated[float | None, typer.Option(help="Bandwidth inside a node, GiB/s per rank.")] = None,
+    inter: Annotated[float | None, typer.Option(help="Bandwidth between nodes, GiB/s per rank.")] = None,
+    reservation: Annotated[float | None, typer.Option(help="Share of memory kept free of tables, 0 to 1.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples per rank and step; a config's own, else 512.")] = None,
+    weights: Annotated[WeightOption | None, typer.Option(help="Weight type; a config's own, else fp32.")] = None,
+    optimizer: Annotated[OptimizerOption | None, typer.Option(help="A config's own, else rowwise_adagrad.")] = None,
+    pooling: Annotated[Path | None, typer.Option(help="YAML, feature: mean ids per sample.")] = None,
+    measure_pooling: Annotated[
+        bool, typer.Option("--measure-pooling", help="Take these means from the config's training files.")
+    ] = False,
+    measure_lookups: Annotated[
+        bool, typer.Option("--measure-lookups", help="Run each rank's lookups here, next to their estimates.")
+    ] = False,
+    constraints: Annotated[Path | None, typer.Option(help="YAML with 'constraints': pins, bans, co-locations.")] = None,
+    effort: Annotated[
+        int | None, typer.Option(help="Consecutive non-improving iterations after which the search ends.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the plan (JSON) that training loads.")] = None,
+    report: Json = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report to be read in a browser.")] = None,
+    table: Annotated[str | None, typer.Option("--explain", help="Why this table is sharded as it is.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Run torchrec's default planner as well.")] = False,
+) -> None:
+    """Plan the tables of a run config, a schema or a table list for a cluster; exit code 2 where no plan fits."""
+    from torchrec_xd.planner import InfeasibleError, make_plan
+    from torchrec_xd.planner.costs.measurement import measure_ranks
+    from torchrec_xd.planner.report.console import lookups_view
+    from torchrec_xd.planner.report.page import save_plan_page
+    from torchrec_xd.planner.report.torchrec_default import stock_plan
+    from torchrec_xd.training.workload import with_files
+
+    with _quiet_torchrec():
+        machine = _cluster(
+            cluster,
+            world_size=world_size,
+            ranks_per_node=ranks_per_node,
+            hbm_gib=hbm,
+            ddr_gib=ddr,
+            intra_node_gib_s=intra,
+            inter_node_gib_s=inter,
+            reservation=reservation,
+        )
+        work = _workload(config, tables, weights, optimizer, measure_pooling=measure_pooling)
+        settings = with_files(work.settings, pooling, constraints, batch_size=batch_size, effort=effort)
+        try:
+            planning = make_plan(work.module, work.sharders, machine, settings)
+        except InfeasibleError as error:
+            _fail(error, report)
+        stock = stock_plan(work.module, work.sharders, machine, settings) if compare else None
+        _show(planning, stock, table)
+        lookups = measure_ranks(planning, optimizer or work.optimizer) if measure_lookups else None
+        if lookups is not None:
+            screen.print(lookups_view(lookups))
+        if out is not None:
+            planning.plan.save(out)
+        if html is not None:
+            save_plan_page(planning.plan, html)
+        if report is not None:
+            write_json(report, _summary(planning, stock, lookups), indent=1)
+
+
+@app.command()
+def diff(
+    before: Annotated[Path, typer.Argument(help="Plan file.")],
+    after: Annotated[Path, typer.Argument(help="Plan file.")],
+) -> None:
+    """Show the differences between two plans."""
+    from torchrec_xd.planner import diff_plans, read_plan
+
+    lines = diff_plans(read_plan(before), read_plan(after))
+    show("\n".join(lines) if lines else "the plans are equal")
+
+
+@app.command()
+def check(run: Annotated[Path, typer.Argument(help="Run folder of a finished run.")], report: Json = None) -> None:
+    """Show a finished run's memory and time by rank, next to its plan's estimates."""
+    from torchrec_xd.planner import check_run
+    from torchrec_xd.planner.report.console import check_view
+
+    checks = check_run(run)
+    screen.print(check_view(checks))
+    if report is not None:
+        ranks = [
+            {**asdict(c), "estimated_ms": c.estimated_ms, "bytes_ratio": c.bytes_ratio, "ms_ratio": c.ms_ratio}
+            for c in checks
+        ]
+        write_json(report, {"run": str(run), "ranks": ranks}, indent=1)
+
+
+@app.command()
+def calibrate(
+    out: Annotated[Path, typer.Argument(help="Cluster profile to write.")],
+    cluster: ClusterOption = "8xH100",
+    world_size: WorldSize = None,
+    ranks_per_node: RanksPerNode = None,
+    optimizer: Annotated[OptimizerOption, typer.Option(help="Of the tables.")] = "rowwise_adagrad",
+) -> None:
+    """Measure lookups on this machine, and write a cluster profile with their costs."""
+    import torch
+    import yaml
+
+    from torchrec_xd.planner.costs.measurement import calibrate as measured_costs
+
+    with _quiet_torchrec():
+        machine = _cluster(cluster, world_size=world_size, ranks_per_node=ranks_per_node)
+        if machine.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("calibrate measures this machine, which has no CUDA device; choose a cpu cluster")
+        calibration = measured_costs(machine.device, optimizer)
+    content = machine.model_copy(update={"calibration": calibration}).model_dump(mode="json")
+    write_text(out, yaml.safe_dump(content, sort_keys=False))
+    for dtype, error in calibration.median_error.items():
+        show(f"{dtype}: median error {error:.1%} on shapes that were not fitted ({calibration.machine})")
+
+
+@contextmanager
+def _quiet_torchrec() -> Iterator[None]:
+    """Torchrec warns about its own planner's defaults, which are not used here."""
+    import logging
+
+    logger = logging.getLogger("torchrec")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _cluster(name: str, **changes: Any) -> Cluster:
+    from torchrec_xd.planner import load_cluster
+    from torchrec_xd.shipped import CLUSTERS
+
+    return load_cluster(name, CLUSTERS).with_changes(**changes)
+
+
+def _workload(
+    config: Path | None,
+    tables: Path | None,
+    weights: WeightOption | None,
+    optimizer: OptimizerOption | None,
+    *,
+    measure_pooling: bool,
+) -> Workload:
+    from torchrec_xd.planner import load_tables
+    from torchrec_xd.training.workload import read_source, workload
+
+    if (config is None) == (tables is None):
+        raise UserError("give either a config (torchrec-xd plan make CONFIG) or a table list (--tables FILE)")
+    if tables is not None:
+        return workload(load_tables(tables), weights, optimizer, measure_pooling=measure_pooling)
+    assert config is not None
+    return workload(read_source(config), weights, optimizer, measure_pooling=measure_pooling)
+
+
+def _show(planning: Planning, stock: StockPlan | None, table: str | None) -> None:
+    from torchrec_xd.planner import explain
+    from torchrec_xd.planner.report.console import comparison_view, plan_view, verdicts_view
+
+    if table is not None:
+        screen.print(verdicts_view(table, explain(planning, table)))
+    else:
+        screen.print(plan_view(planning.plan))
+    show(f"planned in {planning.seconds:.2f} s")
+    if stock is not None:
+        screen.print(comparison_view(planning.plan, planning.seconds, stock))
+
+
+def _summary(planning: Planning, stock: StockPlan | None, lookups: Sequence[RankLookups] | None) -> dict[str, Any]:
+    plan = planning.plan
+    content: dict[str, Any] = {
+        "feasible": True,
+        "seconds": planning.seconds,
+        "slowest_rank_ms": plan.slowest_rank_ms,
+        "lower_bound_ms": plan.lower_bound_ms,
+        "gap": plan.gap,
+        "tables": len(plan.tables),
+        "world_size": plan.cluster.world_size,
+        "peak_rss_mb": _peak_rss_mb(),
+    }
+    if stock is not None:
+        content["default"] = {
+            "seconds": stock.seconds,
+            "slowest_rank_ms": stock.slowest_rank_ms,
+            "largest_hbm": stock.largest_hbm,
+            "largest_ddr": stock.largest_ddr,
+        }
+    if lookups is not None:
+        content["lookups"] = [asdict(rank) for rank in lookups]
+    return content
+
+
+def _fail(error: InfeasibleError, report: Path | None) -> NoReturn:
+    """Report what does not fit and what would help, then leave."""
+    from torchrec_xd.planner import remedies
+
+    changes = remedies(error.priced)
+    if report is not None:
+        write_json(
+            report,
+            {
+                "feasible": False,
+                "seconds": error.seconds,
+                "slowest_rank_ms": None,
+                "lower_bound_ms": None,
+                "gap": None,
+                "tables": len(error.priced.tables),
+                "world_size": error.priced.cluster.world_size,
+                "peak_rss_mb": _peak_rss_mb(),
+                "reasons": str(error).splitlines(),
+                "would_fit": changes,
+            },
+            indent=1,
+        )
+    advice = [f"would fit: {change}" for change in changes] or ["no single change that was tried would fit"]
+    raise UserError("\n".join([str(error), *advice]))
+
+
+def _peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, MiB."""
+    import torch
+
+    from torchrec_xd.distributed.memory import peak_memory
+
+    return peak_memory(torch.device("cpu")) / 2**20

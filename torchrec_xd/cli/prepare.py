@@ -1,0 +1,38 @@
+"""`torchrec-xd prepare`."""
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from torchrec_xd.cli.screen import show
+from torchrec_xd.errors import UserError
+
+
+def prepare(
+    name: Annotated[str, typer.Argument(help="Data set: cj_feed, cj_departments, cj_placement, or world.")],
+    out: Annotated[Path | None, typer.Option(help="Folder. Default: data/NAME, or data/world_PRESET.")] = None,
+    preset: Annotated[str | None, typer.Option(help="World: which one; a wrong name lists them.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with prepare settings.")] = None,
+    assign: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE on top of the settings.")] = None,
+    engine: Annotated[Literal["duckdb", "spark"] | None, typer.Option(help="What runs the queries.")] = None,
+) -> None:
+    """Write a data set as Parquet, once: from real events, or a planted world, whose best metrics are known."""
+    from torchrec_xd.datasets import PRESETS, PrepareSettings, prepare_world
+    from torchrec_xd.datasets import prepare as run_prepare
+    from torchrec_xd.settings import load_yaml, override, validate
+
+    content = override(
+        load_yaml(config) if config else {}, [*(assign or []), *([f"engine={engine}"] if engine else [])]
+    )
+    if (name == "world") != (preset is not None):
+        choices = f"prepare world --preset NAME, one of: {', '.join(PRESETS)}"
+        raise UserError(f"a world has a preset, and no other data set has one; {choices}")
+    if preset is not None:
+        prepare_world(preset, out or Path("data") / f"world_{preset}", content, show)
+    else:
+        settings = validate(PrepareSettings, content, str(config or "--set"))
+        run_prepare(name, out or Path("data") / name, settings, show)

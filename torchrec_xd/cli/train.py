@@ -1,0 +1,31 @@
+"""`torchrec-xd train`."""
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torchrec_xd.cli.screen import AssignOption, is_main_process, metric_table, screen
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
+    run_dir: Annotated[Path, typer.Option(help="Folder for everything the run writes.")],
+    assign: AssignOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --run-dir.")] = False,
+    restartable: Annotated[
+        bool,
+        typer.Option("--restartable", help="Resume if --run-dir holds this run, else begin; leave a finished one."),
+    ] = False,
+) -> None:
+    """Train, validate and evaluate one model."""
+    from torchrec_xd.config import load_config
+    from torchrec_xd.training.train_run import train as run_train
+
+    settings = load_config(config, assign)
+    content = run_train(settings, run_dir, resume=resume, restartable=restartable)
+    if is_main_process():
+        screen.print(metric_table(content, f"{run_dir}: {settings.model.name}, {content['split']}"))
