@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart exit-quickstart test lint lock clean
+.PHONY: help quickstart exit-quickstart test lint docs lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 26
@@ -23,6 +23,9 @@ lint: .venv/.installed  ## set up .venv, then ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/.installed  ## set up .venv, then the documentation: build/docs/index.html
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
 
 # The stamps are written last, so that what was broken off starts over. A changed lock empties .venv: nothing that the
 # lock does not name may linger there. torch brings its dependencies, since only its wheel knows whether it needs the
