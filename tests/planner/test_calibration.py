@@ -8,7 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from tests.support.planner_cases import cpus, gpus, module_of, planned
-from tools.plan import app
+from torchrec_xd.cli.plan import app
 from torchrec_xd.distributed.sharders import torchrec_sharders
 from torchrec_xd.errors import UserError
 from torchrec_xd.planner.costs import measurement
@@ -130,13 +130,13 @@ def test_the_command_writes_a_profile_that_plans(tmp_path, monkeypatch):
     monkeypatch.setattr(measurement, "FIT_SHAPES", tuple(itertools.product((100, 5000), (8, 32), ((64, 1), (64, 5)))))
     monkeypatch.setattr(measurement, "HELD_OUT_SHAPES", ((1000, 16, (64, 2)),))
     profile, tables = tmp_path / "here.yaml", tmp_path / "tables.csv"
-    done = CliRunner().invoke(app, ["--cluster", "cpu", "--calibrate", str(profile)])
+    done = CliRunner().invoke(app, ["calibrate", str(profile), "--cluster", "cpu"])
     assert done.exit_code == 0, done.output
     assert "median error" in done.output
     assert set(yaml.safe_load(profile.read_text())["calibration"]["forward"]) == {"fp32", "fp16"}
     tables.write_text("name,rows,dim\na,1000,16\nb,500,8\n")
     report = tmp_path / "report.json"
-    words = ["--tables", str(tables), "--cluster", str(profile), "--measure-lookups", "--json", str(report)]
+    words = ["make", "--tables", str(tables), "--cluster", str(profile), "--measure-lookups", "--json", str(report)]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert "lookups estimated" in done.output

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tests.support.feeds import schema_at, write_feed
 from tests.support.ranks import run_ranks
 from tests.support.sharded import processes_of
-from tools.plan import app
+from torchrec_xd.cli.plan import app
 from torchrec_xd.config import RunConfig, load_run
 from torchrec_xd.data.loader import Loader
 from torchrec_xd.data.shards import ShardSpec
@@ -22,7 +22,7 @@ from torchrec_xd.distributed.process_group import process_group
 from torchrec_xd.distributed.sharders import torchrec_sharders
 from torchrec_xd.distributed.sharding import shard, table_bytes
 from torchrec_xd.errors import UserError
-from torchrec_xd.planner.api import PlannerSettings, make_plan, plan_module
+from torchrec_xd.planner.api import PlannerSettings, make_plan, plan_module, plan_run
 from torchrec_xd.planner.inputs.cluster import this_machine
 from torchrec_xd.planner.plan import read_plan
 from torchrec_xd.planner.report.check import check_run
@@ -53,7 +53,7 @@ def train(content: dict, folder: Path) -> int:
 
 def train_rank(rank: int, content: dict, folder: Path) -> int:
     """The same inside the process group of the test."""
-    run.process_group = lambda: nullcontext(processes_of(rank))
+    run.process_group = lambda _: nullcontext(processes_of(rank))
     return train(content, folder)
 
 
@@ -94,10 +94,10 @@ def test_the_kept_plan_is_one_that_a_run_takes(finished):
     folder, resident = finished
     kept = load_run(folder)
     sharding = kept.sharding.model_copy(update={"plan": folder / "plan.json"})
-    task = building.build(kept)
+    task = building.build(kept, building.source_run(kept))
     fuse_optimizers(task, kept.optimizer.tables)
     cluster = this_machine("cpu", len(resident), len(resident))
-    plan, loaded = run.plan_run(task, torchrec_sharders(), cluster, sharding, 1, {})
+    plan, loaded = plan_run(task, torchrec_sharders(), cluster, sharding, 1, {})
     assert plan == read_plan(folder / "plan.json")
     assert set(loaded.plan) == {"embeddings.bags", "embeddings.sequences"}
     # Sequences count their length, as where the tool plans the config.
@@ -108,15 +108,15 @@ def test_the_kept_plan_is_one_that_a_run_takes(finished):
             torchrec_sharders(),
             plan.cluster,
             PlannerSettings(
-                batch_size=STEP_ROWS // len(resident), pooling={"hist": 5}, constraints=kept.sharding.wishes
+                batch_size=STEP_ROWS // len(resident), pooling={"hist": 5}, constraints=kept.sharding.all_constraints
             ),
         ).plan
     )
 
 
-def test_check_sets_the_plan_beside_the_run(finished, tmp_path):
+def test_check_shows_the_plan_next_to_the_run(finished, tmp_path):
     folder, resident = finished
-    done = CliRunner().invoke(app, ["--check", str(folder), "--json", str(tmp_path / "report.json")])
+    done = CliRunner().invoke(app, ["check", str(folder), "--json", str(tmp_path / "report.json")])
     assert done.exit_code == 0, done.output
     assert "also contains reading" in " ".join(done.output.split())
     report = json.loads((tmp_path / "report.json").read_text())
@@ -135,13 +135,13 @@ def test_check_sets_the_plan_beside_the_run(finished, tmp_path):
 
 def test_replicas_and_their_optimizer_state_count(tmp_path):
     given = RunConfig.model_validate(config(write_feed(tmp_path / "feed").parent, 1))
-    task, cluster = building.build(given), this_machine("cpu", 1, 1)
+    task, cluster = building.build(given, building.source_run(given)), this_machine("cpu", 1, 1)
     fuse_optimizers(task, given.optimizer.tables)
     replicated = ({"tables": ["t_user"], "sharding_types": ["data_parallel"]},)
     whole = ({"tables": ["t_[!u]*"], "sharding_types": ["table_wise"]},)
-    wishes = PlannerSettings(constraints=(*replicated, *whole))
+    settings = PlannerSettings(constraints=(*replicated, *whole))
     with process_group() as processes:
-        plan = plan_module(task, torchrec_sharders(), cluster, wishes)
+        plan = plan_module(task, torchrec_sharders(), cluster, settings)
         model, optimizers = shard(task, plan, given.optimizer, processes)
         [batch] = islice(Loader(given.schema_in_use, given.loader, "train", ShardSpec()).batches(), 1)
         optimizers.set_lr(0, 1)
@@ -174,7 +174,7 @@ def test_a_run_of_other_ranks_and_a_run_without_steps(finished, tmp_path):
     idle = [{**rank, "step_ms": None} for rank in measured(folder)]
     (tmp_path / "metrics.json").write_text(json.dumps({"train": {"ranks": idle}}))
     assert all(check.ms_ratio is None for check in check_run(tmp_path))
-    assert "–" in CliRunner().invoke(app, ["--check", str(tmp_path)]).output
+    assert "–" in CliRunner().invoke(app, ["check", str(tmp_path)]).output
     (tmp_path / "metrics.json").write_text(json.dumps({"train": {"ranks": [*idle, idle[0]]}}))
     with pytest.raises(UserError, match=f"{len(resident) + 1} ranks were measured, {len(resident)} planned"):
         check_run(tmp_path)
