@@ -1,7 +1,7 @@
 """The settings reference: pages made from the settings classes themselves, so that no key can be forgotten.
 
-`write_pages` is called by conf.py before every build; its pages are not kept in git. The test of the documentation walks
-the same lists (`PAGES`) and names every key without a description.
+`write_pages` is called by conf.py before every build; its pages are not kept in git. The test of the documentation
+walks the same lists (`PAGES`) and names every key without a description.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ PAGES: dict[str, tuple[str, tuple[Section, ...]]] = {
             Section(
                 "Planted worlds: feeds",
                 FeedSettings,
-                "`torchrec-xd prepare world --preset PRESET --set KEY=VALUE`, every preset whose kind is feed. A preset "
-                "changes some of these defaults ([](../data.md#planted-worlds)).",
+                "`torchrec-xd prepare world --preset PRESET --set KEY=VALUE`, every preset whose kind is feed. A "
+                "preset changes some of these defaults ([](../data.md#planted-worlds)).",
             ),
             Section(
                 "Planted worlds: homepages",
@@ -181,23 +181,24 @@ def type_text(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> st
 
 def _plain_type(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
+    found = str(annotation)
     if annotation in PLAIN:
-        return PLAIN[annotation]
-    if origin is Annotated:
-        return type_text(arguments[0], arguments[1:])
-    if origin is Literal:
-        return ("one of " if len(arguments) > 1 else "") + ", ".join(f"`{choice}`" for choice in arguments)
-    if origin in (Union, UnionType):
+        found = PLAIN[annotation]
+    elif origin is Annotated:
+        found = type_text(arguments[0], arguments[1:])
+    elif origin is Literal:
+        found = ("one of " if len(arguments) > 1 else "") + ", ".join(f"`{choice}`" for choice in arguments)
+    elif origin in (Union, UnionType):
         texts = [_plain_type(argument) for argument in arguments if argument is not NoneType]
-        return " or ".join([*texts, *(["null"] if NoneType in arguments else [])])
-    if origin is dict:
-        return f"mapping of {_plain_type(arguments[0])} to {_plain_type(arguments[1])}"
-    if origin in (tuple, list):
+        found = " or ".join([*texts, *(["null"] if NoneType in arguments else [])])
+    elif origin is dict:
+        found = f"mapping of {_plain_type(arguments[0])} to {_plain_type(arguments[1])}"
+    elif origin in (tuple, list):
         inner = _plural(_plain_type(arguments[0]))
-        return f"list of {inner}" if Ellipsis in arguments or origin is list else f"list of {len(arguments)} {inner}"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "mapping"
-    return str(annotation)
+        found = f"list of {inner}" if Ellipsis in arguments or origin is list else f"list of {len(arguments)} {inner}"
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        found = "mapping"
+    return found
 
 
 def _plural(text: str) -> str:
