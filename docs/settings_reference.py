@@ -123,7 +123,7 @@ def page(title: str, sections: tuple[Section, ...]) -> str:
         lines += [" ".join(filter(None, [inspect.getdoc(section.settings), section.text])), ""]
         for key in keys(section):
             meaning = key.description.replace("\n", " ") or "–"
-            lines += [f"`{key.path}`", f": {key.type}; {key.default}", "", f"  {meaning}", ""]
+            lines += [f"`{key.path}`", f": {meaning}\\", f"  Type: {key.type}; {key.default}.", ""]
     return "\n".join(lines)
 
 
@@ -171,7 +171,14 @@ def nested(annotation: Any) -> tuple[type[BaseModel], str] | None:
     return None
 
 
-PLAIN: dict[Any, str] = {int: "integer", float: "number", bool: "true or false", str: "text", Path: "path", Any: "any"}
+PLAIN: dict[Any, str] = {
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    str: "string",
+    Path: "path",
+    Any: "any value",
+}
 
 
 def type_text(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
@@ -187,7 +194,7 @@ def _plain_type(annotation: Any) -> str:
     elif origin is Annotated:
         found = type_text(arguments[0], arguments[1:])
     elif origin is Literal:
-        found = ("one of " if len(arguments) > 1 else "") + ", ".join(f"`{choice}`" for choice in arguments)
+        found = " or ".join(f"`{choice}`" for choice in arguments)
     elif origin in (Union, UnionType):
         texts = [_plain_type(argument) for argument in arguments if argument is not NoneType]
         found = " or ".join([*texts, *(["null"] if NoneType in arguments else [])])
@@ -195,7 +202,7 @@ def _plain_type(annotation: Any) -> str:
         found = f"mapping of {_plain_type(arguments[0])} to {_plain_type(arguments[1])}"
     elif origin in (tuple, list):
         inner = _plural(_plain_type(arguments[0]))
-        found = f"list of {inner}" if Ellipsis in arguments or origin is list else f"list of {len(arguments)} {inner}"
+        found = f"list of {inner}" if Ellipsis in arguments else f"list of {len(arguments)} {inner}"
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         found = "mapping"
     return found
@@ -226,7 +233,7 @@ def _default(info: FieldInfo, value: Any) -> str:
         value = info.default_factory()  # type: ignore[call-arg, misc]
     if value is PydanticUndefined:
         return "required" if info.is_required() else "default: depends on the machine"
-    return f"default `{_value_text(value)}`"
+    return f"default: `{_value_text(value)}`"
 
 
 def _value_text(value: Any) -> str:
