@@ -23,7 +23,6 @@ from torchrec_xd.planner.inputs.constraints import Constraint
 from torchrec_xd.planner.inputs.tables import TableList, TableSpec
 from torchrec_xd.planner.plan import diff_plans, load_plan, read_plan
 from torchrec_xd.planner.report.explanation import explain, remedies
-from torchrec_xd.planner.report.page import save_plan_page
 from torchrec_xd.settings import validate
 
 TABLES = random_tables(12, 7)
@@ -217,15 +216,3 @@ def test_infeasible_in_all_counts_the_bytes_of_all_ranks():
     short = needed - 2 * int(0.3 * 2**30)
     assert f"all ranks together are at least {short:,} bytes of DDR short" in str(error.value)
     assert "4 ranks instead of 2" in remedies(error.value.priced)
-
-
-def test_page_needs_no_network_and_carries_the_plan(tmp_path):
-    listed = TableList(tables=(TableSpec(name="</script><b>", rows=10, dim=4),))
-    plan = planned(listed, cpus(2)).plan
-    save_plan_page(plan, tmp_path / "plan.html")
-    text = (tmp_path / "plan.html").read_text()
-    assert "http" not in text
-    assert "src=" not in text
-    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
-    assert data["slowest"] == plan.slowest_rank_ms
-    assert data["tables"][0][0] == "bags.</script><b>"

@@ -1,139 +1,160 @@
-"""A plan as one HTML file that needs no network: load per rank, the biggest tables, what-if sliders."""
+"""A plan as one HTML page that needs no network."""
 
 from __future__ import annotations
 
-import html
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from torchrec_xd.planner.plan import Plan
-from torchrec_xd.planner.report.console import ranks_text
+import numpy as np
+import plotly.graph_objects as go
 
-TEMPLATE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Sharding plan</title>
-<style>
- body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1c2733; }
- h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
- table { border-collapse: collapse; width: 100%; font-size: 13px; }
- th, td { padding: .25rem .5rem; border-bottom: 1px solid #e3e8ee; text-align: left; }
- td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
- th { cursor: pointer; background: #f5f7fa; position: sticky; top: 0; }
- .scroll { max-height: 28rem; overflow: auto; border: 1px solid #e3e8ee; }
- svg { width: 100%; height: 15rem; background: #fbfcfd; border: 1px solid #e3e8ee; }
- .compute { fill: #2f6fb0; } .comms { fill: #e0a33a; } .memory { fill: #5b9a68; } .over { fill: #c0392b; }
- .key span { display: inline-block; width: .8rem; height: .8rem; margin: 0 .3rem 0 1rem; }
- label { display: inline-block; margin: .3rem 1.5rem .3rem 0; } output { font-weight: 600; }
- .fact { display: inline-block; margin-right: 2rem; } .fact b { display: block; font-size: 1.3rem; }
-</style></head><body>
-<h1>Sharding plan: __TITLE__</h1>
-<p id="facts"></p>
-<h2>Load of the ranks</h2>
-<p class="key"><span style="background:#2f6fb0"></span>lookups and updates
- <span style="background:#e0a33a"></span>exchange of embeddings and gradients; the line is the lower bound</p>
-<svg id="load" preserveAspectRatio="none" viewBox="0 0 1000 200"></svg>
-<h2>Memory of the ranks</h2>
-<p class="key"><span style="background:#5b9a68"></span><b id="kind"></b>; the line is what tables may fill</p>
-<svg id="memory" preserveAspectRatio="none" viewBox="0 0 1000 200"></svg>
-<h2>What if</h2>
-<p>The plan stays as it is; only the machine changes. To get the best plan for another machine, plan again.</p>
-<label>lookup speed × <output id="o1"></output><br><input id="s1" type="range" min="-2" max="2" step="0.1"></label>
-<label>network speed × <output id="o2"></output><br><input id="s2" type="range" min="-2" max="2" step="0.1"></label>
-<label>memory × <output id="o3"></output><br><input id="s3" type="range" min="-2" max="2" step="0.1"></label>
-<p id="whatif"></p>
-<h2>Tables</h2>
-<input id="find" placeholder="find a table"> <small>click a heading to sort</small>
-<div class="scroll"><table id="tables"><thead></thead><tbody></tbody></table></div>
-<script type="application/json" id="data">__DATA__</script>
-<script>
-const P = JSON.parse(document.getElementById("data").textContent);
-const $ = id => document.getElementById(id), fixed = (x, n) => x.toFixed(n), G = 2 ** 30;
-const used = P.device === "cuda" ? P.hbm : P.ddr, limit = P.device === "cuda" ? P.hbm_limit : P.ddr_limit;
-$("kind").textContent = P.device === "cuda" ? "HBM" : "host memory";
-const order = P.compute.map((_, r) => r).sort((a, b) => P.compute[b] + P.comms[b] - P.compute[a] - P.comms[a]);
-function bars(svg, parts, line, unit) {
-  const n = order.length, top = Math.max(line, ...order.map(r => parts.reduce((s, p) => s + p.v[r], 0))) * 1.05 || 1;
-  let out = "";
-  order.forEach((r, i) => {
-    let y = 200;
-    const whole = parts.reduce((s, p) => s + p.v[r], 0), w = 1000 / n;
-    out += `<g><title>rank ${r}: ${fixed(whole / unit.by, 3)} ${unit.name}</title>`;
-    parts.forEach(p => {
-      const h = 200 * p.v[r] / top; y -= h;
-      const kind = p.over && whole > line ? "over" : p.k;
-      out += `<rect class="${kind}" x="${i * w}" y="${y}" width="${Math.max(w * .9, .5)}" height="${h}"/>`;
-    });
-    out += "</g>";
-  });
-  const y = 200 - 200 * line / top;
-  svg.innerHTML = out + `<line x1="0" x2="1000" y1="${y}" y2="${y}" stroke="#333" stroke-dasharray="6 4"/>`;
-}
-function draw() {
-  const factor = i => 2 ** +$("s" + i).value, [a, b, c] = [1, 2, 3].map(factor);
-  [1, 2, 3].forEach(i => $("o" + i).textContent = fixed(factor(i), 2));
-  const compute = P.compute.map(x => x / a), comms = P.comms.map(x => x / b);
-  const slowest = Math.max(...compute.map((x, r) => x + comms[r]));
-  const parts = [{ v: compute, k: "compute" }, { v: comms, k: "comms" }];
-  bars($("load"), parts, a === 1 && b === 1 ? P.lower : 0, { by: 1, name: "ms" });
-  bars($("memory"), [{ v: used, k: "memory", over: true }], limit * c, { by: G, name: "GiB" });
-  const full = used.filter(x => x > limit * c).length;
-  $("whatif").textContent = `slowest rank ${fixed(slowest, 3)} ms (${fixed(100 * (slowest / P.slowest - 1), 1)} %); ` +
-    (full ? `${full} ranks over their memory: plan again` : "every rank within its memory");
-}
-["s1", "s2", "s3"].forEach(id => $(id).addEventListener("input", draw));
-const facts = [["slowest rank", fixed(P.slowest, 3) + " ms"], ["no plan can beat", fixed(P.lower, 3) + " ms"],
-  ["gap at most", fixed(100 * P.gap, 1) + " %"], ["tables", P.tables.length], ["ranks", P.compute.length],
-  ["batch per rank", P.batch_size]];
-$("facts").innerHTML = facts.map(([k, v]) => `<span class="fact">${k}<b>${v}</b></span>`).join("");
-const columns = [["table", 0], ["rows", 1], ["dim", 1], ["type", 0], ["kernel", 0], ["ranks", 0],
-  ["HBM GiB", 1], ["DDR GiB", 1], ["ms", 1]];
-let by = 8, down = true;
-const escaped = x => String(x).replace(/[&<>"]/g, c => `&#${c.charCodeAt(0)};`);
-function list() {
-  const want = $("find").value.toLowerCase();
-  const rows = P.tables.filter(t => t[0].toLowerCase().includes(want));
-  rows.sort((x, y) => (x[by] > y[by] ? 1 : x[by] < y[by] ? -1 : 0) * (down ? -1 : 1));
-  const kind = i => columns[i][1] ? "n" : "";
-  const text = (v, i) => i >= 6 ? fixed(v, 4) : columns[i][1] ? v.toLocaleString("en") : escaped(v);
-  const row = cells => `<tr>${cells.join("")}</tr>`;
-  $("tables").tHead.innerHTML = row(columns.map(([k], i) => `<th class="${kind(i)}" data-i="${i}">${k}</th>`));
-  $("tables").tBodies[0].innerHTML =
-    rows.map(t => row(t.map((v, i) => `<td class="${kind(i)}">${text(v, i)}</td>`))).join("");
-}
-$("tables").tHead.addEventListener("click", e => {
-  const i = +e.target.dataset.i;
-  down = i === by ? !down : true;
-  by = i;
-  list();
-});
-$("find").addEventListener("input", list);
-draw(); list();
-</script></body></html>
-"""
+from torchrec_xd.planner.inputs.cluster import GIB
+from torchrec_xd.planner.plan import Plan, PlannedTable
+from torchrec_xd.planner.report.console import ranks_text
+from torchrec_xd.planner.search.candidates import Floats
+from torchrec_xd.reports.page import Grid, save_page
+
+TABLES_SHOWN = 300
+"""Keeps the page of thousands of tables small."""
+SPEEDS = {"half as fast": 0.5, "twice as fast": 2.0}
+COMPUTE, EXCHANGE, MEMORY, LIMIT = "#2f6fb0", "#e0a33a", "#5b9a68", "#1c2733"
+"""Colours."""
 
 
 def save_plan_page(plan: Plan, path: Path) -> None:
-    """Write the report."""
+    """Write the page."""
     cluster = plan.cluster
-    gib = 1024**3
-    data = {
-        "device": cluster.device,
-        "batch_size": plan.batch_size,
-        "slowest": plan.slowest_rank_ms,
-        "lower": plan.lower_bound_ms,
-        "gap": plan.gap,
-        "compute": plan.rank_compute_ms,
-        "comms": plan.rank_comms_ms,
-        "hbm": plan.rank_hbm,
-        "ddr": plan.rank_ddr,
-        "hbm_limit": cluster.hbm_bytes,
-        "ddr_limit": cluster.ddr_bytes,
-        "tables": [
-            [t.fqn, t.rows, t.dim, t.sharding_type, t.kernel, ranks_text(t), t.hbm / gib, t.ddr / gib, t.ms]
-            for t in plan.tables
-        ],
-    }
-    title = html.escape(f"{len(plan.tables)} tables on {cluster.world_size} {cluster.device} ranks")
-    # "</" would end the script element that carries the data.
-    encoded = json.dumps(data).replace("</", "<\\/")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(TEMPLATE.replace("__TITLE__", title).replace("__DATA__", encoded), encoding="utf-8")
+    order = sorted(range(cluster.world_size), key=lambda rank: -plan.rank_ms[rank])
+    parts: list[str | Grid | go.Figure] = [
+        _facts(plan),
+        "# Time per rank",
+        "Estimated time of the embeddings in one step, slowest rank first. No plan has a slowest rank below the dashed "
+        "line.",
+        _time_figure(plan, order),
+        "# Memory per rank",
+        "Weights, optimizer state and buffers, in the same order of ranks. Tables may fill a rank up to the dashed "
+        "line.",
+        *_memory_figures(plan, order),
+        "# On another cluster",
+        "This plan's estimates if lookups, the network or memory were different. Another plan may be better there: "
+        "plan again for the other cluster.",
+        _what_if(plan),
+        "# Shards per table",
+        _shards_grid(plan),
+        "# Tables",
+        *_tables(plan),
+    ]
+    save_page(path, f"Sharding plan: {len(plan.tables)} tables on {cluster.world_size} {cluster.device} ranks", parts)
+
+
+def _facts(plan: Plan) -> str:
+    cluster = plan.cluster
+    costs = f"measured on {cluster.calibration.machine}" if cluster.calibration else "torchrec's constants"
+    return (
+        f"Slowest rank {plan.slowest_rank_ms:.3f} ms, lower bound {plan.lower_bound_ms:.3f} ms, gap at most "
+        f"{plan.gap:.1%}. Cluster: {cluster.world_size} {cluster.device} ranks, {cluster.node_size} per node. Batch "
+        f"size {plan.batch_size} per rank. Lookup costs: {costs}."
+    )
+
+
+def _time_figure(plan: Plan, order: Sequence[int]) -> go.Figure:
+    figure = go.Figure()
+    for name, values, color in (
+        ("lookup and update", plan.rank_compute_ms, COMPUTE),
+        ("exchange", plan.rank_comms_ms, EXCHANGE),
+    ):
+        figure.add_bar(**_bars(order, np.array(values)), name=name, marker_color=color, hovertemplate="%{y:.4f} ms")
+    return _by_rank(figure, "ms", plan.lower_bound_ms, "lower bound")
+
+
+def _memory_figures(plan: Plan, order: Sequence[int]) -> list[go.Figure]:
+    """One figure for the device that holds the tables; on GPUs a second one where tables use host memory."""
+    host = ("host memory", plan.rank_ddr, plan.cluster.ddr_bytes)
+    kinds = [host]
+    if plan.cluster.device == "cuda":
+        kinds = [("HBM", plan.rank_hbm, plan.cluster.hbm_bytes), *([host] if any(plan.rank_ddr) else [])]
+    figures = []
+    for name, values, limit in kinds:
+        bars = _bars(order, np.array(values) / GIB)
+        figure = go.Figure().add_bar(**bars, name=name, marker_color=MEMORY, hovertemplate="%{y:.3f} GiB")
+        figures.append(_by_rank(figure, f"{name}, GiB", limit / GIB, "limit"))
+    return figures
+
+
+def _bars(order: Sequence[int], values: Floats) -> dict[str, object]:
+    return {"x": [str(rank) for rank in order], "y": np.round(values[list(order)], 6), "marker_line_width": 0}
+
+
+def _by_rank(figure: go.Figure, title: str, line: float, line_name: str) -> go.Figure:
+    """Stacked bars with a dashed line across."""
+    figure.add_hline(y=line, line={"dash": "dash", "color": LIMIT}, annotation_text=line_name)
+    figure.update_layout(
+        barmode="stack",
+        bargap=0.1,
+        height=320,
+        hovermode="x",
+        margin={"t": 40, "b": 45, "l": 60, "r": 20},
+        showlegend=len(figure.data) > 1,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+    )
+    figure.update_xaxes(type="category", title="rank", nticks=32)
+    figure.update_yaxes(title=title, rangemode="tozero")
+    return figure
+
+
+def _what_if(plan: Plan) -> Grid:
+    compute, comms, cluster = np.array(plan.rank_compute_ms), np.array(plan.rank_comms_ms), plan.cluster
+    scenarios = [
+        *((f"lookups {name}", compute / speed + comms, 1.0) for name, speed in SPEEDS.items()),
+        *((f"network {name}", compute + comms / speed, 1.0) for name, speed in SPEEDS.items()),
+        ("half the memory", compute + comms, 0.5),
+    ]
+    rows = []
+    for name, rank_ms, size in scenarios:
+        slowest = float(rank_ms.max())
+        change = slowest / plan.slowest_rank_ms - 1 if plan.slowest_rank_ms else 0.0
+        full = np.array(plan.rank_hbm) > size * cluster.hbm_bytes
+        full |= np.array(plan.rank_ddr) > size * cluster.ddr_bytes
+        rows.append([name, f"{slowest:.3f}", f"{change:+.1%}", f"{int(full.sum()):,}"])
+    return Grid(["cluster", "slowest rank ms", "change", "ranks over their limit"], rows)
+
+
+def _shards_grid(plan: Plan) -> Grid:
+    """How many tables are cut into how many shards, by sharding type."""
+    groups: dict[tuple[str, int], list[PlannedTable]] = {}
+    for table in plan.tables:
+        groups.setdefault((table.sharding_type, _shards(plan, table)), []).append(table)
+    rows = [
+        [
+            *(kind, f"{shards:,}", f"{len(tables):,}"),
+            *(f"{sum(t.hbm for t in tables) / GIB:.3f}", f"{sum(t.ddr for t in tables) / GIB:.3f}"),
+            f"{sum(t.ms for t in tables):.3f}",
+        ]
+        for (kind, shards), tables in sorted(groups.items())
+    ]
+    return Grid(["sharding type", "shards per table", "tables", "HBM GiB", "DDR GiB", "ms"], rows)
+
+
+def _shards(plan: Plan, table: PlannedTable) -> int:
+    return plan.cluster.world_size if table.ranks == "all" else len(table.ranks)
+
+
+def _tables(plan: Plan) -> list[str | Grid]:
+    slowest_first = sorted(plan.tables, key=lambda table: -table.ms)
+    shown, rest = slowest_first[:TABLES_SHOWN], slowest_first[TABLES_SHOWN:]
+    text = "By estimated time of all shards in one step."
+    if rest:
+        text += (
+            f" {len(rest):,} more tables are not shown; they take {sum(table.ms for table in rest):.3f} of "
+            f"{sum(table.ms for table in plan.tables):.3f} ms. The plan file has all tables."
+        )
+    rows = [
+        [
+            *(table.fqn, f"{table.rows:,}", str(table.dim), table.sharding_type, table.kernel),
+            *(f"{_shards(plan, table):,}", ranks_text(table)),
+            *(f"{table.hbm / GIB:.3f}", f"{table.ddr / GIB:.3f}", f"{table.ms:.4f}"),
+        ]
+        for table in shown
+    ]
+    header = ["table", "rows", "dim", "sharding type", "kernel", "shards", "ranks", "HBM GiB", "DDR GiB", "ms"]
+    return [text, Grid(header, rows)]
