@@ -50,13 +50,10 @@ class Layers(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """A numbered list, the lowest layer first."""
         source = (HERE.parent / "tests" / "test_architecture.py").read_text(encoding="utf-8")
-        found = next(
-            node.value
-            for node in ast.parse(source).body
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LAYERS"
-        )
+        tree = ast.parse(source)
+        values = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
         items = nodes.enumerated_list()
-        for layer in ast.literal_eval(found):
+        for layer in ast.literal_eval(values["LAYERS"]):
             line = nodes.paragraph()
             for place, name in enumerate(layer):
                 line += [nodes.Text(", ")] if place else []
