@@ -12,10 +12,12 @@ from torchrec_xd.cli.plan import app
 from torchrec_xd.distributed.sharders import torchrec_sharders
 from torchrec_xd.errors import UserError
 from torchrec_xd.planner.costs import measurement
-from torchrec_xd.planner.costs.measurement import Measured, fit, measure_ranks, median_error, run_lookup
-from torchrec_xd.planner.costs.options import module_tables, price_tables
+from torchrec_xd.planner.costs.measurement import Measured, fit, median_error, run_lookup
+from torchrec_xd.planner.costs.options import cost_tables
 from torchrec_xd.planner.inputs.cluster import Calibration, LookupCost, LookupWork
+from torchrec_xd.planner.inputs.module_tables import module_tables
 from torchrec_xd.planner.inputs.tables import TableList, TableSpec
+from torchrec_xd.planner.report.lookups import measure_ranks
 
 COST = LookupCost(
     per_table_ms=0.01,
@@ -65,8 +67,8 @@ def test_calibrated_prices_take_lookups_as_measured_and_exchange_as_torchrec():
     tables = module_tables(module_of(listed), torchrec_sharders())
     plain, measured = gpus(2), gpus(2, calibration=CALIBRATION.model_dump())
     for before, after in zip(
-        price_tables(tables, plain, 100, listed.pooling())[0],
-        price_tables(tables, measured, 100, listed.pooling())[0],
+        cost_tables(tables, plain, 100, listed.pooling())[0],
+        cost_tables(tables, measured, 100, listed.pooling())[0],
         strict=True,
     ):
         assert before.label == after.label
@@ -86,7 +88,7 @@ def test_calibrated_prices_take_lookups_as_measured_and_exchange_as_torchrec():
 def test_calibrated_row_shards_split_the_ids():
     listed = TableList(tables=(TableSpec(name="t", rows=5000, dim=64),))
     tables = module_tables(module_of(listed), torchrec_sharders())
-    (options,) = price_tables(tables, gpus(4, calibration=CALIBRATION.model_dump()), 100, {})
+    (options,) = cost_tables(tables, gpus(4, calibration=CALIBRATION.model_dump()), 100, {})
     (rows,) = [o for o in options if o.label == "row_wise/fused"]
     assert rows.runs[0].perf.fwd_compute == pytest.approx(COST.milliseconds(LookupWork(1250, 64, 4, 100, 400)))
     (replica,) = [o for o in options if o.sharding_type == "data_parallel"]

@@ -22,7 +22,7 @@ from torchrec_xd.distributed.process_group import process_group
 from torchrec_xd.distributed.sharders import torchrec_sharders
 from torchrec_xd.distributed.sharding import shard, table_bytes
 from torchrec_xd.errors import UserError
-from torchrec_xd.planner.api import PlannerSettings, make_plan, plan_module, plan_run
+from torchrec_xd.planner import PlannerSettings, make_plan, plan_module, plan_run
 from torchrec_xd.planner.inputs.cluster import this_machine
 from torchrec_xd.planner.plan import read_plan
 from torchrec_xd.planner.report.check import check_run

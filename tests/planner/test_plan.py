@@ -12,7 +12,7 @@ from torchrec.distributed.planner.planners import (
 from tests.support.planner_cases import cpus, gpus, module_of, planned, random_tables
 from torchrec_xd.distributed.sharders import sharders, torchrec_sharders
 from torchrec_xd.errors import UserError
-from torchrec_xd.planner.api import (
+from torchrec_xd.planner import (
     InfeasibleError,
     PlannerSettings,
     ShardingSettings,
@@ -22,7 +22,8 @@ from torchrec_xd.planner.api import (
 from torchrec_xd.planner.inputs.constraints import Constraint
 from torchrec_xd.planner.inputs.tables import TableList, TableSpec
 from torchrec_xd.planner.plan import diff_plans, load_plan, read_plan
-from torchrec_xd.planner.report.explanation import explain, remedies
+from torchrec_xd.planner.report.explanation import explain
+from torchrec_xd.planner.report.infeasible import remedies
 from torchrec_xd.settings import validate
 
 TABLES = random_tables(12, 7)
@@ -35,7 +36,7 @@ def test_a_plan_survives_the_file(tmp_path):
         assert read_plan(tmp_path / "plan.json") == planning.plan
         json.loads((tmp_path / "plan.json").read_text())
         loaded = load_plan(tmp_path / "plan.json", module_of(TABLES), cluster.world_size, device=cluster.device)
-        assert loaded.plan == planning.plan.sharding_plan(planning.priced.tables).plan
+        assert loaded.plan == planning.plan.sharding_plan(planning.problem.tables).plan
 
 
 @pytest.mark.parametrize("cluster", [gpus(1), gpus(16), cpus(2)], ids=["1 gpu", "16 gpus", "2 cpus"])
@@ -93,8 +94,8 @@ def test_other_world_sizes_and_devices_are_refused(tmp_path):
 @pytest.mark.parametrize("claimed", ["cuda", "cpu"])
 def test_what_only_gpus_train_is_refused_on_cpu_by_name(tmp_path, kind, claimed):
     listed = TableList(tables=(TableSpec(name="wide", rows=1000, dim=256), TableSpec(name="other", rows=9, dim=8)))
-    wish = Constraint(tables=("wide",), sharding_types=(kind,))
-    planned(listed, gpus(16), constraints=(wish,)).plan.save(tmp_path / "plan.json")
+    constraint = Constraint(tables=("wide",), sharding_types=(kind,))
+    planned(listed, gpus(16), constraints=(constraint,)).plan.save(tmp_path / "plan.json")
     content = json.loads((tmp_path / "plan.json").read_text())
     content["cluster"]["device"] = claimed
     (tmp_path / "plan.json").write_text(json.dumps(content))
@@ -113,9 +114,9 @@ def test_what_only_gpus_train_is_refused_on_cpu_by_name(tmp_path, kind, claimed)
     ],
 )
 def test_a_run_refuses_wishes_that_its_types_leave_out(kind, said):
-    wish = {"tables": ["hist"], "sharding_types": ["table_wise", kind]}
+    constraint = {"tables": ["hist"], "sharding_types": ["table_wise", kind]}
     with pytest.raises(UserError) as error:
-        validate(ShardingSettings, {"types": ["table_wise", "row_wise"], "constraints": [wish]}, "run.yaml")
+        validate(ShardingSettings, {"types": ["table_wise", "row_wise"], "constraints": [constraint]}, "run.yaml")
     assert "run.yaml: " in str(error.value)
     assert "constraint on hist: " in str(error.value)
     assert said in str(error.value)
@@ -164,12 +165,12 @@ def test_explain_prices_each_option_with_the_others_in_place():
     assert verdicts[0].chosen
     assert verdicts[0].why == "chosen"
     assert sum(v.chosen for v in verdicts) == 1
-    assert len(verdicts) == len(planning.priced.options[0])
+    assert len(verdicts) == len(planning.problem.options[0])
     for verdict in verdicts[1:]:
-        wish = Constraint(
+        constraint = Constraint(
             tables=("t0",), sharding_types=(verdict.option.sharding_type,), kernels=(verdict.option.kernel,)
         )
-        again = planned(listed, gpus(2), constraints=(wish,)).plan
+        again = planned(listed, gpus(2), constraints=(constraint,)).plan
         # Other tables may move then: what is explained is never better than planning anew.
         if verdict.slowest_rank_ms is not None:
             assert verdict.slowest_rank_ms >= again.slowest_rank_ms * (1 - 1e-9)
@@ -192,15 +193,15 @@ def test_explain_says_where_memory_is_missing():
 def test_infeasible_says_what_is_short_and_what_would_fit():
     # One table of 4,000,000 x 64 fp32 with SGD: 1,024,000,000 bytes of weights, on ranks of 0.25 GiB.
     listed = TableList(tables=(TableSpec(name="big", rows=4_000_000, dim=64),))
-    wish = (Constraint(tables=("big",), sharding_types=("table_wise",)),)
-    settings = PlannerSettings(batch_size=1, constraints=wish)
+    constraint = (Constraint(tables=("big",), sharding_types=("table_wise",)),)
+    settings = PlannerSettings(batch_size=1, constraints=constraint)
     cluster = cpus(2, ddr_gib=0.75, reservation=0.0)
     with pytest.raises(InfeasibleError) as error:
         make_plan(module_of(listed, optimizer="sgd"), torchrec_sharders(), cluster, settings)
     # Ids: 1 x 8 bytes x 2 ranks; vectors: 1 x 64 x 4 bytes x 2 ranks.
     short = 4_000_000 * 64 * 4 + 16 + 512 - int(0.75 * 2**30)
     assert f"'bags.big': its leanest shard (table_wise/fused) is {short:,} bytes of DDR short" in str(error.value)
-    changes = remedies(error.value.priced)
+    changes = remedies(error.value.problem)
     assert "lift the constraint on big (allows column_wise, data_parallel, table_column_wise)" in changes
     assert "bf16 weights" in changes
     assert not any("ranks" in change for change in changes)
@@ -215,4 +216,4 @@ def test_infeasible_in_all_counts_the_bytes_of_all_ranks():
     needed = 4 * (1_000_000 * 64 * 4 + 16 + 512)
     short = needed - 2 * int(0.3 * 2**30)
     assert f"all ranks together are at least {short:,} bytes of DDR short" in str(error.value)
-    assert "4 ranks instead of 2" in remedies(error.value.priced)
+    assert "4 ranks instead of 2" in remedies(error.value.problem)

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from tests.support.planner_cases import cpus, gpus, module_of, planned, random_tables
 from torchrec_xd.distributed.sharders import torchrec_sharders
 from torchrec_xd.errors import UserError
-from torchrec_xd.planner.api import InfeasibleError, PlannerSettings, price_module
+from torchrec_xd.planner import InfeasibleError, PlannerSettings
 from torchrec_xd.planner.inputs.constraints import Constraint
 from torchrec_xd.planner.inputs.tables import TableList, TableSpec
-from torchrec_xd.planner.report.torchrec_default import stock_plan
-from torchrec_xd.planner.search.candidates import Ranks
+from torchrec_xd.planner.report.torchrec_default import default_plan
+from torchrec_xd.planner.search.candidates import RankState
 from torchrec_xd.planner.search.lower_bound import Candidates, lower_bound
+from torchrec_xd.planner.search.problem import module_problem
 from torchrec_xd.planner.search.search import Found, search
 
 TABLE_WISE = Constraint(tables=("*",), sharding_types=("table_wise",), kernels=("fused",))
@@ -45,17 +46,17 @@ def test_bound_knows_that_three_equal_tables_on_two_ranks_pair_up():
     assert plan.lower_bound_ms == pytest.approx(2 * single, rel=1e-3)
 
 
-def best_by_trying_all(priced, cluster):
+def best_by_trying_all(problem, cluster):
     """The optimum over all candidates and rank-by-rank placements of whole tables, rows and columns."""
     best = np.inf
-    for picked in itertools.product(*(group.candidates for group in priced.groups)):
+    for picked in itertools.product(*(group.candidates for group in problem.groups)):
         spots = [list(itertools.permutations(range(cluster.world_size), len(c.ms_S))) for c in picked]
         spots = [
             [tuple(range(cluster.world_size))] if c.layout in ("uniform", "node_rows") else where
             for c, where in zip(picked, spots, strict=True)
         ]
         for where in itertools.product(*spots):
-            state = Ranks(cluster)
+            state = RankState(cluster)
             for candidate, ranks in zip(picked, where, strict=True):
                 state.put(candidate, np.array(ranks))
             if (state.memory_MW <= state.limit_M[:, None]).all():
@@ -66,13 +67,12 @@ def best_by_trying_all(priced, cluster):
 @pytest.mark.parametrize("seed", range(4))
 def test_small_cases_end_between_the_bound_and_the_optimum(seed):
     tables = random_tables(3, seed)
-    wish = Constraint(tables=("*",), kernels=("fused", "dense"))
+    constraint = Constraint(tables=("*",), kernels=("fused", "dense"))
     cluster = gpus(2)
-    priced = price_module(
-        module_of(tables), torchrec_sharders(), cluster, PlannerSettings(pooling=tables.pooling(), constraints=(wish,))
-    )
-    found = search(priced.groups, cluster)
-    optimum = best_by_trying_all(priced, cluster)
+    constrained = PlannerSettings(pooling=tables.pooling(), constraints=(constraint,))
+    problem = module_problem(module_of(tables), torchrec_sharders(), cluster, constrained)
+    found = search(problem.groups, cluster)
+    optimum = best_by_trying_all(problem, cluster)
     assert isinstance(found, Found)
     assert found.slowest_ms == pytest.approx(optimum, rel=0.002)
     assert found.lower_bound_ms <= optimum * (1 + 1e-9)
@@ -113,24 +113,24 @@ def test_plans_keep_limits_and_stay_above_the_bound(seed, count, world_size, hbm
 def test_never_worse_than_torchrec(seed, count, world_size, hbm_gib):
     tables = random_tables(count, seed, 7.5)
     cluster = gpus(world_size, hbm_gib=hbm_gib)
-    wishes = PlannerSettings(pooling=tables.pooling())
-    stock = stock_plan(module_of(tables), torchrec_sharders(), cluster, wishes)
-    if stock.slowest_rank_ms is not None:
+    free = PlannerSettings(pooling=tables.pooling())
+    default = default_plan(module_of(tables), torchrec_sharders(), cluster, free)
+    if default.slowest_rank_ms is not None:
         # A heuristic proves nothing (docs/results/planner.md), so the same cases are drawn every time.
-        assert planned(tables, cluster).plan.slowest_rank_ms <= stock.slowest_rank_ms * (1 + 1e-4)
+        assert planned(tables, cluster).plan.slowest_rank_ms <= default.slowest_rank_ms * (1 + 1e-4)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 3), st.integers(0, 3))
 @settings(max_examples=15, deadline=None)
 def test_wishes_are_kept(seed, pinned, rank):
     tables = random_tables(8, seed, 6)
-    wishes = (
+    constraints = (
         Constraint(tables=(f"t{pinned}",), ranks=(rank,)),
         Constraint(tables=("t4", "t5"), together=True),
         Constraint(tables=("t6",), sharding_types=("row_wise",), kernels=("fused",)),
         Constraint(tables=("*",), forbid=("data_parallel",)),
     )
-    found = {t.name: t for t in planned(tables, gpus(4), constraints=wishes, effort=20).plan.tables}
+    found = {t.name: t for t in planned(tables, gpus(4), constraints=constraints, effort=20).plan.tables}
     assert found[f"t{pinned}"].ranks == (rank,)
     assert (found["t4"].sharding_type, found["t4"].kernel) == (found["t5"].sharding_type, found["t5"].kernel)
     assert found["t4"].ranks == found["t5"].ranks
@@ -144,8 +144,9 @@ def test_equal_runs_find_equal_plans():
 
 
 def test_node_bound_types_stay_on_one_node():
-    wish = Constraint(tables=("*",), sharding_types=("table_row_wise", "table_column_wise"))
-    tables = TableList(tables=tuple(TableSpec(name=f"t{i}", rows=1000, dim=256) for i in range(6)), constraints=(wish,))
+    constraint = Constraint(tables=("*",), sharding_types=("table_row_wise", "table_column_wise"))
+    listed = tuple(TableSpec(name=f"t{i}", rows=1000, dim=256) for i in range(6))
+    tables = TableList(tables=listed, constraints=(constraint,))
     planning = planned(tables, gpus(24))
     for ranks in planning.ranks:
         assert len({rank // 8 for rank in ranks.tolist()}) == 1
@@ -155,14 +156,14 @@ def test_node_bound_types_stay_on_one_node():
 def test_bound_without_memory_is_the_smallest_limit_that_the_cheapest_options_meet():
     tables = random_tables(20, 3)
     cluster = gpus(8)
-    priced = price_module(module_of(tables), torchrec_sharders(), cluster, PlannerSettings(pooling=tables.pooling()))
-    found = lower_bound(Candidates(priced.groups, Ranks(cluster)))
+    problem = module_problem(module_of(tables), torchrec_sharders(), cluster, PlannerSettings(pooling=tables.pooling()))
+    found = lower_bound(Candidates(problem.groups, RankState(cluster)))
     assert found is not None
     bound, _ = found
 
     def needed(limit):
         cheapest = [
-            min((c.total_ms for c in g.candidates if c.largest_ms <= limit), default=np.inf) for g in priced.groups
+            min((c.total_ms for c in g.candidates if c.largest_ms <= limit), default=np.inf) for g in problem.groups
         ]
         return sum(cheapest) / cluster.world_size
 

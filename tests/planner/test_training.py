@@ -11,7 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from tests.support.planner_cases import cpus, gpus, module_of, planned, random_tables
 from tests.support.ranks import run_ranks
 from torchrec_xd.distributed.sharders import torchrec_sharders
-from torchrec_xd.planner.api import PlannerSettings, plan_module
+from torchrec_xd.planner import PlannerSettings, plan_module
 from torchrec_xd.planner.inputs.constraints import Constraint
 from torchrec_xd.planner.inputs.tables import TableList, TableModule, TableSpec
 from torchrec_xd.planner.plan import load_plan

@@ -6,7 +6,7 @@ import random
 
 from torchrec_xd.distributed.optimizers import announce_optimizer
 from torchrec_xd.distributed.sharders import torchrec_sharders
-from torchrec_xd.planner.api import PlannerSettings, Planning, make_plan
+from torchrec_xd.planner import PlannerSettings, Planning, make_plan
 from torchrec_xd.planner.inputs.cluster import Cluster
 from torchrec_xd.planner.inputs.tables import TableList, TableModule, TableSpec
 

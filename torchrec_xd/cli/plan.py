@@ -17,8 +17,8 @@ from torchrec_xd.errors import UserError
 
 if TYPE_CHECKING:
     from torchrec_xd.planner import Cluster, InfeasibleError, Planning
-    from torchrec_xd.planner.costs.measurement import RankLookups
-    from torchrec_xd.planner.report.torchrec_default import StockPlan
+    from torchrec_xd.planner.report.lookups import RankLookups
+    from torchrec_xd.planner.report.torchrec_default import DefaultPlan
     from torchrec_xd.training.workload import Workload
 
 app = typer.Typer(help="Plan how embedding tables are sharded over a cluster.", no_args_is_help=True)
@@ -65,10 +65,10 @@ def make(
 ) -> None:
     """Plan the tables of a run config, a schema or a table list for a cluster; exit code 2 where no plan fits."""
     from torchrec_xd.planner import InfeasibleError, make_plan
-    from torchrec_xd.planner.costs.measurement import measure_ranks
     from torchrec_xd.planner.report.console import lookups_view
+    from torchrec_xd.planner.report.lookups import measure_ranks
     from torchrec_xd.planner.report.page import save_plan_page
-    from torchrec_xd.planner.report.torchrec_default import stock_plan
+    from torchrec_xd.planner.report.torchrec_default import default_plan
     from torchrec_xd.training.workload import with_files
 
     with _quiet_torchrec():
@@ -88,8 +88,8 @@ def make(
             planning = make_plan(work.module, work.sharders, machine, settings)
         except InfeasibleError as error:
             _fail(error, report)
-        stock = stock_plan(work.module, work.sharders, machine, settings) if compare else None
-        _show(planning, stock, table)
+        default = default_plan(work.module, work.sharders, machine, settings) if compare else None
+        _show(planning, default, table)
         lookups = measure_ranks(planning, optimizer or work.optimizer) if measure_lookups else None
         if lookups is not None:
             screen.print(lookups_view(lookups))
@@ -98,7 +98,7 @@ def make(
         if html is not None:
             save_plan_page(planning.plan, html)
         if report is not None:
-            write_json(report, _summary(planning, stock, lookups), indent=1)
+            write_json(report, _summary(planning, default, lookups), indent=1)
 
 
 @app.command()
@@ -194,7 +194,7 @@ def _workload(
     return workload(read_source(config), weights, optimizer, measure_pooling=measure_pooling)
 
 
-def _show(planning: Planning, stock: StockPlan | None, table: str | None) -> None:
+def _show(planning: Planning, default: DefaultPlan | None, table: str | None) -> None:
     from torchrec_xd.planner import explain
     from torchrec_xd.planner.report.console import comparison_view, plan_view, verdicts_view
 
@@ -203,11 +203,11 @@ def _show(planning: Planning, stock: StockPlan | None, table: str | None) -> Non
     else:
         screen.print(plan_view(planning.plan))
     show(f"planned in {planning.seconds:.2f} s")
-    if stock is not None:
-        screen.print(comparison_view(planning.plan, planning.seconds, stock))
+    if default is not None:
+        screen.print(comparison_view(planning.plan, planning.seconds, default))
 
 
-def _summary(planning: Planning, stock: StockPlan | None, lookups: Sequence[RankLookups] | None) -> dict[str, Any]:
+def _summary(planning: Planning, default: DefaultPlan | None, lookups: Sequence[RankLookups] | None) -> dict[str, Any]:
     plan = planning.plan
     content: dict[str, Any] = {
         "feasible": True,
@@ -219,12 +219,12 @@ def _summary(planning: Planning, stock: StockPlan | None, lookups: Sequence[Rank
         "world_size": plan.cluster.world_size,
         "peak_rss_mb": _peak_rss_mb(),
     }
-    if stock is not None:
+    if default is not None:
         content["default"] = {
-            "seconds": stock.seconds,
-            "slowest_rank_ms": stock.slowest_rank_ms,
-            "largest_hbm": stock.largest_hbm,
-            "largest_ddr": stock.largest_ddr,
+            "seconds": default.seconds,
+            "slowest_rank_ms": default.slowest_rank_ms,
+            "largest_hbm": default.largest_hbm,
+            "largest_ddr": default.largest_ddr,
         }
     if lookups is not None:
         content["lookups"] = [asdict(rank) for rank in lookups]
@@ -235,7 +235,7 @@ def _fail(error: InfeasibleError, report: Path | None) -> NoReturn:
     """Report what does not fit and what would help, then leave."""
     from torchrec_xd.planner import remedies
 
-    changes = remedies(error.priced)
+    changes = remedies(error.problem)
     if report is not None:
         write_json(
             report,
@@ -245,8 +245,8 @@ def _fail(error: InfeasibleError, report: Path | None) -> NoReturn:
                 "slowest_rank_ms": None,
                 "lower_bound_ms": None,
                 "gap": None,
-                "tables": len(error.priced.tables),
-                "world_size": error.priced.cluster.world_size,
+                "tables": len(error.problem.tables),
+                "world_size": error.problem.cluster.world_size,
                 "peak_rss_mb": _peak_rss_mb(),
                 "reasons": str(error).splitlines(),
                 "would_fit": changes,

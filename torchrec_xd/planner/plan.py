@@ -18,8 +18,8 @@ from torchrec.distributed.types import ModuleSharder, ShardingPlan
 from torchrec_xd.atomic_write import write_text
 from torchrec_xd.distributed.sharders import torchrec_sharders
 from torchrec_xd.errors import UserError
-from torchrec_xd.planner.costs.options import TableRef, module_tables
 from torchrec_xd.planner.inputs.cluster import Cluster
+from torchrec_xd.planner.inputs.module_tables import TableRef, module_tables
 from torchrec_xd.settings import Settings, validate
 
 

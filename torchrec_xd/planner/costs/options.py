@@ -1,7 +1,7 @@
 """What each way of sharding a table costs, by torchrec's own estimators.
 
 The shards of one option differ in a few shapes only (whole blocks of rows, the last block, empty ones), so shapes are
-priced, not ranks: the estimators see one shard per shape, whatever the world size.
+problem, not ranks: the estimators see one shard per shape, whatever the world size.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner.constants import MIN_CW_DIM, POOLING_FACTOR
 from torchrec.distributed.planner.enumerators import GUARDED_COMPUTE_KERNELS, get_partition_by_type
@@ -19,38 +18,17 @@ from torchrec.distributed.planner.shard_estimators import EmbeddingStorageEstima
 from torchrec.distributed.planner.types import Perf, Shard, ShardingOption, Storage, Topology
 from torchrec.distributed.planner.utils import build_sharder_data_map, sharder_name
 from torchrec.distributed.sharding_plan import calculate_shard_sizes_and_offsets
-from torchrec.distributed.types import ModuleSharder, ShardingType
+from torchrec.distributed.types import ShardingType
 
 from torchrec_xd.errors import UserError
 from torchrec_xd.planner.costs.calibration import perf_estimator
 from torchrec_xd.planner.inputs.cluster import Cluster
 from torchrec_xd.planner.inputs.constraints import Constraint
+from torchrec_xd.planner.inputs.module_tables import TableRef
 
 COLUMN_TYPES = (ShardingType.COLUMN_WISE.value, ShardingType.TABLE_COLUMN_WISE.value)
 COLUMN_DIMS = (32, 64, MIN_CW_DIM, 256, 512)
 """Least widths of column shards that are tried, besides halves; torchrec itself tries MIN_CW_DIM only."""
-
-
-@dataclass(frozen=True)
-class TableRef:
-    """A table of a module: what a plan is about, and what it is checked against when it is loaded."""
-
-    path: str
-    """Path of the collection inside the module."""
-    name: str
-    rows: int
-    dim: int
-    dtype: str
-    """Torch's name of the weights' type, for example `float32`."""
-    features: tuple[str, ...]
-    parameter: nn.Parameter
-    module: nn.Module
-    sharder: ModuleSharder[nn.Module]
-
-    @property
-    def fqn(self) -> str:
-        """Path and name, unique in a module."""
-        return f"{self.path}.{self.name}" if self.path else self.name
 
 
 @dataclass(frozen=True)
@@ -66,7 +44,7 @@ class ShardRun:
 
 @dataclass(frozen=True)
 class Option:
-    """One way of sharding one table, priced. Times in ms per step and rank, memory in bytes."""
+    """One way of sharding one table, problem. Times in ms per step and rank, memory in bytes."""
 
     sharding_type: str
     kernel: str
@@ -96,32 +74,7 @@ class Option:
         return float(sum(run.count * run.perf.total for run in self.runs))
 
 
-def module_tables(module: nn.Module, sharders: Sequence[ModuleSharder[nn.Module]]) -> list[TableRef]:
-    """The tables that `sharders` would shard, collection by collection."""
-    sharder_of = {sharder_name(sharder.module_type): sharder for sharder in sharders}
-    found: list[TableRef] = []
-    stack = [("", module)]
-    while stack:
-        path, child = stack.pop(0)
-        sharder = sharder_of.get(sharder_name(type(child)))
-        if sharder is None:
-            stack.extend((f"{path}.{name}" if path else name, below) for name, below in child.named_children())
-            continue
-        features = _features_by_table(child)
-        for name, parameter in sharder.shardable_parameters(child).items():
-            rows, dim = parameter.shape
-            dtype = str(parameter.dtype).removeprefix("torch.")
-            found.append(TableRef(path, name, rows, dim, dtype, features[name], parameter, child, sharder))
-    return found
-
-
-def _features_by_table(collection: nn.Module) -> dict[str, tuple[str, ...]]:
-    configs = getattr(collection, "embedding_bag_configs", None) or collection.embedding_configs
-    assert callable(configs)
-    return {config.name: tuple(config.feature_names) for config in configs()}
-
-
-def price_tables(
+def cost_tables(
     tables: Sequence[TableRef],
     cluster: Cluster,
     batch_size: int,
@@ -146,7 +99,7 @@ def price_tables(
         lengths = [pooling.get(feature, POOLING_FACTOR) for feature in table.features]
         options = [
             entry
-            for entry in _unpriced(table, topology, own, (batch_size, lengths, pooled[table.path]))
+            for entry in _uncosted(table, topology, own, (batch_size, lengths, pooled[table.path]))
             if stacked or _placeable(entry[0].sharding_type, sum(entry[2]), topology)
         ]
         if not options:
@@ -156,7 +109,7 @@ def price_tables(
             )
         rows.append(options)
     _estimate([option for row in rows for option, _, _ in row], tables, topology, cluster)
-    return [[_priced(*entry) for entry in row] for row in rows]
+    return [[_costed(*entry) for entry in row] for row in rows]
 
 
 def _types_and_kernels(table: TableRef, device: str, constraints: Sequence[Constraint]) -> Iterator[tuple[str, str]]:
@@ -176,7 +129,7 @@ def _types_and_kernels(table: TableRef, device: str, constraints: Sequence[Const
                 yield kind, kernel
 
 
-def _unpriced(
+def _uncosted(
     table: TableRef,
     topology: Topology,
     constraints: Sequence[Constraint],
@@ -234,18 +187,18 @@ def _placeable(kind: str, num_shards: int, topology: Topology) -> bool:
 
 
 def _estimate(options: list[ShardingOption], tables: Sequence[TableRef], topology: Topology, cluster: Cluster) -> None:
-    """Set the price of every shard; equal work is priced once."""
+    """Set the price of every shard; equal work is problem once."""
     sharder_data = build_sharder_data_map({sharder_name(t.sharder.module_type): t.sharder for t in tables})
     EmbeddingStorageEstimator(topology=topology).estimate(options, sharder_data)
     calibrated = cluster.calibration is not None
     first: dict[tuple[object, ...], Shard] = {}
-    unpriced: list[ShardingOption] = []
+    uncosted: list[ShardingOption] = []
     for option in options:
         new = [shard for shard in option.shards if first.setdefault(_work(option, shard, calibrated), shard) is shard]
         if new:
-            unpriced.append(copy.copy(option))
-            unpriced[-1].shards = new
-    perf_estimator(topology, cluster.calibration).estimate(unpriced, sharder_data)
+            uncosted.append(copy.copy(option))
+            uncosted[-1].shards = new
+    perf_estimator(topology, cluster.calibration).estimate(uncosted, sharder_data)
     for option in options:
         for shard in option.shards:
             shard.perf = first[_work(option, shard, calibrated)].perf
@@ -267,7 +220,7 @@ def _work(option: ShardingOption, shard: Shard, calibrated: bool) -> tuple[objec
     )
 
 
-def _priced(option: ShardingOption, column_dim: int | None, counts: list[int]) -> Option:
+def _costed(option: ShardingOption, column_dim: int | None, counts: list[int]) -> Option:
     runs = []
     for shard, count in zip(option.shards, counts, strict=True):
         assert shard.perf is not None

@@ -17,7 +17,7 @@ KERNELS = tuple(kernel.value for kernel in EmbeddingComputeKernel)
 
 
 class Constraint(Settings):
-    """A wish for the tables that its patterns match. Several wishes for one table all hold."""
+    """A constraint for the tables that its patterns match. Several constraints for one table all hold."""
 
     tables: tuple[str, ...]
     """Table names or shell patterns (`hist_*`)."""
@@ -77,7 +77,7 @@ def check_constraints(constraints: Sequence[Constraint], tables: Sequence[str], 
 
 
 def groups_of(constraints: Sequence[Constraint], tables: Sequence[str]) -> list[list[int]]:
-    """Indices of tables that must stay together; a table without such a wish is a group of its own."""
+    """Indices of tables that must stay together; a table without such a constraint is a group of its own."""
     group_of = list(range(len(tables)))
     for constraint in constraints:
         if constraint.together:

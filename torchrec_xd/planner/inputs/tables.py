@@ -88,7 +88,7 @@ class TableSpec(Settings):
 
 
 class TableList(Settings):
-    """Tables and the wishes that a plan must keep."""
+    """Tables and the constraints that a plan must keep."""
 
     tables: tuple[TableSpec, ...]
     """All tables."""

@@ -8,12 +8,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from torchrec_xd.planner.costs.measurement import RankLookups
 from torchrec_xd.planner.inputs.cluster import GIB
 from torchrec_xd.planner.plan import Plan, PlannedTable
 from torchrec_xd.planner.report.check import RankCheck
 from torchrec_xd.planner.report.explanation import OptionVerdict
-from torchrec_xd.planner.report.torchrec_default import StockPlan
+from torchrec_xd.planner.report.lookups import RankLookups
+from torchrec_xd.planner.report.torchrec_default import DefaultPlan
 
 BAR_WIDTH = 24
 ROWS_SHOWN = 40
@@ -160,12 +160,12 @@ def _ratio(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
-def comparison_view(plan: Plan, seconds: float, stock: StockPlan) -> Table:
+def comparison_view(plan: Plan, seconds: float, default: DefaultPlan) -> Table:
     """Our plan beside torchrec's."""
     view = Table("", "this planner", "torchrec's default", title="Under the same prices and limits")
-    slowest = "no plan found" if stock.slowest_rank_ms is None else f"{stock.slowest_rank_ms:.3f} ms"
-    view.add_row("time to plan", f"{seconds:.2f} s", f"{stock.seconds:.2f} s")
+    slowest = "no plan found" if default.slowest_rank_ms is None else f"{default.slowest_rank_ms:.3f} ms"
+    view.add_row("time to plan", f"{seconds:.2f} s", f"{default.seconds:.2f} s")
     view.add_row("slowest rank", f"{plan.slowest_rank_ms:.3f} ms", slowest)
-    view.add_row("fullest rank, HBM", f"{max(plan.rank_hbm) / GIB:.2f} GiB", f"{stock.largest_hbm / GIB:.2f} GiB")
-    view.add_row("fullest rank, DDR", f"{max(plan.rank_ddr) / GIB:.2f} GiB", f"{stock.largest_ddr / GIB:.2f} GiB")
+    view.add_row("fullest rank, HBM", f"{max(plan.rank_hbm) / GIB:.2f} GiB", f"{default.largest_hbm / GIB:.2f} GiB")
+    view.add_row("fullest rank, DDR", f"{max(plan.rank_ddr) / GIB:.2f} GiB", f"{default.largest_ddr / GIB:.2f} GiB")
     return view

@@ -14,14 +14,16 @@ from torchrec.distributed.planner.types import ParameterConstraints, PlannerErro
 from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
 
 from torchrec_xd.errors import UserError
-from torchrec_xd.planner.api import PlannerSettings, rank_usage
-from torchrec_xd.planner.costs.options import Option, TableRef, module_tables, price_tables
+from torchrec_xd.planner.api import rank_usage
+from torchrec_xd.planner.costs.options import Option, cost_tables
 from torchrec_xd.planner.inputs.cluster import Cluster
+from torchrec_xd.planner.inputs.module_tables import TableRef, module_tables
+from torchrec_xd.planner.inputs.settings import PlannerSettings
 from torchrec_xd.planner.search.candidates import Ints
 
 
 @dataclass(frozen=True)
-class StockPlan:
+class DefaultPlan:
     """What torchrec's planner made of it."""
 
     seconds: float
@@ -32,10 +34,10 @@ class StockPlan:
     largest_ddr: int
 
 
-def stock_plan(
+def default_plan(
     module: nn.Module, sharders: Sequence[ModuleSharder[nn.Module]], cluster: Cluster, settings: PlannerSettings
-) -> StockPlan:
-    """`EmbeddingShardingPlanner` with its defaults, its answer priced as ours is.
+) -> DefaultPlan:
+    """`EmbeddingShardingPlanner` with its defaults, its answer problem as ours is.
 
     Raises:
         UserError: constraints that torchrec's planner does not know (ranks, together).
@@ -43,7 +45,7 @@ def stock_plan(
     if any(c.together or c.ranks for c in settings.constraints):
         raise UserError("torchrec's planner knows neither 'ranks' nor 'together': compare without these constraints")
     tables = module_tables(module, sharders)
-    options = price_tables(tables, cluster, settings.batch_size, settings.pooling, settings.constraints, stacked=True)
+    options = cost_tables(tables, cluster, settings.batch_size, settings.pooling, settings.constraints, stacked=True)
     planner = EmbeddingShardingPlanner(
         topology=cluster.topology(),
         batch_size=settings.batch_size,
@@ -56,12 +58,12 @@ def stock_plan(
     try:
         plan = planner.plan(module, list(sharders))
     except PlannerError:
-        return StockPlan(time.perf_counter() - began, None, 0, 0)
+        return DefaultPlan(time.perf_counter() - began, None, 0, 0)
     seconds = time.perf_counter() - began
     chosen = [_match(plan, table, own) for table, own in zip(tables, options, strict=True)]
     usage = rank_usage([option for option, _ in chosen], [ranks for _, ranks in chosen], cluster.world_size)
     slowest = float((usage["compute"] + usage["comms"]).max())
-    return StockPlan(seconds, slowest, int(usage["hbm"].max()), int(usage["ddr"].max()))
+    return DefaultPlan(seconds, slowest, int(usage["hbm"].max()), int(usage["ddr"].max()))
 
 
 def _constraints(table: TableRef, options: Sequence[Option], settings: PlannerSettings) -> ParameterConstraints:

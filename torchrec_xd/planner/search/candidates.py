@@ -14,9 +14,10 @@ import numpy.typing as npt
 from torchrec.distributed.types import ShardingType
 
 from torchrec_xd.errors import UserError
-from torchrec_xd.planner.costs.options import Option, TableRef
+from torchrec_xd.planner.costs.options import Option
 from torchrec_xd.planner.inputs.cluster import Cluster
 from torchrec_xd.planner.inputs.constraints import Constraint, allowed_ranks, groups_of
+from torchrec_xd.planner.inputs.module_tables import TableRef
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -98,7 +99,7 @@ def _spread(option: Option, values: list[Any]) -> Floats:
     return np.repeat(np.array(values, dtype=np.float64), [run.count for run in option.runs])
 
 
-class Ranks:
+class RankState:
     """Load and memory of every rank while candidates come and go."""
 
     def __init__(self, cluster: Cluster) -> None:

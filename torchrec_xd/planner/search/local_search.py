@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrec_xd.planner.inputs.cluster import Cluster
-from torchrec_xd.planner.search.candidates import Candidate, Floats, Ints, Ranks, TableGroup
+from torchrec_xd.planner.search.candidates import Candidate, Floats, Ints, RankState, TableGroup
 
 GROUPS_TRIED = 24
 """Groups of the slowest rank that one step tries to move."""
 CLOSE_ENOUGH = 1e-5
 """A gap to the lower bound that is worth no more search."""
-DEARER = 3.0
+COST_NOISE = 3.0
 """Every second refill may take what costs so many times the cheapest: the cheapest ones may not fit together."""
 LESS = 1 - 1e-9
 
@@ -23,7 +23,7 @@ LESS = 1 - 1e-9
 class Assignment:
     """Candidate and ranks of every group, with the load they make."""
 
-    def __init__(self, ranks: Ranks, chosen: list[int], placed: list[Ints]) -> None:
+    def __init__(self, ranks: RankState, chosen: list[int], placed: list[Ints]) -> None:
         self.state = ranks
         self.chosen = chosen
         self.ranks = placed
@@ -182,18 +182,18 @@ class Improvement:
         """Long groups first, roughly; each takes about its cheapest candidate that ends below `limit`."""
         noise = self.random.uniform(0.5, 1.5, len(members))
         size = np.array([self._candidate(group).largest_ms for group in members]) * noise
-        dearer = self.random.choice((1.0, DEARER))
+        noise = self.random.choice((1.0, COST_NOISE))
         for group in members[np.argsort(-size)].tolist():
-            found = self._first_below(group, limit, dearer)
+            found = self._first_below(group, limit, noise)
             if found is None:
                 return False
             self._put(group, *found)
         return True
 
-    def _first_below(self, group: int, limit: float, dearer: float) -> tuple[int, Ints] | None:
+    def _first_below(self, group: int, limit: float, noise: float) -> tuple[int, Ints] | None:
         lowest = float(self.state.load_W.min())
         totals = self.total_ms[group]
-        for index in np.argsort(totals * self.random.uniform(1.0, dearer, len(totals)), kind="stable").tolist():
+        for index in np.argsort(totals * self.random.uniform(1.0, noise, len(totals)), kind="stable").tolist():
             candidate = self.groups[group].candidates[index]
             if lowest + candidate.largest_ms < limit:
                 spot = self.state.best(candidate)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy.optimize import linprog
 from scipy.sparse import csr_matrix
 
-from torchrec_xd.planner.search.candidates import Floats, Ints, Ranks, TableGroup
+from torchrec_xd.planner.search.candidates import Floats, Ints, RankState, TableGroup
 
 SMALL_PARTS = (0.05, 0.1, 0.2, 0.25, 0.3, 1 / 3, 0.4, 0.45, 0.5)
 """Shares of z below which the bin-packing bound ignores shards; any value is valid, these are tried."""
@@ -36,7 +36,7 @@ class Relaxation:
 class Candidates:
     """All candidates in flat arrays: N candidates, G groups of consecutive ones."""
 
-    def __init__(self, groups: Sequence[TableGroup], ranks: Ranks) -> None:
+    def __init__(self, groups: Sequence[TableGroup], ranks: RankState) -> None:
         every = [candidate for group in groups for candidate in group.candidates]
         self.world_size = len(ranks.load_W)
         self.start_G: Ints = np.cumsum([0, *(len(group.candidates) for group in groups)])[:-1]
@@ -113,8 +113,8 @@ class Candidates:
         Groups that fit no rank are counted with candidates that exceed it.
         """
         fits = np.isfinite(self.largest_N)
-        hopeless = ~np.logical_or.reduceat(fits, self.start_G)
-        allowed = np.flatnonzero(fits | hopeless[self.group_N])
+        oversized = ~np.logical_or.reduceat(fits, self.start_G)
+        allowed = np.flatnonzero(fits | oversized[self.group_N])
         unit = float(max(self.capacity_M.max(), 1.0))
         solved = linprog(
             np.concatenate([np.zeros(len(allowed)), np.ones(2)]),
@@ -132,10 +132,10 @@ class Candidates:
         # The dual counts bytes where the solver rounds: exact as a rule, where only one kind of memory is short.
         price = np.round(-solved.ineqlin.marginals, 9)
         least = np.minimum.reduceat(
-            np.where(fits | hopeless[self.group_N], price @ self.memory_MN, np.inf), self.start_G
+            np.where(fits | oversized[self.group_N], price @ self.memory_MN, np.inf), self.start_G
         )
         exact = float(least.sum() - price @ self.capacity_M)
-        return np.where(short == short.max(), exact, 0.0) if short.min() < 1 else short, hopeless
+        return np.where(short == short.max(), exact, 0.0) if short.min() < 1 else short, oversized
 
 
 def _runs(ms_S: Floats) -> list[tuple[float, int]]:

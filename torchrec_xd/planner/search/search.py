@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from torchrec_xd.planner.inputs.cluster import Cluster
-from torchrec_xd.planner.search.candidates import Candidate, Floats, Ints, Ranks, TableGroup
+from torchrec_xd.planner.search.candidates import Candidate, Floats, Ints, RankState, TableGroup
 from torchrec_xd.planner.search.local_search import Assignment, Improvement
 from torchrec_xd.planner.search.lower_bound import Candidates, Relaxation, lower_bound, raised_bound
 
@@ -40,7 +40,7 @@ class Aim:
 
 
 @dataclass(frozen=True)
-class Placement:
+class PlacedGroup:
     """A candidate of a group and the ranks of its shards, in order."""
 
     candidate: Candidate
@@ -51,7 +51,7 @@ class Placement:
 class Found:
     """The search's answer."""
 
-    placements: tuple[Placement, ...]
+    placed: tuple[PlacedGroup, ...]
     """One per group, in order."""
     slowest_ms: float
     lower_bound_ms: float
@@ -63,7 +63,7 @@ class NotFound:
 
     shortage_M: Floats
     """Bytes (HBM, DDR) that all ranks together lack at the least; 0 where memory as such suffices."""
-    hopeless: tuple[int, ...]
+    oversized: tuple[int, ...]
     """Groups of which no candidate's shard fits an empty rank."""
     unplaced: tuple[int, ...]
     """Groups that the best attempt could not place."""
@@ -75,12 +75,12 @@ def search(groups: Sequence[TableGroup], cluster: Cluster, effort: int = 400) ->
     Few groups get more attempts each: they cost little, and every choice weighs much.
     """
     effort *= max(1, FEW_GROUPS // max(len(groups), 1))
-    ranks = Ranks(cluster)
+    ranks = RankState(cluster)
     flat = Candidates(groups, ranks)
     bound = lower_bound(flat)
     if bound is None:
-        shortage, hopeless = flat.least_shortage()
-        return NotFound(shortage, tuple(np.flatnonzero(hopeless).tolist()), ())
+        shortage, oversized = flat.least_shortage()
+        return NotFound(shortage, tuple(np.flatnonzero(oversized).tolist()), ())
     lower_ms, relaxation = bound
     starts, unplaced = _starts(groups, flat, cluster, lower_ms, relaxation)
     if not starts:
@@ -89,11 +89,11 @@ def search(groups: Sequence[TableGroup], cluster: Cluster, effort: int = 400) ->
     improved = [Improvement(groups, cluster, start, lower_ms).run(effort) for start in starts[:STARTS_KEPT]]
     best = min(improved, key=lambda assignment: assignment.slowest_ms)
     certified_ms = raised_bound(flat, lower_ms, best.slowest_ms, relaxation)
-    placements = tuple(
-        Placement(group.candidates[index], ranks)
+    placed = tuple(
+        PlacedGroup(group.candidates[index], ranks)
         for group, index, ranks in zip(groups, best.chosen, best.ranks, strict=True)
     )
-    return Found(placements, best.slowest_ms, certified_ms)
+    return Found(placed, best.slowest_ms, certified_ms)
 
 
 def _starts(
@@ -105,13 +105,13 @@ def _starts(
     seen: set[bytes] = set()
     for limit in LIMITS:
         for share in SHARES:
-            for price in _prices(flat, relaxation):
+            for price in _memory_prices(flat, relaxation):
                 chosen = _choice(flat, price, lower_ms * limit * share, lower_ms * limit)
                 if chosen.tobytes() in seen:
                     continue
                 seen.add(chosen.tobytes())
                 aim = Aim((chosen - flat.start_G).tolist(), lower_ms * limit, price)
-                start, left = _place_stubbornly(groups, cluster, aim, RETRIES if not starts else 1)
+                start, left = _place_with_retries(groups, cluster, aim, RETRIES if not starts else 1)
                 if start is not None:
                     starts.setdefault(start.slowest_ms, start)
                 elif len(left) < len(fewest):
@@ -119,8 +119,8 @@ def _starts(
     return [starts[ms] for ms in sorted(starts)], fewest
 
 
-def _prices(flat: Candidates, relaxation: Relaxation) -> list[Floats]:
-    """Prices of memory to try: none or the relaxation's, then dearer ones for when memory is tight."""
+def _memory_prices(flat: Candidates, relaxation: Relaxation) -> list[Floats]:
+    """Prices of memory to try: none or the relaxation's, then higher ones for when memory is tight."""
     price = relaxation.memory_price_M
     if price.any():
         return [price, price * 1.5, price * 4, price * 100]
@@ -136,7 +136,7 @@ def _choice(flat: Candidates, price_M: Floats, share_ms: float, limit_ms: float)
     return chosen
 
 
-def _place_stubbornly(
+def _place_with_retries(
     groups: Sequence[TableGroup], cluster: Cluster, aim: Aim, retries: int
 ) -> tuple[Assignment | None, list[int]]:
     """Longest first, then largest first; what finds no place goes first the next time."""
@@ -156,7 +156,7 @@ def _place(
     groups: Sequence[TableGroup], cluster: Cluster, aim: Aim, by_memory: bool, first: set[int]
 ) -> tuple[Assignment | None, list[int]]:
     """A candidate that no longer fits gives way to the cheapest that ends within the limit, or else ends soonest."""
-    ranks = Ranks(cluster)
+    ranks = RankState(cluster)
     picked = [group.candidates[index] for group, index in zip(groups, aim.chosen, strict=True)]
     limit = np.maximum(ranks.limit_M, 1.0)
     size = [float((c.memory_MS.max(axis=1) / limit).max()) if by_memory else c.largest_ms for c in picked]

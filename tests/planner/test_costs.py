@@ -8,8 +8,9 @@ from tests.support.planner_cases import cpus, gpus, module_of, random_tables
 from torchrec_xd.distributed.exchange import CommunicationSettings
 from torchrec_xd.distributed.sharders import sharders, torchrec_sharders
 from torchrec_xd.errors import UserError
-from torchrec_xd.planner.costs.options import module_tables, price_tables
+from torchrec_xd.planner.costs.options import cost_tables
 from torchrec_xd.planner.inputs.constraints import Constraint
+from torchrec_xd.planner.inputs.module_tables import module_tables
 from torchrec_xd.planner.inputs.tables import TableList, TableSpec
 
 
@@ -21,17 +22,17 @@ def test_every_shard_costs_what_torchrec_says(cluster, seed, optimizer):
     tables = module_tables(module, torchrec_sharders())
     ours = {
         (table.fqn, option.sharding_type, option.kernel, option.num_shards): option
-        for table, options in zip(tables, price_tables(tables, cluster, 512, listed.pooling()), strict=True)
+        for table, options in zip(tables, cost_tables(tables, cluster, 512, listed.pooling()), strict=True)
         for option in options
     }
     lengths = {t.name: [listed.pooling()[f] for f in t.features] for t in tables}
-    stock = EmbeddingEnumerator(
+    theirs = EmbeddingEnumerator(
         topology=cluster.topology(),
         batch_size=512,
         constraints={name: ParameterConstraints(pooling_factors=factors) for name, factors in lengths.items()},
     ).enumerate(module, torchrec_sharders())
     compared = 0
-    for option in stock:
+    for option in theirs:
         if option.sharding_type in ("column_wise", "table_column_wise") and option.num_shards == 1:
             continue  # a whole table under another name
         if option.num_shards > cluster.world_size:
@@ -51,14 +52,14 @@ def test_narrow_columns_cost_what_torchrec_says_when_asked_for_them():
     listed = TableList(tables=(TableSpec(name="wide", rows=1000, dim=256),))
     module = module_of(listed)
     tables = module_tables(module, torchrec_sharders())
-    (options,) = price_tables(tables, gpus(8), 512, {})
+    (options,) = cost_tables(tables, gpus(8), 512, {})
     for least in (32, 64, 128):
-        stock = EmbeddingEnumerator(
+        theirs = EmbeddingEnumerator(
             topology=gpus(8).topology(),
             batch_size=512,
             constraints={"wide": ParameterConstraints(sharding_types=["column_wise"], min_partition=least)},
         ).enumerate(module, torchrec_sharders())
-        (fused,) = [o for o in stock if o.compute_kernel == "fused"]
+        (fused,) = [o for o in theirs if o.compute_kernel == "fused"]
         (mine,) = [o for o in options if o.label == f"column_wise[{least}]/fused"]
         assert mine.total_ms == pytest.approx(sum(s.perf.total for s in fused.shards))
         assert mine.num_shards == fused.num_shards == 256 // least
@@ -68,7 +69,7 @@ def test_constraints_choose_types_and_kernels():
     tables = module_tables(module_of(random_tables(3, 0)), torchrec_sharders())
     only = Constraint(tables=("t1",), sharding_types=("row_wise",), kernels=("fused",))
     ban = Constraint(tables=("t*",), forbid=("fused_uvm", "data_parallel"))
-    options = price_tables(tables, gpus(8), 512, {}, (only, ban))
+    options = cost_tables(tables, gpus(8), 512, {}, (only, ban))
     by_name = dict(zip([t.name for t in tables], options, strict=True))
     assert [o.label for o in by_name["t1"]] == ["row_wise/fused"]
     assert {o.kernel for o in by_name["t0"]} == {"fused", "fused_uvm_caching"}
@@ -78,18 +79,18 @@ def test_constraints_choose_types_and_kernels():
 def test_grid_sharding_only_on_request():
     listed = TableList(tables=(TableSpec(name="wide", rows=1000, dim=256),))
     tables = module_tables(module_of(listed), torchrec_sharders())
-    (free,) = price_tables(tables, gpus(16), 512, {})
+    (free,) = cost_tables(tables, gpus(16), 512, {})
     assert "grid_shard" not in {o.sharding_type for o in free}
-    (asked,) = price_tables(tables, gpus(16), 512, {}, (Constraint(tables=("*",), sharding_types=("grid_shard",)),))
+    (asked,) = cost_tables(tables, gpus(16), 512, {}, (Constraint(tables=("*",), sharding_types=("grid_shard",)),))
     assert {o.sharding_type for o in asked} == {"grid_shard"}
     assert {o.num_shards for o in asked} == {16}
 
 
 def test_constraints_that_leave_nothing_name_the_table_and_the_choices():
     tables = module_tables(module_of(random_tables(2, 0)), torchrec_sharders())
-    wish = Constraint(tables=("t1",), sharding_types=("row_wise",))
+    constraint = Constraint(tables=("t1",), sharding_types=("row_wise",))
     with pytest.raises(UserError, match=r"no way to shard table 't1'; 'cpu' has: column_wise/fused"):
-        price_tables(tables, cpus(2), 512, {}, (wish,))
+        cost_tables(tables, cpus(2), 512, {}, (constraint,))
 
 
 def test_what_is_exchanged_in_fewer_bits_costs_by_its_bytes():
@@ -97,7 +98,7 @@ def test_what_is_exchanged_in_fewer_bits_costs_by_its_bytes():
 
     def exchange(**communication):
         tables = module_tables(module, sharders(CommunicationSettings(**communication)))
-        runs = [run for options in price_tables(tables, gpus(4), 512, {}) for o in options for run in o.runs]
+        runs = [run for options in cost_tables(tables, gpus(4), 512, {}) for o in options for run in o.runs]
         return sum(run.perf.fwd_comms for run in runs), sum(run.perf.bwd_comms for run in runs)
 
     forward, backward = exchange()
