@@ -158,3 +158,19 @@ def test_progress_on_a_terminal_is_a_bar() -> None:
     assert "30/50" in text
     assert "loss [0.5]" in text
     assert "gone" not in text
+
+
+def test_in_a_notebook_the_bar_is_drawn_in_the_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell's output is an object of Jupyter's kernel and no file descriptor; `\\r` overwrites its last line."""
+
+    class OutStream(io.StringIO):
+        __module__ = "ipykernel.iostream"
+
+    cell = OutStream()
+    monkeypatch.setattr("sys.stderr", cell)
+    with RunLog(tmp_path / "run") as log, log.progress(2) as progress:
+        log.say("two steps")
+        progress.update(2, "loss 0.5")
+    assert "two steps" in cell.getvalue()
+    assert "\r" in cell.getvalue()
+    assert "2/2" in cell.getvalue()

@@ -74,7 +74,7 @@ def schedule(kills: int, processes: int, seed: int) -> list[Kill]:
 
 
 class Job:
-    """A run under torchrun, seen from outside. `log` gets what its processes say; `patience` is in seconds."""
+    """A run under torchrun, seen from outside. `log` gets the output of its processes; `patience` is in seconds."""
 
     def __init__(self, command: list[str], run: Path, processes: int, patience: float) -> None:
         self.run, self.log, self.processes, self.patience = run, run.with_suffix(".log"), processes, patience
@@ -216,7 +216,7 @@ def disturbed(job: Job, kills: list[Kill], steps: int, interval: float) -> None:
 
 
 def _strike(job: Job, kill: Kill, steps: int, interval: float, late: str) -> str:
-    """Kill once and wait for the restart; returns what was done. `late` says what it means if the job ends before."""
+    """Kill once and wait for the restart; returns what was done. `late` is the error if the job ends before."""
     before = job.restarts
     job.wait(job.trains, late)
     since = time.time()
@@ -233,7 +233,7 @@ def _strike(job: Job, kill: Kill, steps: int, interval: float, late: str) -> str
 def differences(one: Path, other: Path) -> list[str]:
     """What two finished runs do not have in common, bit by bit; times and speeds aside.
 
-    A line of metrics.jsonl may be there more often than in `one`: a lone process that is told to stop writes one.
+    A line of metrics.jsonl may be there more often than in `one`: a single process that is asked to stop writes one.
     """
     folders = [_last_checkpoint(run) for run in (one, other)]
     found = [f"last checkpoint: {folders[0].name} and {folders[1].name}"] if folders[0].name != folders[1].name else []
@@ -312,7 +312,7 @@ def chaos(
     seed: Annotated[int, typer.Option(help="Draws the kills; not the run's.")] = 0,
     assign: Annotated[list[str] | None, typer.Option("--set", help="a.b=VALUE on top of the config.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for both runs; unless told, a temporary one, kept if they differ.")
+        Path | None, typer.Option(help="Folder for both runs. Default: a temporary one, kept if they differ.")
     ] = None,
     report: Annotated[Path | None, typer.Option("--json", help="Also write the report here.")] = None,
     patience: Annotated[

@@ -41,6 +41,7 @@ SIZES = {
     "items": 100,
     "workers": 1,
 }
+NUMBERS = ("segment", "target_attribute_4", "source_attribute_4")
 JOINT = {"aligned_dim": 8, "tower_widths": [8], "domain_weight": {"target": 2.0}}
 EXIT = {
     "name": "exit",
@@ -61,7 +62,7 @@ class Case:
     """The only domain that it reads; all where None."""
     tasks: tuple[str, ...] | None = None
     init_from: str | None = None
-    """The case whose run it begins with."""
+    """The case whose run it starts from."""
     changes: tuple[tuple[str, Any], ...] = ()
     """Further keys of the run config."""
 
@@ -116,7 +117,7 @@ CASES = {
 
 
 def record(folder: Path, names: list[str] | None = None) -> dict[str, Record]:
-    """Train the cases in `folder` and say what came out; with `names` those alone, and the ones they begin with."""
+    """Train the cases in `folder` and record what came out; with `names` only those, and the ones they start from."""
     for preset in dict.fromkeys(case.preset for case in CASES.values()):
         prepare_world(preset, folder / preset, SIZES, lambda line: None)
     wanted = list(CASES) if names is None else names
@@ -127,7 +128,7 @@ def record(folder: Path, names: list[str] | None = None) -> dict[str, Record]:
 def _record_case(name: str, folder: Path) -> Record:
     case = CASES[name]
     content: dict[str, Any] = {
-        "schema": load_yaml(folder / case.preset / "schema.yaml"),
+        "schema": _schema(folder / case.preset / "schema.yaml"),
         "model": case.model,
         "domains": None if case.domain is None else [case.domain],
         "tasks": case.tasks,
@@ -150,6 +151,15 @@ def _record_case(name: str, folder: Path) -> Record:
         },
         "sha256": _hash(tensors),
     }
+
+
+def _schema(path: Path) -> dict[str, Any]:
+    """A world's schema, some of its features read as numbers: worlds have none of their own."""
+    content = load_yaml(path)
+    for feature in content["features"]:
+        if feature["column"] in NUMBERS:
+            feature.update(kind="dense", rows=None)
+    return content
 
 
 def _tensors(checkpoint: Path) -> dict[str, torch.Tensor]:

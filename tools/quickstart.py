@@ -1,7 +1,7 @@
 """The tours: real data in, a table of models out. What an earlier tour has made is reused.
 
-python -m tools.quickstart          MKT and its opponents on `cj_feed`
-python -m tools.quickstart exit     EXIT and its opponents on `cj_placement`
+python -m tools.quickstart          MKT and its baselines on `cj_feed`
+python -m tools.quickstart exit     EXIT and its baselines on `cj_placement`
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ class Tour:
     models: tuple[Model, ...]
     groups: str | None = None
     """Slice column whose groups get rows of their own."""
-    views: Mapping[str, str] = field(default_factory=dict)
-    """Ending of a task's further views -> what the table says of them."""
+    auxiliary: Mapping[str, str] = field(default_factory=dict)
+    """Ending of a task's auxiliary scores -> their name in the table."""
     references: Callable[[Path], list[Row]] = lambda data: []
     """Of the data: rows of models that are no runs."""
 
@@ -93,9 +93,9 @@ class Tour:
         return path.stat().st_mtime < (self.data / "manifest.json").stat().st_mtime
 
     def rows(self, label: str, metrics: Row) -> list[Row]:
-        """The rows of a run: the task and its views; all rows, groups of them, and all without weights."""
+        """The rows of a run: the task and its auxiliary; all rows, groups of them, and all without weights."""
         found = []
-        for ending, name in {"": "", **self.views}.items():
+        for ending, name in {"": "", **self.auxiliary}.items():
             key = self.task + ending
             if key not in metrics["eval"]:
                 continue

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, its folder included: beside it first, then renamed, so that no reader sees half of it."""
+    """Write a text file, and its folder: under another name first, then renamed, so that no reader sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")

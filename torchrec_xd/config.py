@@ -114,7 +114,9 @@ def load_config(path: Path, assignments: list[str] | None = None, schema: Path |
     if schema is not None or isinstance(content.get("schema"), str):
         schema_path = schema or path.parent / content["schema"]
         content["schema"] = load_yaml(schema_path)
-        validate(Schema, content["schema"], str(schema_path))  # a schema's faults are told under its own file's name
+        validate(
+            Schema, content["schema"], str(schema_path)
+        )  # a schema's faults are reported under its own file's name
     return validate(RunConfig, override(content, assignments or []), str(path))
 
 

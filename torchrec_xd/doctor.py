@@ -36,7 +36,7 @@ class Check:
     ok: bool = True
     """False where something will not work."""
     advice: str = ""
-    """What to do about it; also said where it works, but could work better."""
+    """What to do about it; also given where it works, but could work better."""
 
 
 def examine() -> list[Check]:
@@ -62,7 +62,7 @@ def _versions() -> list[Check]:
     try:
         own = metadata.distribution("torchrec-xd")
     except metadata.PackageNotFoundError:
-        return [Check("torchrec-xd", "not installed", False, f"only its metadata says what it needs: {SETUP}")]
+        return [Check("torchrec-xd", "not installed", False, f"only its metadata lists what it needs: {SETUP}")]
     python = platform.python_version()
     wanted = SpecifierSet(own.metadata["Requires-Python"])
     fits = wanted.contains(python, prereleases=True)
@@ -102,14 +102,14 @@ def _fbgemm(has_gpu: bool) -> Check:
         return Check("FBGEMM", value, False, f"they overwrite each other's files, keep one: {SETUP}")
     name, version = next(iter(builds.items()))
     if version != versions.get("torchrec", version):
-        return Check("FBGEMM", f"{value} beside torchrec {versions['torchrec']}", False, f"use a pair: {SETUP}")
+        return Check("FBGEMM", f"{value} with torchrec {versions['torchrec']}", False, f"use a pair: {SETUP}")
     if not name.endswith("-cpu"):
         return Check("FBGEMM", f"CUDA build, {value}", has_gpu, "" if has_gpu else f"it needs a GPU: {CPU_SETUP}")
     return Check("FBGEMM", f"CPU build, {value}", True, f"the GPU stays idle: {GPU_SETUP}" if has_gpu else "")
 
 
 def _try_imports() -> dict[str, dict[str, Any]]:
-    """What `_report_imports` says in a process of its own; its last words as `error` of the import that failed."""
+    """Output of `_report_imports` in its own process; the last line of stderr as `error` of the import that failed."""
     command = [sys.executable, "-m", __name__]
     run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ourselves
     found: dict[str, dict[str, Any]] = {}
@@ -126,8 +126,8 @@ def _try_imports() -> dict[str, dict[str, Any]]:
 
 
 def _report_imports() -> None:
-    """Import one package after the other, try it, and say on stdout what was found."""
-    import torch  # noqa: PLC0415 - each import may crash, and what came before it has been said by then
+    """Import one package after the other, try it, and report on stdout what was found."""
+    import torch  # noqa: PLC0415 - each import may crash, and what came before it has been reported by then
 
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     names = [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}" for gpu in gpus]
@@ -184,7 +184,7 @@ def _gpus(torch: dict[str, Any], driver: bool) -> Check:
     if not driver:
         return Check("GPUs", "none")
     if "cuda" not in torch:
-        return Check("GPUs", "a driver is loaded, but torch cannot be asked", False, "mend the import of torch first")
+        return Check("GPUs", "a driver is loaded, but torch cannot be asked", False, "fix the import of torch first")
     if torch["cuda"] is None:
         return Check("GPUs", "a driver is loaded, but torch is a CPU build", True, f"to use them: {GPU_SETUP}")
     causes = f"the driver is too old for CUDA {torch['cuda']}, or CUDA_VISIBLE_DEVICES hides them"

@@ -114,7 +114,7 @@ class Embeddings(nn.Module):
     Args:
         schema: what the lookups are laid out by.
         seed: a table's first weights depend on it and on the table's name, not on the order of tables or the plan.
-        batches: schema of the batches that will be read, the same one unless told: features that it lacks get no table,
+        batches: schema of the batches that will be read. Default: the same one. Features that it lacks get no table,
             and read as zero, just as they do on the rows of a mixed batch whose domain lacks them.
     """
 

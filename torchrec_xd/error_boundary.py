@@ -12,7 +12,7 @@ from rich.text import Text
 from torchrec_xd.errors import InterruptedRunError, UserError
 
 EXIT_USER_ERROR = 2
-"""Something the user can correct; the message says what."""
+"""Something the user can correct; the message explains what."""
 EXIT_INTERRUPTED = 75
 """EX_TEMPFAIL: the run was stopped, wrote a checkpoint, and can go on with --resume."""
 

@@ -25,6 +25,7 @@ from torchrec_xd.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
+NOTEBOOK_WIDTH = 100
 PLAIN_SECONDS = 10.0
 """Where there is no terminal, progress is a line of text at most this often."""
 
@@ -32,20 +33,20 @@ PLAIN_SECONDS = 10.0
 class RunLog:
     """The log of one rank of a run; enter it around everything the run does.
 
-    While it is entered, whatever libraries say (Python's logging and warnings, and all that is written to stderr, by
+    While it is entered, all output of libraries (Python's logging and warnings, and all that is written to stderr, by
     C++ too) goes to `directory/log.txt`, on other ranks to `log.rank<k>.txt`, and not to the screen. An exception that
     leaves the block is written there as well, and travels on to a restored screen. Files are appended to: a resumed
     run calls `truncate_after` first.
 
     Args:
         directory: the run folder, made if missing; None keeps nothing and leaves stderr alone.
-        rank: only rank 0 speaks on the screen and writes metrics.
+        rank: only rank 0 writes to the screen and writes metrics.
     """
 
     def __init__(self, directory: Path | None, rank: int = 0) -> None:
         self.directory = directory
         self.rank = rank
-        self._console = Console(stderr=True, quiet=rank != 0)
+        self._console = _console(sys.stderr, rank)
         self._metrics = RunFolder(directory).metric_lines if directory and rank == 0 else None
         self._events: SummaryWriter | None = None
         self._purge_step: int | None = None
@@ -60,7 +61,7 @@ class RunLog:
             file = opened.enter_context(path.open("a", buffering=1, encoding="utf-8"))
             screen = opened.enter_context(_stderr_into(file))
             opened.enter_context(_logging_into(file))
-            self._console = Console(file=screen, quiet=self.rank != 0)
+            self._console = _console(screen, self.rank)
             self._opened = opened.pop_all()
         return self
 
@@ -71,7 +72,7 @@ class RunLog:
             self._events.close()
             self._events = None
         self._opened.close()
-        self._console = Console(stderr=True, quiet=self.rank != 0)
+        self._console = _console(sys.stderr, self.rank)
 
     def say(self, text: str) -> None:
         """A line on the screen of rank 0, above the progress bar, and in the log file of every rank."""
@@ -81,7 +82,7 @@ class RunLog:
     def metrics(self, step: int, values: Mapping[str, float | str | None]) -> None:
         """One line `{"step": step, name: value, …}` of metrics.jsonl, on the disk at once; numbers to TensorBoard too.
 
-        What JSON cannot say (NaN, infinity) becomes null, and TensorBoard gets no point for it.
+        What JSON cannot represent (NaN, infinity) becomes null, and TensorBoard gets no point for it.
         """
         if self._metrics is None:
             return
@@ -172,15 +173,33 @@ class Progress:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def _console(screen: TextIO, rank: int) -> Console:
+    """Writes to the screen; only rank 0 does. In a notebook it writes as to a terminal: one line, overwritten."""
+    notebook = _is_notebook(screen)
+    return Console(
+        file=screen,
+        quiet=rank != 0,
+        force_jupyter=False,
+        force_terminal=True if notebook else None,
+        width=NOTEBOOK_WIDTH if notebook else None,
+    )
+
+
+def _is_notebook(screen: TextIO) -> bool:
+    """Whether a stream is a notebook cell's output: the stream class of Jupyter's kernel."""
+    return type(screen).__module__.partition(".")[0] == "ipykernel"
+
+
 @contextmanager
 def _stderr_into(file: TextIO) -> Iterator[TextIO]:
     """Send Python's stderr and file descriptor 2, where C++ writes, into `file`; yields what was the screen."""
-    sys.stderr.flush()
+    stderr = sys.stderr
+    stderr.flush()
     screen = os.dup(2)
     os.dup2(file.fileno(), 2)
     try:
         with os.fdopen(screen, "w", encoding="utf-8", closefd=False) as stream, redirect_stderr(file):
-            yield stream
+            yield stderr if _is_notebook(stderr) else stream  # a cell's output is no file descriptor
     finally:
         sys.stderr.flush()
         os.dup2(screen, 2)

@@ -19,7 +19,7 @@ def bce_sum(logit_B: Tensor, label_B: Tensor, weight_B: Tensor | None = None) ->
 def probability_bce_sum(prob_B: Tensor, label_B: Tensor, weight_B: Tensor) -> Tensor:
     """Binary cross entropy of probabilities, truncated to [2^-23, 1 - 2^-23], summed over rows (a scalar).
 
-    For what is not made of one logit; of a truncated row nothing is learnt.
+    For what is not made of one logit; a truncated row has no gradient.
     """
     prob_B = prob_B.float().clamp(2.0**-23, 1 - 2.0**-23)
     return -(weight_B * (label_B * prob_B.log() + (1 - label_B) * (1 - prob_B).log())).sum()
@@ -33,8 +33,9 @@ def absolute_error_sum(value_B: Tensor, label_B: Tensor, weight_B: Tensor) -> Te
 def polarized_distribution_loss(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """PDL, whose parts these are: `sum_d mean_B cos(g_com^d, g_ind^d)` (MKT, arXiv 2402.19101, section 3.2.4).
 
-    Signed, without an absolute value, and minimised: common and independent knowledge are pushed apart until they point
-    in opposite directions. A domain without rows adds 0; the cosine of a zero vector is 0.
+    Signed, without an absolute value, and minimised: common and independent knowledge are pushed apart. In MKT both end
+    in a ReLU, so the cosine lies in [0, 1], and 0 is reached by vectors that use different units. A domain without rows
+    adds 0; the cosine of a zero vector is 0.
 
     Args:
         pairs: per domain, common and independent knowledge, `[B_d, W]` each.

@@ -56,13 +56,13 @@ class Feature(Settings):
     """`id`: one id; `bag`: list of ids, pooled; `sequence`: ordered list of ids, oldest first; `dense`: a number."""
     group: Group
     domains: tuple[str, ...] | None = None
-    """Domains whose files have the column; all of them unless told. A `specific` feature names exactly one."""
+    """Domains whose files have the column. Default: all. A `specific` feature names exactly one."""
     table: str | None = None
-    """Embedding table; features that name the same one share it. The column's own table unless told."""
+    """Embedding table; features that name the same one share it. Default: the column's own table."""
     rows: PositiveInt | None = None
     """Rows of the table; ids lie in [0, rows)."""
     dim: PositiveInt | None = None
-    """Width of the embedding, of a table a multiple of 4; the schema's `dim` unless told."""
+    """Width of the embedding, of a table a multiple of 4. Default: the schema's `dim`."""
     pooling: Literal["sum", "mean"] = "sum"
     """How a bag becomes one vector."""
     hash: Literal["none", "mod", "xxhash"] = "none"
@@ -121,7 +121,7 @@ class Schema(Settings):
     dim: PositiveInt = 8
     """Width of embeddings that do not name their own."""
     weight: str | None = None
-    """Column of row weights (inverse sampling rates); metrics honour it, training if the trainer is told to."""
+    """Column of row weights (inverse sampling rates); metrics use it, training only with `trainer.weighted`."""
     activity: str | None = None
     """Integer column with the user's recent actions; metrics are also given for < 10, 10-30 and >= 30."""
     root: str = "."
@@ -165,7 +165,7 @@ class Schema(Settings):
         return feature.dim or self.dim
 
     def features_of(self, domain: str, group: Group | None = None) -> tuple[Feature, ...]:
-        """The features that rows of `domain` carry, in schema order; of one group, if told."""
+        """The features that rows of `domain` carry, in schema order; with `group` those of one group."""
         return tuple(
             feature
             for feature in self.features

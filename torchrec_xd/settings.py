@@ -75,8 +75,8 @@ def _load_yaml(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
         with path.open(encoding="utf-8") as stream:
             content = yaml.load(stream, StrictLoader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
-        beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f"; files there: {', '.join(beside)}" if beside else ""
+        others = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"; files there: {', '.join(others)}" if others else ""
         raise UserError(f"{path}: no such file{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None

@@ -28,7 +28,8 @@ def test_the_plain_version_has_the_loss_and_the_gradients_of_ours(name: str) -> 
         with workbench(config, 1, batches=2) as bench:
             ours = dict(bench.training.model.state_dict())
             schema = config.schema_in_use
-            plain, net = PlainEmbeddings(schema), build(config).net
+            plain, model = PlainEmbeddings(schema), build(config)
+            net = model.net
             net.load_state_dict({n.removeprefix("net."): t for n, t in ours.items() if n.startswith("net.")})
             tables = {n.split(".")[-2]: t for n, t in ours.items() if ".t_" in n}
             assert tables.keys() == plain.tables.keys()
@@ -37,11 +38,11 @@ def test_the_plain_version_has_the_loss_and_the_gradients_of_ours(name: str) -> 
                     plain.tables[table].weight.copy_(weight.local_shards()[0].tensor)
             batch = bench.batches[1]
             plain_columns = plain_batch(batch, schema)
-            expected = plain_loss(net, plain(plain_columns), plain_columns)
+            expected = plain_loss(model, plain(plain_columns), plain_columns)
             expected.backward()
             bench.training.optimizers.set_lr(0, 1)
             bench.training.optimizers.zero_grad()
-            loss, _ = bench.training.model(batch)
+            loss = bench.training.model(batch).total_loss()
             loss.backward()
             torch.testing.assert_close(loss, expected)
             found = {

@@ -35,7 +35,7 @@ def config_of(folder: Path, **changes) -> RunConfig:
 
 def alone(rank: int) -> None:
     """Let runs take the ranks of the test for their process group."""
-    run.process_group = lambda: nullcontext(processes_of(rank))
+    run.process_group = lambda *_: nullcontext(processes_of(rank))
 
 
 def train_and_measure(rank: int, config: RunConfig, folder: Path) -> tuple[dict, dict, list[tuple[int, ...]]]:

@@ -41,7 +41,7 @@ def train_plain(schema, ranks):
         before = {key: value.clone() for key, value in task.net.named_buffers()}
         counted, losses = [], []
         for part in parts:
-            losses.append(task(part)[0])
+            losses.append(task(part).total_loss())
             counted.append({key: value.clone() for key, value in task.net.named_buffers()})
             for key, value in task.net.named_buffers():
                 value.data = before[key].clone()

@@ -25,7 +25,7 @@ def advance(model, optimizers, shares, steps):
     for step in steps:
         optimizers.set_lr(step, BEFORE + AFTER)
         optimizers.zero_grad()
-        model(shares[step])[0].backward()
+        model(shares[step]).total_loss().backward()
         optimizers.step()
 
 

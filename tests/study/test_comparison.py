@@ -175,9 +175,9 @@ def test_a_stopped_study_goes_on(lab, tmp_path):
         assert process.poll() is None
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, said
-    assert "the same command goes on" in said
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 75, printed
+    assert "the same command goes on" in printed
     assert not finished(lab, out)
     study = select(load_study(lab), models=["single"], seeds=1, assign=longer)
     assert run_study(study, lab, out) == {}

@@ -93,7 +93,7 @@ def test_an_ablation_that_makes_no_sense_is_refused(tmp_path, change, said):
         ({"models": {**STUDY["models"], "g": {"config": "x", "scores": "y"}}}, "give either config"),
         (
             {"models": {**STUDY["models"], "g": {"scores": "y", "parent": "single", "domains": "all", "set": []}}},
-            "'models.g': a model with scores is not trained here: remove set, parent, domains; it may have data",
+            "'models.g': a model with scores is not trained here: remove set, domains, parent; it may have data",
         ),
         ({"models": {**STUDY["models"], "g": {"scores": "y", "shown": False}}}, "remove shown; it may"),
         ({"models": {**STUDY["models"], "g": {"scores": "y", "space": {}}}}, "remove space; it may"),

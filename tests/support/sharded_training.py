@@ -80,9 +80,8 @@ def train_sharded(rank: int, content: dict, name: str, placement: ShardingSettin
         optimizers.set_lr(step, STEPS)
         optimizers.zero_grad()
         output = model(batch)
-        loss = output.total_loss()
-        forward.append(said(loss, output))
-        loss.backward()
+        forward.append(outputs_of(output))
+        output.total_loss().backward()
         optimizers.step()
     weights = {key: gathered(value, world) for key, value in model.state_dict().items()}
     return Trained(forward, weights, gathered_states(optimizers, world))
@@ -112,8 +111,10 @@ def pieces(value):
     return [(tuple(slice(o, o + n) for o, n in zip(at, size, strict=True)), tensor) for at, size, tensor in found]
 
 
-def said(loss, output):
-    return {"loss": loss.detach().clone(), **{name: score.detach().clone() for name, score in output.score.items()}}
+def outputs_of(output):
+    """Loss and scores, by name."""
+    scores = {name: score.detach().clone() for name, score in output.score.items()}
+    return {"loss": output.total_loss().detach().clone(), **scores}
 
 
 def gathered(value, world):
@@ -147,8 +148,8 @@ def train_plain(schema: Schema, name: str, ranks: int) -> Trained:
             optimizer.param_groups[0]["lr"] = rate * SCHEDULE.factor(step, STEPS)
             optimizer.zero_grad()
         done = [task(part) for part in parts]
-        forward += [said(*one) for one in done]
-        (sum(loss for loss, _ in done) / ranks).backward()
+        forward += [outputs_of(one) for one in done]
+        (sum(one.total_loss() for one in done) / ranks).backward()
         for optimizer in both:
             optimizer.step()
     states = {
@@ -168,7 +169,7 @@ def assert_same(weights, expected):
 
 
 def assert_same_training(found: list[Trained], expected: Trained):
-    """On every rank: what was said before each step, and what weights and optimizer states are after the last."""
+    """On every rank: scores and losses before each step, and what weights and optimizer states are after the last."""
     for rank, trained in enumerate(found):
         for step, one in enumerate(trained.forward):
             assert_same(one, expected.forward[step * len(found) + rank])

@@ -1,4 +1,4 @@
-"""`history`: a result beside an earlier one, and what got slower."""
+"""`history`: a result against an earlier one, and what got slower."""
 
 from __future__ import annotations
 

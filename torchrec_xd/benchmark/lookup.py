@@ -1,4 +1,4 @@
-"""`lookup`: sharded, fused tables beside what torch has: one nn.EmbeddingBag per table and an optimizer."""
+"""`lookup`: sharded, fused tables against what torch has: one nn.EmbeddingBag per table and an optimizer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DENSE_BYTES = 2**31
 
 
 class Mean(nn.Module):
-    """The mean of all vectors: a loss whose own cost is nothing beside the lookups'."""
+    """The mean of all vectors: a loss whose own cost is nothing compared with the lookups'."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -53,7 +53,7 @@ def peers(
     check_auc: Annotated[bool, typer.Option(help="Also train each once over all rows and measure its AUC.")] = True,
     out: Json = None,
 ) -> None:
-    """MMoE, 30 features x 8, 3 experts, 2 tasks: rows per second beside torch-rechub and FuxiCTR.
+    """MMoE, 30 features x 8, 3 experts, 2 tasks: rows per second against torch-rechub and FuxiCTR.
 
     Ours reads Parquet as it trains, the others get batches that lie in memory; each measurement is a process.
     """
@@ -112,7 +112,7 @@ def install() -> None:
     if stamp.is_file() and stamp.read_text() == wanted:
         return
     if not LOCK.is_file():
-        raise UserError("peers are installed beside the project: run the benchmark in its root folder")
+        raise UserError("peers are installed into build/ of the project: run the benchmark in its root folder")
     screen.print(f"installing {', '.join(PACKAGES.values())} into {ENVIRONMENT}, once")
     venv.create(ENVIRONMENT, clear=True, with_pip=True)
     pip = [str(_python()), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]

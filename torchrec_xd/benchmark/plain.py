@@ -1,4 +1,4 @@
-"""`plain`: MKT's first stage and EXIT beside the same models in straightforward PyTorch.
+"""`plain`: MKT's first stage and EXIT against the same models in straightforward PyTorch.
 
 Straightforward means: one nn.Embedding per table in fp32, every net on every row, rows of other domains masked out of
 the loss, Adam on everything. The nets are ours, weight by weight, so the two can be held against each other: equal loss
@@ -186,7 +186,7 @@ def _speed(
 
 
 def _plain_run(model: Model, schema: Schema, batches: list[PlainBatch]) -> Callable[[int], float]:
-    """A function of a number of steps, which takes them and says how many seconds it took."""
+    """A function of a number of steps, which takes them and returns how many seconds that took."""
     tables = PlainEmbeddings(schema)
     optimizer = torch.optim.Adam([*tables.parameters(), *model.net.parameters()])
 

@@ -1,4 +1,4 @@
-"""`reader`: Parquet to batches, beside a plain scan; `train`: end to end, beside `step`."""
+"""`reader`: Parquet to batches, against a plain scan; `train`: end to end, against `step`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def reader(
     repeats: Repeats = 5,
     out: Json = None,
 ) -> None:
-    """Rows per second from Parquet to batches, shuffled and in order, beside a plain scan of the same columns."""
+    """Rows per second from Parquet to batches, shuffled and in order, against a plain scan of the same columns."""
     pa.set_cpu_count(threads)
     keep_freed_memory()  # as training does
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
@@ -91,7 +91,9 @@ def train(
         batches = bench.loader.batches(epochs=1_000_000)
 
         def from_parquet() -> float:
-            for _ in range(config.loader.prefetch + 1):  # what was made ready while nobody asked does not count
+            for _ in range(
+                config.loader.prefetch + 1
+            ):  # batches that were prefetched before the clock started do not count
                 next(batches)
             began, rows = time.perf_counter(), 0
             for batch in islice(batches, steps):

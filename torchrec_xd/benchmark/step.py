@@ -40,7 +40,7 @@ def step(
     trace: Annotated[str, typer.Option(help="Also write a trace of three steps here, for Perfetto.")] = "",
     out: Json = None,
 ) -> None:
-    """Rows per second on batches in memory, the share of each part, and FLOP/s beside the same GEMMs alone."""
+    """Rows per second on batches in memory, the share of each part, and FLOP/s compared with the same GEMMs alone."""
     known(model)
     settings = {"model": model, "rows per table": rows_per_table, "batch": batch_size, "precision": precision}
     with (

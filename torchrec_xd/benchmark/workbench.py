@@ -26,7 +26,7 @@ from torchrec_xd.training.trainer import Training, train_step
 WARM_UP = 5
 """Steps before anything is timed."""
 TOTAL_STEPS = 1_000_000
-"""What the schedule is told: the rate stays where it begins."""
+"""Total steps for the learning rate schedule: the rate stays where it begins."""
 
 
 @dataclass

@@ -47,7 +47,7 @@ class CheckpointSettings(Settings):
 
 @dataclass(frozen=True)
 class Saved:
-    """What `position.json` says of a checkpoint."""
+    """The content of a checkpoint's `position.json`."""
 
     step: int
     """Optimizer steps since the run began."""
@@ -122,7 +122,7 @@ class Checkpoints:
         """Load the last whole checkpoint into model, optimizer and random generator (a collective); None without any.
 
         Number of processes and plan may differ from those that wrote it. Random generators of another number of
-        processes start anew, from seed, step and rank. A damaged checkpoint is passed over, and `say` told so.
+        processes start anew, from seed, step and rank. A damaged checkpoint is skipped, with a message to `say`.
 
         Raises:
             UserError: all are damaged, or the last whole one was written for a incompatible schema, or by another
@@ -188,7 +188,7 @@ class Checkpoints:
             try:
                 self.check(folder)
             except UserError as error:
-                say(f"{error}; looking for the one before")
+                say(f"{error}; trying the one before")
                 continue
             return folder
         if folders:
@@ -223,7 +223,7 @@ class Checkpoints:
 
 
 def read_saved(folder: Path) -> Saved:
-    """What a checkpoint says of itself.
+    """The description of a checkpoint.
 
     Raises:
         UserError: the folder is no checkpoint of ours.

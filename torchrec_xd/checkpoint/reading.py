@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +31,10 @@ def load(state: dict[str, Any], folder: Path, *, alone: bool = False) -> None:
     reader = Reader(folder)
     reader.read_metadata()  # here, where what is wrong with it is still a plain error
     try:
-        load_distributed(state, storage_reader=reader, planner=_TensorsOnly(), no_dist=alone)
+        with warnings.catch_warnings():
+            # Torchrec's tables are ShardedTensors, which torch will replace some day: nothing that a user can act on.
+            warnings.filterwarnings("ignore", "Please use DTensor instead", FutureWarning)
+            load_distributed(state, storage_reader=reader, planner=_TensorsOnly(), no_dist=alone)
     except CheckpointException as error:
         raise UserError(f"{folder} cannot be loaded: {causes(error)}") from error
 

@@ -54,7 +54,7 @@ def moved_states(state: dict[str, Any], folder: Path) -> dict[tuple[str, str], M
             found = shape(index.get(begin + part))
             if found == shape(value):
                 continue
-            if part == "step":  # of Adagrad, which takes no notice of it without a decay of its own
+            if part == "step":  # of Adagrad, which uses it for learning rate decay only
                 moved[name, part] = None
             elif part.rpartition(".")[2] in ACCUMULATORS and len(sources) == 1 and rows:
                 moved[name, part] = Moved(value, sources[0].removeprefix(begin), shape(index[sources[0]]) or (), rows)

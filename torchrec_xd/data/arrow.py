@@ -298,7 +298,7 @@ def _label(array: pa.Array, column: str, origin: Origin) -> Floats:
     valid = (values == 0) | (values == 1)
     if not valid.all():
         row = int(np.argmin(valid))
-        raise origin.fault(column, row, array[row].as_py(), "is no label; labels are 0 or 1, so mend or drop the row")
+        raise origin.fault(column, row, array[row].as_py(), "is no label; labels are 0 or 1: correct or drop the row")
     return values.astype(np.float32)
 
 

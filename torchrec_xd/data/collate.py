@@ -178,7 +178,7 @@ class Collator:
             values=torch.from_numpy(np.concatenate(values, dtype=np.int64)),
             lengths=torch.from_numpy(lengths_FB.reshape(-1)),
             stride=lengths_FB.shape[1],
-            # told here, so that no lookup has to ask a device for them
+            # passed in, so that no lookup has to read them from a device
             length_per_key=[sum(len(part.ids[feature].values) for part in rows) for feature in features],
         )
 

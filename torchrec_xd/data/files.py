@@ -101,7 +101,7 @@ def _filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
         return filesystem, f"{base.rstrip('/')}/{path}"
     except (ValueError, NotImplementedError, ImportError) as error:  # unknown, not built in, a package is missing
         if query and isinstance(error, pa.ArrowInvalid) and scheme in _ARROW_SCHEMES:
-            raise UserError(f"{location}: {error}; mend what follows the question mark") from error
+            raise UserError(f"{location}: {error}; correct what follows the question mark") from error
         return _fsspec(scheme, location, error)
     except OSError as error:
         raise UserError(f"{location}: the file system cannot be reached: {error}") from error
@@ -136,10 +136,10 @@ def _find(location: str) -> tuple[fs.FileSystem, list[str]]:
     try:
         if files := _files_at(filesystem, path):
             return filesystem, files
-        beside = filesystem.get_file_info(fs.FileSelector(parent or "/", allow_not_found=True))
+        others = filesystem.get_file_info(fs.FileSelector(parent or "/", allow_not_found=True))
     except OSError as error:
         raise UserError(f"{path}: cannot be listed: {error}") from error
-    names = sorted(info.base_name for info in beside)
+    names = sorted(info.base_name for info in others)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     there = ", ".join(names[:_NAMES]) + (", …" if len(names) > _NAMES else "")

@@ -31,7 +31,7 @@ class LoaderSettings(Settings):
     shuffle_rows: PositiveInt = 262_144
     """Rows per rank and domain that lie in memory and are shuffled among themselves; row groups are shuffled anyway."""
     mixing: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
-    """Relative share of each domain in a training epoch, {domain: share}; unless told, every row once per epoch.
+    """Relative share of each domain in a training epoch, {domain: share}. Default: every row once per epoch.
     An epoch keeps its number of rows; a domain's rows run on from epoch to epoch. Other splits are never mixed."""
     prefetch: PositiveInt = 8
     """Batches kept ready by a background thread."""
@@ -219,7 +219,7 @@ class _WindowReader:
     def _table(self, row_group: RowGroup) -> pa.Table:
         """The row group; the last one is kept, as a large one spans several windows."""
         if self._last is None or self._last[0] != row_group:
-            self._last = None  # only what windows still look into stays in memory beside the next one
+            self._last = None  # only what windows still look into stays in memory with the next one
             self._last = (row_group, self._read_row_group(row_group))
         return self._last[1]
 

@@ -88,8 +88,8 @@ def read_predictions(path: Path, column: str) -> NDArray[Any]:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if (count := names.count(column)) != 1:
-                told = f"has no column '{column}'" if not count else f"has column '{column}' {count} times"
-                raise UserError(f"{path}: {told}; its columns are: {', '.join(names)}")
+                problem = f"has no column '{column}'" if not count else f"has column '{column}' {count} times"
+                raise UserError(f"{path}: {problem}; its columns are: {', '.join(names)}")
             found = file.read([column])[column]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None

@@ -59,7 +59,7 @@ class Window:
     """Rows that lie together in memory and are shuffled among themselves."""
 
     number: int
-    """Index of the pass over the data; each pass has an order of its own."""
+    """Index of the pass over the data; each pass has its own order."""
     first: int
     """Its first row in the rank's endless stream."""
     stop: int

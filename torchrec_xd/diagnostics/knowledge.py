@@ -141,15 +141,15 @@ class FeatureScores(Diagnostic):
     def parts(self, values: dict[str, Any]) -> list[Part]:
         """A table per domain, and what became of noise."""
         found: list[Part] = []
-        for domain, said in values["domains"].items():
+        for domain, found_scores in values["domains"].items():
             header = ["feature", "mean score", "spread over rows"]
-            lines = [[f["feature"], text(f["mean"]), text(f["std"])] for f in said["features"]]
+            lines = [[f["feature"], text(f["mean"]), text(f["std"])] for f in found_scores["features"]]
             if self.noise is not None:
                 header.append("planted as")
                 for line in lines:
                     line.append("noise" if line[0] in self.noise else "informative")
             found += [f"Domain {domain}:", Grid(header, lines)]
-            test = said["noise_against_others"]
+            test = found_scores["noise_against_others"]
             if test is not None:
                 found.append(
                     f"{domain}: noise is scored {test['noise_mean']:.3f} on average, informative features "

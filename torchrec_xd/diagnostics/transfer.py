@@ -45,7 +45,7 @@ class TransferProbabilities(Diagnostic):
     title = "EXIT's transfer probability"
     reading = (
         "P_tr is the share of a source interest that is let through; where the truth is known, a correlation near 1 "
-        "says that the right rows are let through, the reliability table whether as much of them as should be."
+        "means that the right rows are let through, the reliability table shows whether as much of them as should be."
     )
 
     def __init__(self, schema: Schema, target: str, sources: Mapping[str, tuple[str, str]]) -> None:

@@ -1,7 +1,7 @@
 """How FBGEMM's kernels are called on CPU: sequences as bags, and several groups of tables at the same time.
 
 FBGEMM walks through the tables of a group on one thread there, forward and backward. So tables are dealt into as many
-groups as there are threads, each with a kernel of its own. A table is still moved by one thread: all else is the same.
+groups as there are threads, each with its own kernel. A table is still moved by one thread: all else is the same.
 """
 
 from __future__ import annotations

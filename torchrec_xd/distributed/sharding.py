@@ -96,7 +96,7 @@ def _local(held: Any) -> list[torch.Tensor]:
 
 
 def _fill_shards(model: nn.Module, tables: dict[str, Initialiser]) -> None:
-    """First weights that do not depend on the plan: torchrec fills every shard as if it were a table of its own."""
+    """First weights that do not depend on the plan: torchrec initialises every shard as if it were a whole table."""
     for name, value in model.state_dict().items():
         if name in tables and hasattr(value, "local_shards"):
             rows, dim = value.metadata().size  # its own size() warns that sharded tensors are going away

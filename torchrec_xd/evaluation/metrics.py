@@ -69,7 +69,7 @@ class Result:
     rows: int
     positives: int
     gauc_users: int
-    """Users with both classes: `gauc` speaks of them."""
+    """Users with both classes; only they enter `gauc`."""
     gauc_users_excluded: int
     """Users with one class, left out of `gauc`."""
 
@@ -89,7 +89,7 @@ class Report(TypedDict):
 
 
 class MetricSettings(Settings):
-    """What is reported beside the metrics of each task."""
+    """What is reported besides the metrics of each task."""
 
     slices: dict[str, Annotated[dict[str, Members], Field(min_length=1)] | None] = Field(default_factory=dict)
     """Integer column -> named groups of its values (others are left out), or null: each value its own group. Rows

@@ -19,8 +19,8 @@ PROBABILITY_FLOOR = 2.0**-23
 
 RULES = (
     "a score is NaN or infinite; the model diverged: lower the learning rate, or look for NaN among the inputs",
-    "a label is neither 0 nor 1; binary metrics know no others: mend the label column",
-    "a row weight is negative, NaN or infinite; weights are inverse sampling rates: mend the weight column",
+    "a label is neither 0 nor 1; binary metrics take no others: correct the label column",
+    "a row weight is negative, NaN or infinite; weights are inverse sampling rates: correct the weight column",
 )
 
 

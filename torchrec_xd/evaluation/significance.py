@@ -239,13 +239,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(delta: float, p: float, *, metric: Metric = "auc", level: float = 0.05) -> Verdict:
-    """What may be said of a model whose metric differs by `delta` from the other's.
+    """The verdict on a model whose metric differs by `delta` from the other's.
 
     Args:
         delta: metric of the model minus metric of the other.
         p: its p-value; adjusted (`holm`) where several comparisons are read together.
         metric: log loss is better when lower, the others when higher.
-        level: p-values from here on say nothing.
+        level: p-values from here on are not significant.
     """
     if not p < level or delta == 0:
         return "can't tell"

@@ -1,7 +1,7 @@
 """TorchX components: `torchx run launch/components.py:pretrain --help` lists a component's arguments.
 
 TorchX reads the annotations as types: no `from __future__ import annotations` here. It also runs this file by its path,
-so nothing is imported from beside it.
+so nothing is imported from its folder.
 """
 # ruff: noqa: D417 - the decorator documents `assign`, `run` and `job`
 
@@ -33,13 +33,13 @@ class Job:
 
     Args:
         j: nodes x processes per node, for example 2x8; with GPUs, one process for each.
-        threads: CPU threads of a process, where the config's trainer.threads does not say.
+        threads: CPU threads of a process, where the config's trainer.threads is 0.
         cpu: CPUs per node; 0 is processes x threads.
         gpu: GPUs per node.
         memMB: memory per node, in MB.
         image: container image with this project as its working directory; local and Slurm jobs need none.
         mounts: what containers see of the cluster: type=bind,src=/data,dst=/data or type=volume,src=NAME,dst=/data.
-        interface: network interface by which nodes reach each other, for gloo and NCCL; chosen by them unless told.
+        interface: network interface by which nodes reach each other, for gloo and NCCL. Default: they choose.
         env: further environment variables, as A=1,B=2.
         max_restarts: how often torchelastic starts all processes again after one died; they resume.
         max_retries: how often the scheduler submits a failed job again; it resumes.
@@ -133,9 +133,9 @@ def component(function: Callable[..., specs.AppDef]) -> Callable[..., specs.AppD
     kept = [parameter for name, parameter in own.parameters.items() if name not in parts]
     added = [_option(f) for part in parts.values() for f in fields(part)]
     launched.__signature__ = own.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
-    said = inspect.getdoc(function) or ""
-    told = [(inspect.getdoc(part) or "").partition("Args:")[2] for part in parts.values()]
-    launched.__doc__ = said + ("" if "Args:" in said else "\n\nArgs:") + "".join(told)
+    summary = inspect.getdoc(function) or ""
+    arguments = [(inspect.getdoc(part) or "").partition("Args:")[2] for part in parts.values()]
+    launched.__doc__ = summary + ("" if "Args:" in summary else "\n\nArgs:") + "".join(arguments)
     return launched
 
 
@@ -203,7 +203,7 @@ def evaluate(*, run_dir: str, split: str = "test", checkpoint: str = "best", out
         run_dir: folder of the run; its config is there.
         split: train, valid or test.
         checkpoint: best or last.
-        out: JSON file to write the report to, beside the log.
+        out: JSON file to write the report to, besides the log.
     """
     for name, value, choices in (("split", split, get_args(Split)), ("checkpoint", checkpoint, ("best", "last"))):
         if value not in choices:
@@ -248,7 +248,7 @@ def launch(name: str, job: Job, *stages: list[str], module: str = "torchrec_xd.c
             gpu=job.gpu,
             memMB=job.memMB,
             env={**env, **job.env},
-            # A port of its own: nodes that are done early must not meet the stage before.
+            # Each stage has its own port: nodes that are done early must not meet the stage before.
             rdzv_port=PORT + place,
             max_retries=job.max_retries,
             mounts=job.mounts,

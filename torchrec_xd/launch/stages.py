@@ -3,8 +3,8 @@
     python -m torchrec_xd.launch.stages COMMAND ... --then COMMAND ...
 
 A shell's `&&` would do but for stop requests: as the first process of a container a shell ignores SIGTERM, and
-elsewhere it dies of it and leaves its child behind. Here the running command is told to stop, once, for it has a
-session of its own, and is waited for: it may have a checkpoint to write.
+elsewhere it dies of it and leaves its child behind. Here the running command receives the signal once, as it has
+its own session, and is waited for: it may have a checkpoint to write.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from torchrec_xd.schema import Schema
 
 
 class CoNetSettings(JointSettings):
-    """CoNet; `tower_widths` are the layers above the cross connections, which no other domain hears."""
+    """CoNet; `tower_widths` are the layers above the cross connections, not connected to other domains."""
 
     name: Literal["conet"] = "conet"
     widths: Widths = Field(default=(1024, 512), min_length=1)
@@ -30,7 +30,9 @@ class CoNetSettings(JointSettings):
 
 
 class CollaborativeCrossNetworks(nn.Module):
-    """Every row goes through every domain's tower, each layer of which hears the others; its own domain's is read.
+    """Every row goes through every domain's tower; the output of the row's own domain is used.
+
+    Each layer of a tower receives the other towers' activations.
 
     The paper's joint loss is the sum of the domains' (its multi-task objective), as here.
     """
@@ -50,7 +52,7 @@ class CollaborativeCrossNetworks(nn.Module):
         *below, last = self.layers
         for layer in below:
             states = {domain: self.dropout(layer(states, domain)) for domain in self.domains}
-        # The last layer's other towers would be read by nobody: a row passes through its own domain's alone.
+        # Outputs of the last layer's other towers are not used: a row passes through its own domain's only.
         cuts = {name: by_domain(state, lookups.rows) for name, state in states.items()}
         hidden = {d: self.dropout(last({name: cut[d] for name, cut in cuts.items()}, d)) for d in self.domains}
         predictions: Predictions = self.towers(hidden)

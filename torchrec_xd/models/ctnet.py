@@ -3,8 +3,8 @@
 The source tower is a `single` run of the source domain, frozen: only what feeds the adapters is kept of it. Rows of the
 target go through both towers; where they lack a feature of the source, it reads as zero there.
 
-Time goes on in slices: the first run begins with the source's run, each further one with the run before it, of which
-every weight goes on.
+Training continues in slices of time: the first run starts from the source's run, each further one from the run before
+it, with every weight of it.
 
 Shape legend: B rows of the target, W width of a layer.
 """
@@ -110,7 +110,7 @@ specific features stay behind."""
 def build_ctnet(
     schema: Schema, settings: CTNetSettings, embeddings: EmbeddingSettings, seed: int, source: SourceRun
 ) -> Model:
-    """The target tower of the schema's one domain, beside the source tower.
+    """The target tower of the schema's one domain, with the source tower.
 
     Raises:
         UserError: more than one domain, towers of different height, or features that mean something else in the source.
@@ -127,8 +127,9 @@ def build_ctnet(
     teacher = Teacher(
         Embeddings(source.schema, source.embeddings, seed, batches=schema), SourceTower(source.schema, source_settings)
     )
+    tables = Embeddings(schema, embeddings, seed)
     net = ContinualTransferNetwork(schema, settings, source_settings.widths)
-    return Model(Embeddings(schema, embeddings, seed), net, CrossEntropy(schema), teacher)
+    return Model(tables, net, CrossEntropy(schema), teacher)
 
 
 CTNET = ModelSpec(CTNetSettings, build_ctnet, FROM_SOURCE)

@@ -1,6 +1,6 @@
 """EXIT: explicit interest transfer (arXiv 2407.20121).
 
-One stage. A tower per domain predicts the interest in it; the scene selector network says how much of each source
+One stage. A tower per domain predicts the interest in it; the scene selector network predicts how much of each source
 interest is fit for the target, in this scene; the sum is the prediction, trained on the interest combination label.
 
 Shape legend: B rows of the target domain (their number divides no loss: that is the whole batch's), K sources.
@@ -33,7 +33,7 @@ from torchrec_xd.settings import Settings
 
 
 class SourceSettings(Settings):
-    """A source domain: the tasks (`<label>@<domain>`) whose labels say what the user wanted there."""
+    """A source domain: the tasks (`<label>@<domain>`) whose labels hold what the user wanted there."""
 
     wanted: str
     """`y_s`, of target rows: did the user act on the item in this source, within the label window."""
@@ -179,8 +179,8 @@ def build_exit(schema: Schema, settings: ExitSettings, embeddings: EmbeddingSett
         )
     if settings.ssn and not any(feature.group == "scene" for feature in schema.features):
         raise UserError("model 'exit' selects by scene: give some feature the group scene, or set model.ssn=false")
-    net = ExplicitInterestTransfer(schema, settings)
-    return Model(Embeddings(schema, embeddings, seed), net, ExitLoss(schema, settings))
+    tables, net = Embeddings(schema, embeddings, seed), ExplicitInterestTransfer(schema, settings)
+    return Model(tables, net, ExitLoss(schema, settings))
 
 
 def _check_tasks(schema: Schema, settings: ExitSettings) -> None:

@@ -208,8 +208,8 @@ class TargetEntityModel(nn.Module):
 def build_pretrain(schema: Schema, settings: PretrainSettings, embeddings: EmbeddingSettings, seed: int) -> Model:
     """Stage 1: MEM over all domains of the schema."""
     check_domain_weight(schema, settings.domain_weight)
-    net = MultiEntityModel(schema, settings)
-    return Model(Embeddings(schema, embeddings, seed), net, MultiEntityLoss(schema, settings))
+    tables, net = Embeddings(schema, embeddings, seed), MultiEntityModel(schema, settings)
+    return Model(tables, net, MultiEntityLoss(schema, settings))
 
 
 TRANSFER = Transfer(
@@ -237,8 +237,8 @@ def build_finetune(
     check_same_features(source.schema.only((target,)), schema)
     knowledge = TransferredKnowledge(source.schema, source.settings, target)
     teacher = Teacher(Embeddings(source.schema, source.embeddings, seed, batches=schema), knowledge)
-    net = TargetEntityModel(schema, settings, knowledge.dims)
-    return Model(Embeddings(schema, embeddings, seed), net, CrossEntropy(schema), teacher)
+    tables, net = Embeddings(schema, embeddings, seed), TargetEntityModel(schema, settings, knowledge.dims)
+    return Model(tables, net, CrossEntropy(schema), teacher)
 
 
 def _diagnostics(run: DiagnosedRun) -> list[Diagnostic]:

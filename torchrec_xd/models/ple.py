@@ -1,4 +1,4 @@
-"""PLE: progressive layered extraction as a model of its own (Tang et al. 2020), with domains in the place of tasks.
+"""PLE: progressive layered extraction as a model (Tang et al. 2020), with domains in the place of tasks.
 
 The extraction itself, equations 2-4 and 6, is modules/ple.py: MKT's common knowledge extractor is made of it too.
 """

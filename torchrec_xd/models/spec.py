@@ -1,4 +1,4 @@
-"""The declaration of a model: one `ModelSpec` in the model's own file says all that the rest of the package asks."""
+"""The declaration of a model: one `ModelSpec` in the model's own file holds all that the rest of the package needs."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema
 
 EVERYTHING = {part: part for part in ("embeddings.", "net.", "teacher.")}
-"""`Transfer.prefixes` of a run that goes on with every weight of another one."""
+"""`Transfer.prefixes` of a run that takes over every weight of another one."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""CoNet's layer: towers that hear one another (Hu et al. 2018, the cross connection unit).
+"""CoNet's layer: every tower receives the other towers' activations (Hu et al. 2018, the cross connection unit).
 
 Shape legend: B rows, I input width, O output width.
 """

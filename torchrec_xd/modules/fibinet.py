@@ -14,7 +14,7 @@ Kernel = Literal["all", "each", "interaction"]
 
 
 class SqueezeExcitation(nn.Module):
-    """SENet: every field times a weight of its own, which all fields have a say in (section 3.2).
+    """SENet: every field times its own weight, computed from all fields (section 3.2).
 
     - squeeze: `z_f = mean over D of e_f` (eq. 1)
     - excitation: `A = ReLU(W_2 ReLU(W_1 Z))`, `W_1` to R = F / reduction (eq. 2)

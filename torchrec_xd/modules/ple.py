@@ -50,14 +50,14 @@ class ExtractionLevel(nn.Module):
         )
 
     def run(self, path: str, x: Tensor) -> list[Tensor]:
-        """What the experts of one path say of `x`."""
+        """Outputs of one path's experts for `x`."""
         return [expert(x) for expert in self.experts[path].children()]
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every path's input `[B, I]`, all rows, to the outgoing paths' `[B, W]`."""
-        said = {path: self.run(path, inputs[path]) for path in self.experts.names}
+        outputs = {path: self.run(path, inputs[path]) for path in self.experts.names}
         return {
-            path: self.gates[path](inputs[path], [e for source in sources for e in said[source]])
+            path: self.gates[path](inputs[path], [e for source in sources for e in outputs[source]])
             for path, sources in self.sources.items()
         }
 

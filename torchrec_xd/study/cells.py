@@ -1,4 +1,4 @@
-"""The cells of a study: one run for every data set, seed and model, in a run folder of its own."""
+"""The cells of a study: one run for every data set, seed and model, each in its own run folder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Cell:
 
     @property
     def before(self) -> str | None:
-        """Name of the cell that it begins with."""
+        """Name of the cell that it starts from."""
         return None if self.parent is None else f"{self.data}/{self.seed}/{self.parent}"
 
     @property
@@ -78,11 +78,11 @@ class Cell:
         there, here = (_flat(yaml.safe_load(text)) for text in (begun.read_text(encoding="utf-8"), self.config.dump()))
         keys = [key for key in {**there, **here} if there.get(key) != here.get(key) and not key.startswith("sharding.")]
         if keys:
-            told = "; ".join(f"{key} was {there.get(key)!r}, is {here.get(key)!r}" for key in keys[:3])
+            changes = "; ".join(f"{key} was {there.get(key)!r}, is {here.get(key)!r}" for key in keys[:3])
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise UserError(
-                f"{self.folder} was begun with another config ({told}{more}): delete the folder to train it anew, or "
-                "name another --out"
+                f"{self.folder} was begun with another config ({changes}{more}): delete the folder to train it anew, "
+                "or name another --out"
             )
 
     def _check_age(self, begun: Path) -> None:
@@ -95,7 +95,7 @@ class Cell:
 
 
 def cells(study: Study, folder: Path, out: Path, tuned: Tuned | None = None) -> list[Cell]:
-    """All runs, each after the one that it begins with; models from outside have none.
+    """All runs, each after the one that it starts from; external models have none.
 
     Args:
         study: what is compared.
@@ -143,7 +143,7 @@ def cell_config(
         data: name of the data set.
         name: of the model.
         assign: goes on top of what the study assigns.
-        before: run folder that it begins with.
+        before: run folder that it starts from.
 
     Raises:
         UserError: it is not as it must be, or does not predict the task of its data set.
@@ -176,12 +176,12 @@ def _check(config: RunConfig, model: StudyModel, data: StudyData, origin: str) -
     tasks = [task.name for task in config.schema_in_use.tasks]
     if model.shown and data.task not in tasks:
         raise UserError(
-            f"{origin}: does not predict '{data.task}' but {', '.join(tasks)}; set shown: false where it only begins "
-            "others"
+            f"{origin}: does not predict '{data.task}' but {', '.join(tasks)}; set shown: false where others only "
+            "start from it"
         )
     if model.parent is None and config.init_from is not None:
         raise UserError(
-            f"{origin}: init_from is {config.init_from}, a run outside of the study: say parent: MODEL instead"
+            f"{origin}: init_from is {config.init_from}, a run outside of the study: set parent: MODEL instead"
         )
 
 

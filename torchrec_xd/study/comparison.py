@@ -1,4 +1,4 @@
-"""`torchrec-xd compare`: train what is missing of a study, then say what came out."""
+"""`torchrec-xd compare`: train what is missing of a study, then report the results."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def compare(
         workers: runs that are trained at the same time.
 
     Returns:
-        What failed: run to reason. The results say it too, and speak of the others.
+        What failed: run to reason. The results list these too, and compare the others.
 
     Raises:
         UserError: before anything is trained: something in the study, its configs, given scores or `out` is not valid.
@@ -61,7 +61,7 @@ def results_name(reference: str | None) -> str:
 
 
 class _Queue:
-    """Cells that are still to be run, each after the one that it begins with."""
+    """Cells that are still to be run, each after the one that it starts from."""
 
     def __init__(self, every: Sequence[Cell], finished: Iterable[str]) -> None:
         self.finished = set(finished)
@@ -72,7 +72,7 @@ class _Queue:
         for cell in list(self._waiting):
             if cell.before in self.failed:
                 self._waiting.remove(cell)
-                self.failed[cell.name] = f"not begun: it begins with {cell.before}, which failed"
+                self.failed[cell.name] = f"not started: it starts from {cell.before}, which failed"
             elif cell.before is None or cell.before in self.finished:
                 self._waiting.remove(cell)
                 return CellJob(cell.name, cell.config, cell.folder, cell.task)
@@ -99,7 +99,7 @@ def run_study(
         tuned: what `tune` found.
 
     Returns:
-        What failed: cell to reason. The results say it too, and speak of the others.
+        What failed: cell to reason. The results list these too, and compare the others.
 
     Raises:
         UserError: before anything is trained: something in the study, its configs, given scores or `out` is not as it
@@ -155,7 +155,7 @@ def _train(queue: _Queue, total: int, logs: Path, log: RunLog, workers: int) -> 
 
 
 def commands(study: Study, path: Path, out: Path, tuned: Tuned | None = None) -> list[str]:
-    """A TorchX command for every run that is left, those that others begin with first; `compare` then collects them.
+    """A TorchX command for every run that is left, those that others start from first; `compare` then collects them.
 
     Their resolved configs are written to `out/configs`.
 

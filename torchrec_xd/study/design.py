@@ -24,7 +24,7 @@ Name = Annotated[str, AfterValidator(_folder_name)]
 Assignments = tuple[str, ...]
 """`a.b=VALUE` on top of a config, as with `--set`."""
 LEVEL = 0.05
-"""Of verdicts: the chance that any "better" or "worse" said of a data set is wrong, where no model differs."""
+"""Significance level of verdicts: the chance of any wrong "better" or "worse" on a data set where no model differs."""
 
 
 class StudyData(Settings):
@@ -78,17 +78,17 @@ class StudyModel(Settings):
     """In place of it: Parquet file with the scores of a model that was trained elsewhere; relative to the study, with
     {data} and {seed} in place of their names where each has its own."""
     data: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """The data sets that it is compared on; all unless told."""
+    """The data sets that it is compared on. Default: all."""
     parent: str | None = None
     """The model whose run, of the same data and seed, this one's `init_from` is; trained before."""
     domains: Literal["all", "target", "source"] | None = None
     """What it reads on every data set: all domains, the one of the task, or the first that is none of the schema's
-    targets; as its config says unless told."""
+    targets. Default: as in its config."""
     assign: Assignments = Field(default=(), alias="set")
     space: dict[str, Range] = Field(default_factory=dict)
     """What `tune` may change in it, besides the study's `space`."""
     shown: bool = True
-    """Whether it is compared; false for what only begins others."""
+    """Whether it is compared; false for models that others only start from."""
 
     @model_validator(mode="after")
     def _check(self) -> StudyModel:
@@ -110,7 +110,7 @@ class StudyModel(Settings):
 
 
 class Matrix(Settings):
-    """What all kinds of studies say: data x seeds x models."""
+    """The keys of all kinds of studies: data x seeds x models."""
 
     data: dict[Name, StudyData] = Field(min_length=1)
     seeds: PositiveInt = 3
@@ -149,7 +149,7 @@ class Matrix(Settings):
                 raise ValueError(f"{key}: '{name}' is not trained on '{data}'; trained there: {', '.join(trained)}")
 
     def trained(self, data: str) -> list[str]:
-        """The models that are trained on a data set, each after the one that it begins with."""
+        """The models that are trained on a data set, each after the one that it starts from."""
         found = [name for name, model in self.models.items() if model.config is not None and model.on(data)]
         return sorted(found, key=lambda name: len(self.ancestors(name)))
 
@@ -157,13 +157,13 @@ class Matrix(Settings):
         """The models that a model's run goes back to, the nearest first.
 
         Raises:
-            UserError: an unknown name, or models that begin with one another.
+            UserError: an unknown name, or models that start from one another.
         """
         found: list[str] = []
         while (before := self.models[name].parent) is not None:
             known(f"models.{name}.parent: model", before, self.models)
             if before in found:
-                raise UserError(f"models.{before} begins with itself: {' <- '.join(found)}")
+                raise UserError(f"models.{before} starts from itself: {' <- '.join(found)}")
             found.append(before)
             name = before
         return tuple(found)
@@ -199,16 +199,16 @@ class Ablation(Matrix):
     base: str
     """The whole model, the reference."""
     switches: dict[Name, dict[str, Assignments]] = Field(min_length=1)
-    """Switch to its assignments: {MODEL: [a.b=VALUE, …]}, of the base and of models that it begins with."""
+    """Switch to its assignments: {MODEL: [a.b=VALUE, …]}, of the base and of models that it starts from."""
 
     def study(self) -> Study:
         """The study of all variants against the base.
 
-        A switch that changes a model changes all that begin with it: each gets a variant, `MODEL-SWITCH`; that of the
+        A switch that changes a model changes all that start from it: each gets a variant, `MODEL-SWITCH`; that of the
         base is called like the switch and is the one that is compared.
 
         Raises:
-            UserError: a switch names a model that the base does not begin with, or is called like a model.
+            UserError: a switch names a model that the base does not start from, or has the name of a model.
         """
         known("base: model", self.base, self.models)
         if self.models[self.base].config is None:
@@ -302,7 +302,7 @@ def known(what: str, name: str, valid: Iterable[str]) -> None:
 
 
 def load_study(path: Path, reference: str | None = None) -> Study:
-    """Read what `compare` and `tune` take; with another reference than the file's if told.
+    """Read what `compare` and `tune` take; with `reference` in place of the file's.
 
     Raises:
         UserError: one line per fault, naming file, key, value and the valid choices.
@@ -343,7 +343,7 @@ def select(
     seeds: int | None = None,
     assign: Assignments = (),
 ) -> Study:
-    """A part of a study: all of what is left empty; with `models` also the reference and what they begin with.
+    """A part of a study: all of what is left empty; with `models` also the reference and what they start from.
 
     Raises:
         UserError: an unknown name, or no seed.

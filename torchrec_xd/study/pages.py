@@ -83,7 +83,7 @@ def _data_parts(results: Results, data: str, rows: Sequence[Row]) -> list[Part]:
             f"Settings that were chosen, on {results['tuned']['on'][data]}.",
             Grid(["model", "settings"], [[m, "; ".join(map(_short, best[m]))] for m in models if m in best]),
         ]
-    found += ["Cost beside quality.", _cost(rows, models), _cost_figure(rows, models)]
+    found += ["Cost and quality.", _cost(rows, models), _cost_figure(rows, models)]
     columns = list(dict.fromkeys(column for row in rows for column in row["groups"]))
     for column in columns:
         found += [f"By {column}: mean over seeds.", _groups(rows, models, column), _group_figure(rows, models, column)]
@@ -107,12 +107,12 @@ def _across(results: Results) -> list[Part]:
     datasets = list(results["tasks"])
     rows = {data: [row for row in results["cells"] if row["data"] == data] for data in datasets}
     models = list(dict.fromkeys(row["model"] for row in results["cells"]))
-    said = {(v["model"], v["data"]): v["verdict"] for v in results["verdicts"] if v["metric"] == "auc"}
+    verdict_of = {(v["model"], v["data"]): v["verdict"] for v in results["verdicts"] if v["metric"] == "auc"}
     oracle = [results["oracle"].get(data, {}).get("auc") for data in datasets]
     lines, figure = [], go.Figure()
     for model in models:
         values = [_of(rows[data], model, "auc") for data in datasets]
-        verdicts = [said.get((model, data), "") for data in datasets]
+        verdicts = [verdict_of.get((model, data), "") for data in datasets]
         marks = [f" {verdict}" if verdict in ("better", "worse") else "" for verdict in verdicts]
         lines.append([model, *(_text(found) + mark for found, mark in zip(values, marks, strict=True))])
         spread = {"type": "data", "array": [mean_spread(found)[1] if found else None for found in values]}
@@ -123,7 +123,7 @@ def _across(results: Results) -> list[Part]:
     figure.update_layout(title="AUC by data set", height=460, margin=MARGIN, colorway=PALETTE)
     speed = [[m, *(_whole(_of(rows[data], m, "rows_per_second")) for data in datasets)] for m in models]
     return [
-        f"AUC; better or worse than '{results['reference']}' where a verdict says so.",
+        f"AUC; better or worse than '{results['reference']}' where the verdict is significant.",
         Grid(["model", *datasets], lines),
         figure,
         "Rows per second of training.",
@@ -154,8 +154,8 @@ def _quality(rows: Sequence[Row], models: Sequence[str], verdicts: Sequence[Row]
     lines = []
     for model in models:
         numbers = [_text(_of(rows, model, metric)) for metric in LABELS]
-        said = [_verdict(of.get((model, metric))) for metric in compared]
-        lines.append([model, *numbers, *said, str(len(_of(rows, model, "seed")))])
+        compared_with = [_verdict(of.get((model, metric))) for metric in compared]
+        lines.append([model, *numbers, *compared_with, str(len(_of(rows, model, "seed")))])
     return Grid(["model", *LABELS.values(), *(f"Δ {LABELS[metric]}" for metric in compared), "seeds"], lines)
 
 

@@ -1,4 +1,4 @@
-"""Jobs, several at a time, each in a process of its own: one that dies takes no other along."""
+"""Jobs, several at a time, each in its own process: one that dies does not affect the others."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def work(
 
     Args:
         take: the next job that can begin; None where there is none, or none before another one has finished.
-        finish: told of every job that ended, and what went wrong with it, if anything did.
+        finish: called with every job that ended, and the reason if it failed.
         workers: jobs at a time.
-        logs: folder for what their processes say beside the runs' own logs.
+        logs: folder for the output of their processes that is not in the runs' own logs.
 
     Raises:
         InterruptedRunError: SIGINT or SIGTERM was received; runs that were being trained wrote a checkpoint.
@@ -79,7 +79,7 @@ def work(
 
 @contextmanager
 def _context(threads: int) -> Iterator[ForkServerContext | SpawnContext]:
-    """How processes begin: forked from a server that has imported torch once, for that takes seconds.
+    """How processes begin: forked from a server that has imported torch once, which takes seconds.
 
     Not on a GPU: CUDA does not survive a fork, if some import has looked for devices.
     """
@@ -114,6 +114,6 @@ def _interruptible(running: list[_Running]) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, before)
         for one in running:
-            one.process.terminate()  # the trainer takes it as a wish, and writes a checkpoint
+            one.process.terminate()  # the trainer writes a checkpoint and stops
         for one in running:
             one.process.join()

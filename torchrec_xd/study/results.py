@@ -24,7 +24,7 @@ PACKAGES = ("torchrec-xd", "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", 
 
 
 def study_results(name: str, study: Study, done: Sequence[Scored]) -> dict[str, Any]:
-    """Everything that results.json says.
+    """The content of results.json.
 
     Args:
         name: of the study.

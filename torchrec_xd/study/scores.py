@@ -43,7 +43,7 @@ class Outside:
         return f"{self.data}/{self.seed}/{self.model}"
 
     def metrics(self) -> dict[str, Any]:
-        """What metrics.json says of a run; of the training nothing is known."""
+        """As the metrics.json of a run; of the training nothing is known."""
         return {"train": None, **self.report}
 
 
@@ -53,7 +53,7 @@ def outside_scores(study: Study, folder: Path, every: Sequence[Cell]) -> list[Ou
     Args:
         study: what is compared.
         folder: the study file's, from which its paths start.
-        every: the study's runs, trained or not; the first one on a data set says what its columns mean, and by which
+        every: the study's runs, trained or not; the first one on a data set defines what its columns mean, and by which
             slices a model from outside is reported.
 
     Raises:
@@ -68,7 +68,7 @@ def outside_scores(study: Study, folder: Path, every: Sequence[Cell]) -> list[Ou
         if like is None:
             raise UserError(
                 f"data.{data}: no model that is shown is trained on it ({', '.join(files)}: from outside); one is "
-                "needed, whose config says what the columns mean"
+                "needed, whose config defines what the columns mean"
             )
         schema = _only(like.schema, entry.task)
         batches = list(_batches(schema, Evaluation(schema, like.config.metrics).extra))

@@ -45,7 +45,7 @@ class Search:
         folder: the study file's.
         place: folder of all runs of this search, `.../DATA/MODEL`.
         trials: what Optuna keeps of them.
-        parent: search of the model whose best run this one's begin with.
+        parent: search of the model whose best run this one's runs start from.
 
     Raises:
         UserError: no space, a setting in it that the model does not have, or trials that were made of other settings.
@@ -61,7 +61,7 @@ class Search:
         self._task = study.data[self._data].task
         self._space = {**study.space, **study.models[self._model].space}
         if not self._space:
-            raise UserError(f"space: nothing to tune for '{self._model}'; say which settings may take which values")
+            raise UserError(f"space: nothing to tune for '{self._model}'; list which settings may take which values")
         self._config({key: _first(found) for key, found in self._space.items()})
         self._check_same_settings()
         if not trials.trials and (own := self._own_values()) is not None:
@@ -84,7 +84,7 @@ class Search:
         if self._interrupted:
             self._current = self._interrupted.pop()
         else:
-            # A sampler of its own for every trial: a resumed search goes on as if it had not been stopped.
+            # Each trial has its own sampler: a resumed search goes on as if it had not been stopped.
             seed = zlib.crc32(f"{self._data}/{self._model}/{len(self._trials.trials)}".encode())
             self._trials.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS)
             self._current = self._trials.ask({key: _distribution(found) for key, found in self._space.items()})
@@ -94,7 +94,7 @@ class Search:
         return self.running
 
     def end(self, fault: str | None) -> None:
-        """The running trial ended; only the best one's checkpoints stay, for those that begin with it."""
+        """The running trial ended; only the best one's checkpoints stay, for those that start from it."""
         assert self.running is not None
         assert self._current is not None
         score = None if fault else self._score(self.running)
@@ -115,7 +115,7 @@ class Search:
         """
         best = self._best()
         if best is None:
-            raise UserError(f"{self.place}: every trial failed; mend the config of '{self._model}', or its space")
+            raise UserError(f"{self.place}: every trial failed; correct the config of '{self._model}', or its space")
         return _assignments(best.params)
 
     def listed(self) -> tuple[Trial, ...]:
@@ -162,7 +162,7 @@ class Search:
         self._trials.set_user_attr("made_of", made_of)
 
     def _own_values(self) -> dict[str, Any] | None:
-        """What the config says, as Optuna knows it; None where some of it lies outside of the space."""
+        """The config's own values, as Optuna knows them; None where some lie outside of the space."""
         content = self._config({}).model_dump(mode="json", by_alias=True)
         found: dict[str, Any] = {}
         for key, allowed in self._space.items():

@@ -24,7 +24,7 @@ Searches = Mapping[tuple[str, str], Search]
 def tune(study: Study, path: Path, out: Path, trials: int, *, workers: int = 1) -> dict[str, str]:
     """Give every model of a study so many trials on every data set; writes `out/tuned.json`.
 
-    A model that others begin with is tuned before them, and they begin with its best run. The same command goes on
+    A model that others start from is tuned before them, and they start from its best run. The same command goes on
     where it was stopped, and adds trials where `trials` has grown.
 
     Returns:

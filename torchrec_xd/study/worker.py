@@ -1,4 +1,4 @@
-"""What the process of one job does: train, score, and say what went wrong."""
+"""The process of one job: train, score, and report what went wrong."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run_job(job: CellJob, threads: int, log: Path, answer: Connection) -> None:
         return
     except UserError as error:
         answer.send(str(error))
-    except Exception as error:  # whatever it is, the other jobs go on, and it is told at the end
+    except Exception as error:  # whatever it is, the other jobs go on, and it is reported at the end
         traceback.print_exc()
         answer.send(f"{type(error).__name__}: {error} (the traceback is in {log})")
     else:

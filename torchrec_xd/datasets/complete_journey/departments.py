@@ -41,7 +41,7 @@ SPECIFIC: dict[str, dict[str, Value | str]] = {
     SOURCE: {"package_size": "package_size", "type_recency": PRODUCT["type_recency"]},
     TARGET: {name: PRODUCT[name] for name in ("price_level", "discount_depth", "type_purchases")},
 }
-"""Those that one department has, beside the product and its type."""
+"""Those that one department has, besides the product and its type."""
 
 
 def build(journey: Journey, settings: PrepareSettings) -> DataSet:

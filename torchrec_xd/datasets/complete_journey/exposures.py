@@ -24,7 +24,7 @@ def promoted_products(journey: Journey, one_in: int, seed: int, kept: Table | No
         journey: the events.
         one_in: unbought products are sampled at this rate.
         seed: of the sample.
-        kept: `PRODUCT_KEY` of unbought products that are all kept, beside the sample of the others.
+        kept: `PRODUCT_KEY` of unbought products that are all kept, besides the sample of the others.
 
     Returns:
         `PRODUCT_KEY`, day (the week's first), display_location, mailer_location, bought (0 or 1), weight (inverse

@@ -30,7 +30,7 @@ class ColumnSettings(Settings):
     time: str
     """Whole numbers, in the unit of `labels.window`."""
     groups: tuple[str, ...] = ()
-    """What a group of users is; one group of all unless told."""
+    """Column whose values are groups of users. Default: one group of all."""
     until: str | None = None
     """Of exposures alone: actions from this time on are unknown to the row's label (the end of its split)."""
 
@@ -49,7 +49,7 @@ class LabelStepSettings(EngineSettings):
     columns: ColumnSettings
     labels: LabelSettings = LabelSettings()
     report_by: tuple[str, ...] = ()
-    """Columns of exposures by which the report counts labels, beside the groups."""
+    """Columns of exposures by which the report counts labels, besides the groups."""
 
 
 def label(settings: LabelStepSettings, out: Path, progress: Callable[[str], None]) -> None:

@@ -105,7 +105,7 @@ def reusable(folder: Path, wanted: Identity) -> Manifest | None:
 
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder`, which takes its place when the block ends well and vanishes when it does not."""
+    """A new folder next to `folder`, which takes its place when the block ends well and vanishes when it does not."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         fresh, old = Path(scratch) / "new", Path(scratch) / "old"

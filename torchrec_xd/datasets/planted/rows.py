@@ -44,7 +44,7 @@ def attribute_names(prefix: str, first: tuple[str, ...], count: int) -> tuple[st
 
 
 def user_columns(users: Users, names: tuple[str, ...], user_R: Array) -> dict[str, Array | pa.Array]:
-    """What rows say of their users."""
+    """The user columns of rows."""
     taken = pa.array(user_R)
     histories = {history_column(d): h.take(taken) for d, h in zip(names, users.histories, strict=True)}
     return {USER: user_R, SEGMENT: users.segment_U[user_R], ACTIVITY: users.activity_U[user_R], **histories}
@@ -90,7 +90,7 @@ def shared_features(columns: tuple[str, ...], settings: WorldSettings) -> list[F
 
 
 def world_schema(name: str, settings: WorldSettings, tasks: Mapping[Task, str], features: list[Feature]) -> Schema:
-    """The schema of a world; its root is said when it is written."""
+    """The schema of a world; its root is set when it is written."""
     domains = {
         domain: Domain(
             role="target" if domain == TARGET else "source", **{s: f"{domain}/{s}/*.parquet" for s in SPLITS}

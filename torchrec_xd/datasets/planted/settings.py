@@ -47,13 +47,13 @@ class WorldSettings(Settings):
     strength: NonNegativeFloat = 1.7
     """Standard deviation of the logit that taste makes; 0 leaves nothing to learn but the quality of items."""
     quality: NonNegativeFloat = 0.3
-    """Standard deviation of the logit that an item's own quality makes, which no feature but its id tells."""
+    """Standard deviation of the logit that an item's own quality makes, which no feature but its id carries."""
     label_noise: float = Field(default=0.0, ge=0, le=1)
     """Share of clicks that are drawn at the click rate, whatever the user and the item."""
     click_rate: float = Field(default=0.2, gt=0, lt=1)
     """Share of rows that are clicked, in every domain of a feed and in the sources of a homepage."""
     segments: PositiveInt = 30
-    """Groups of users, told by a feature: users of a segment have similar tastes in the target; 1 tells nothing."""
+    """Groups of users, given as a feature: users of a segment have similar tastes in the target; 1 is no information."""
     target_events: NonNegativeFloat = 2.0
     """Events of an average user in the target before the first row."""
     source_events: NonNegativeFloat = 8.0
@@ -111,7 +111,7 @@ class HomepageSettings(WorldSettings):
     """A homepage that may show what users want elsewhere, the same items in all domains: for EXIT."""
 
     own_rate: float = Field(default=0.05, gt=0, lt=1)
-    """Share of target rows that are clicked without any wish from a source."""
+    """Share of target rows that are clicked without any interest from a source."""
     scene_dependence: float = Field(default=0.8, ge=0, le=1)
     """Share of the transfer probability's variance (of its logit) that scenes decide; categories decide the rest."""
     transfer_strength: NonNegativeFloat = 2.5

@@ -77,13 +77,13 @@ PRESETS: dict[str, Preset] = {
     ),
     "homepage": Preset(
         "homepage",
-        "Premise holds: whether a wish from the source is fit for the homepage depends on the scene, and on what the "
+        "Premise holds: whether an interest from the source fits the homepage depends on the scene, and on what the "
         "scene means to the item's category.",
         {"target_rows": 150_000, "source_ratio": 1.0},
     ),
     "homepage_flat": Preset(
         "homepage",
-        "Premise fails: whether a wish from the source is fit depends as strongly on the item's category, and not at "
+        "Premise fails: whether an interest from the source fits depends as strongly on the item's category, and not at "
         "all on the scene.",
         {"target_rows": 150_000, "source_ratio": 1.0, "scene_dependence": 0.0},
     ),
