@@ -35,7 +35,7 @@ EXIT = Tour(
         Model("target only", "target_only", "configs/exit_cj_target_only.yaml"),
         Model("shared bottom", "shared_bottom", "configs/exit_cj_shared_bottom.yaml"),
     ),
-    views={"/target": ", target tower alone"},
+    auxiliary={"/target": ", target tower alone"},
 )
 TOURS = {"mkt": (MKT, Path("runs/quickstart")), "exit": (EXIT, Path("runs/exit-quickstart"))}
 

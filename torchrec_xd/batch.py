@@ -20,6 +20,7 @@ class LoaderState:
     """How far a loader has read; with seed, rank and world size it determines everything that follows."""
 
     epoch: int
+    """Completed epochs."""
     step: int
     """Completed batches of this epoch, this one included."""
 
@@ -45,6 +46,7 @@ class Batch(Pipelineable):
     offsets: tuple[int, ...]
     """Cumulative rows by domain, len(domains) + 1 entries from 0 to B."""
     position: LoaderState
+    """How far the loader had read with this batch."""
 
     def __len__(self) -> int:
         return self.offsets[-1]

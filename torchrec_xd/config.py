@@ -104,15 +104,16 @@ class RunConfig(Settings):
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
-def load_config(path: Path, assignments: list[str] | None = None, schema: Path | None = None) -> RunConfig:
+def load_config(path: str | Path, assignments: list[str] | None = None, schema: str | Path | None = None) -> RunConfig:
     """Read a config file, its `extends` and its schema file (or `schema` in place of it); apply `--set` assignments.
 
     Raises:
         UserError: one line per fault, naming file, key, value and the valid choices.
     """
+    path = Path(path)
     content = load_yaml(path)
     if schema is not None or isinstance(content.get("schema"), str):
-        schema_path = schema or path.parent / content["schema"]
+        schema_path = Path(schema or path.parent / content["schema"])
         content["schema"] = load_yaml(schema_path)
         validate(
             Schema, content["schema"], str(schema_path)

@@ -58,7 +58,9 @@ class SequenceLookup(NamedTuple):
     """A behaviour sequence as looked up, oldest first."""
 
     keys_BLD: Tensor
+    """Vectors of the sequence, padded with zeros."""
     length_B: Tensor
+    """Ids in each sequence."""
     query_BD: Tensor
     """The row's own id in the same table (its candidate item or category); zero where its domain has none."""
 

@@ -40,7 +40,9 @@ class Task(Settings):
     """A binary label of one domain; its name is `<label>@<domain>`."""
 
     label: str
+    """Column of the label, 0 or 1."""
     domain: str
+    """Domain whose rows have it."""
 
     @property
     def name(self) -> str:
@@ -52,9 +54,12 @@ class Feature(Settings):
     """One column that models read."""
 
     column: str
+    """Name of the column in the files."""
     kind: Kind
     """`id`: one id; `bag`: list of ids, pooled; `sequence`: ordered list of ids, oldest first; `dense`: a number."""
     group: Group
+    """What models do with it: `user`, `shared` (of items in all domains), `specific` (of one domain), `sequence`,
+    `context`, `scene` (read by EXIT's selector)."""
     domains: tuple[str, ...] | None = None
     """Domains whose files have the column. Default: all. A `specific` feature names exactly one."""
     table: str | None = None
@@ -113,11 +118,15 @@ class Schema(Settings):
     """The meaning of a data set. Order of domains and features is the order in every batch."""
 
     name: str
+    """Name of the data set, for messages."""
     user: str
     """Integer column that groups rows for GAUC."""
     domains: dict[str, Domain]
+    """Domain to its role and files."""
     tasks: tuple[Task, ...]
+    """The labels that are predicted; every domain has at least one."""
     features: tuple[Feature, ...]
+    """The columns that models read."""
     dim: PositiveInt = 8
     """Width of embeddings that do not name their own."""
     weight: str | None = None
@@ -264,10 +273,10 @@ class Schema(Settings):
         return hashlib.sha256(meaning.encode()).hexdigest()[:16]
 
 
-def load_schema(path: Path) -> Schema:
+def load_schema(path: str | Path) -> Schema:
     """Read a schema file.
 
     Raises:
         UserError: one line per fault, naming file, key, value and the valid choices.
     """
-    return validate(Schema, load_yaml(path), str(path))
+    return validate(Schema, load_yaml(Path(path)), str(path))

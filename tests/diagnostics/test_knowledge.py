@@ -33,7 +33,7 @@ def test_knowledge_cosines_are_those_of_the_parts(schema, batches):
                 )
                 cosines[domain].append(functional.cosine_similarity(common[domain], independent, dim=1))
     curves = {"items": [], "video": [], "post": [{"step": step, "cosine": 0.75 / step} for step in (2, 4)]}
-    found = KnowledgeCosines(task.net.common, task.net.independent, curves)
+    found = KnowledgeCosines(task.net, curves)
     diagnosis.measure(task, [found], batches)
     values = found.values()
     for domain, parts in cosines.items():

@@ -24,6 +24,7 @@ class Diagnostic(Protocol):
     name: str
     """Key in diagnostics.json."""
     title: str
+    """Heading on the page."""
     reading: str
     """One sentence: how to read it."""
 

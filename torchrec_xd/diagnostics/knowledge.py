@@ -37,8 +37,7 @@ class KnowledgeCosines(Diagnostic):
     """Per domain, the cosine between a row's common and independent knowledge: what PDL minimises.
 
     Args:
-        common: MEM's common knowledge extractor; its second output is the common knowledge by domain.
-        independent: MEM's independent extractor of each domain.
+        net: MEM, with `common`, whose second output is the common knowledge by domain, and by domain `independent`.
         curves: by domain `step` and `cosine`, the mean over its rows of a batch, as training logged them.
     """
 
@@ -49,15 +48,13 @@ class KnowledgeCosines(Diagnostic):
         "independent one repeats what the domains have in common."
     )
 
-    def __init__(
-        self, common: nn.Module, independent: ModuleMap, curves: Mapping[str, Sequence[Mapping[str, float]]]
-    ) -> None:
+    def __init__(self, net: Any, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
         self.curves = curves
         self.common: dict[str, Tensor] = {}
-        self.spread = {domain: Distribution(-1, 1, 2 * BINS) for domain in independent.names}
-        common.register_forward_hook(self._keep)
+        self.spread = {domain: Distribution(-1, 1, 2 * BINS) for domain in net.independent.names}
+        net.common.register_forward_hook(self._keep)
         for domain in self.spread:
-            independent[domain].register_forward_hook(partial(self._compare, domain))
+            net.independent[domain].register_forward_hook(partial(self._compare, domain))
 
     def _keep(self, module: nn.Module, given: Any, output: tuple[Any, dict[str, Tensor]]) -> None:
         self.common = output[1]

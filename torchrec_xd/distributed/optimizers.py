@@ -33,7 +33,9 @@ class TableOptimizerSettings(Settings):
     """The optimizer fused into the backward pass of every table."""
 
     name: TableOptimizer = "rowwise_adagrad"
+    """The optimizer."""
     lr: PositiveFloat = 0.02
+    """Learning rate, before the schedule's factor."""
     eps: PositiveFloat = 1e-8
     """Added to the denominator; not used by sgd."""
 
@@ -46,8 +48,11 @@ class DenseOptimizerSettings(Settings):
     """Adam on everything that is no table."""
 
     lr: PositiveFloat = 1e-3
+    """Learning rate, before the schedule's factor."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates of the first and second moments."""
     eps: PositiveFloat = 1e-8
+    """Added to the denominator."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled (AdamW)."""
     clip_norm: PositiveFloat | None = None
@@ -62,6 +67,7 @@ class ScheduleSettings(Settings):
     decay: Literal["constant", "linear", "cosine"] = "constant"
     """How the factor falls from 1 to `final` between the warm-up and the last step."""
     final: float = Field(default=0.0, ge=0, le=1)
+    """The factor at the last step, with linear or cosine decay."""
 
     def factor(self, step: int, total_steps: int) -> float:
         """The factor at `step` (the first one is 0) of `total_steps`."""

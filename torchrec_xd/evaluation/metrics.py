@@ -103,7 +103,7 @@ def binary_metrics(score: Array, label: Array, user: Array, weight: Array | None
         score: predictions, any real numbers, [R].
         label: 0 or 1, [R].
         user: integers that group rows for GAUC, [R].
-        weight: row weights, not negative, [R]; ones unless given.
+        weight: row weights, not negative, [R]; default: ones.
 
     Raises:
         UserError: a score is not finite, a label not binary, a weight negative or not finite.

@@ -68,7 +68,7 @@ def paired_bootstrap(
         score_b: scores of model b for the same rows, and as many seeds.
         label: 0 or 1, [R].
         user: integers, [R].
-        weight: row weights, not negative, [R]; ones unless given.
+        weight: row weights, not negative, [R]; default: ones.
         metric: what is compared; log loss truncates scores to probabilities, the others do not.
         samples: number of resamples.
         seed: of `numpy.random.default_rng`; resample i is its i-th draw of `integers(U, size=U)`.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from torchrec_xd.embeddings import Layout, Lookups
@@ -19,9 +19,19 @@ from torchrec_xd.modules.hfa import HeterogeneousFeatureAlignment
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.rows import concat
 from torchrec_xd.schema import Group, Schema
+from torchrec_xd.settings import Settings
 
 Widths = tuple[PositiveInt, ...]
 """Widths of the layers of a network, from the input on."""
+
+
+class NetSettings(Settings):
+    """The settings that most models have."""
+
+    sequence_pooling: Literal["attention", "mean"] = "attention"
+    """How a behaviour sequence becomes one vector: target attention (DIN) or the mean."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout probability after each hidden layer."""
 
 
 class RowVectors(nn.Module):

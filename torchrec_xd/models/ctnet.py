@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
 from torchrec_xd.errors import UserError
-from torchrec_xd.models.blocks import RowVectors, with_specific
+from torchrec_xd.models.blocks import NetSettings, RowVectors, with_specific
 from torchrec_xd.models.model import CrossEntropy, Model
 from torchrec_xd.models.single import SingleSettings, specific_dim
 from torchrec_xd.models.spec import ModelSpec
@@ -32,17 +32,14 @@ from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
 from torchrec_xd.outputs import Predictions
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import Settings
 
 
-class CTNetSettings(Settings):
+class CTNetSettings(NetSettings):
     """CTNet's target tower; the source's is that of the run that `init_from` names."""
 
     name: Literal["ctnet"] = "ctnet"
     widths: tuple[PositiveInt, ...] = Field(default=(1024, 512, 64), min_length=1)
     """Layers of the target tower: as many as the source's, of any width."""
-    sequence_pooling: Literal["attention", "mean"] = "attention"
-    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class SourceTower(nn.Module):

@@ -21,7 +21,7 @@ from torchrec_xd.diagnostics.transfer import TransferByScene, TransferProbabilit
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
 from torchrec_xd.errors import UserError
 from torchrec_xd.losses import absolute_error_sum, bce_sum, probability_bce_sum
-from torchrec_xd.models.blocks import RowVectors, Widths
+from torchrec_xd.models.blocks import NetSettings, RowVectors, Widths
 from torchrec_xd.models.model import Model
 from torchrec_xd.models.spec import DiagnosedRun, ModelSpec
 from torchrec_xd.modules.ipn import InterestPredictionNetwork
@@ -43,7 +43,7 @@ class SourceSettings(Settings):
     """Label of the source domain's own rows, if they are to teach its tower too (they feed nothing else)."""
 
 
-class ExitSettings(Settings):
+class ExitSettings(NetSettings):
     """EXIT. Its labels come from `prepare` or `label`; these settings name their columns."""
 
     name: Literal["exit"] = "exit"
@@ -70,8 +70,6 @@ class ExitSettings(Settings):
     """lambda 2, of the source towers' cross entropies."""
     transfer_weight: NonNegativeFloat = 1.0
     """lambda 3, of the L1 term."""
-    sequence_pooling: Literal["attention", "mean"] = "attention"
-    dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @property
     def alone(self) -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import nn
 
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
 from torchrec_xd.errors import UserError
-from torchrec_xd.models.blocks import RowVectors, with_specific
+from torchrec_xd.models.blocks import NetSettings, RowVectors, with_specific
 from torchrec_xd.models.model import CrossEntropy, Model
 from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.modules.fibinet import BilinearInteraction, Kernel, SqueezeExcitation
@@ -21,20 +21,18 @@ from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
 from torchrec_xd.outputs import Predictions
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import Settings
 
 
-class FiBiNetSettings(Settings):
+class FiBiNetSettings(NetSettings):
     """FiBiNet; MKT's widths for single-domain nets (section 4.1.3) are the defaults."""
 
     name: Literal["fibinet"] = "fibinet"
     widths: tuple[PositiveInt, ...] = (1024, 512, 64)
+    """Hidden layers of the deep part."""
     reduction: PositiveInt = 3
     """How many times narrower the SENet's middle is than the number of fields."""
     bilinear: Kernel = "interaction"
     """Whose matrix a pair of fields is multiplied by: one for all, the first field's (each), its own (interaction)."""
-    sequence_pooling: Literal["attention", "mean"] = "attention"
-    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class FiBiNet(nn.Module):

@@ -32,6 +32,7 @@ class TowerSettings(Settings):
     tower_widths: Widths = (64,)
     """Hidden layers of the tower that each task has."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout probability after each hidden layer."""
     domain_weight: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Domain to a factor on its loss. Default: 1."""
 
@@ -40,6 +41,7 @@ class JointSettings(TowerSettings):
     """Settings of a joint baseline that reads rows as they are, histories pooled."""
 
     sequence_pooling: Literal["attention", "mean"] = "attention"
+    """How a behaviour sequence becomes one vector: target attention (DIN) or the mean."""
 
 
 class JointRows(nn.Module):

@@ -17,14 +17,20 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from torchrec_xd.batch import Batch
-from torchrec_xd.diagnostics.diagnostic import Diagnostic
 from torchrec_xd.diagnostics.knowledge import KnowledgeCosines, logged_cosines
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
 from torchrec_xd.errors import UserError
 from torchrec_xd.losses import polarized_distribution_loss
-from torchrec_xd.models.blocks import RowVectors, SpecificAlignment, Widths, check_domain_weight, with_specific
+from torchrec_xd.models.blocks import (
+    NetSettings,
+    RowVectors,
+    SpecificAlignment,
+    Widths,
+    check_domain_weight,
+    with_specific,
+)
 from torchrec_xd.models.model import CrossEntropy, Model
-from torchrec_xd.models.spec import DiagnosedRun, ModelSpec
+from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.models.teacher import Teacher
 from torchrec_xd.models.transfer import SourceRun, Transfer, check_same_features
 from torchrec_xd.modules.gates import GatedLinearUnit
@@ -34,10 +40,9 @@ from torchrec_xd.modules.ple import Experts, ProgressiveLayeredExtraction
 from torchrec_xd.modules.rows import by_domain
 from torchrec_xd.outputs import Losses, Predictions
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import Settings
 
 
-class PretrainSettings(Settings):
+class PretrainSettings(NetSettings):
     """Stage 1. The paper's widths are the defaults (section 4.1.3)."""
 
     name: Literal["mkt_pretrain"] = "mkt_pretrain"
@@ -50,28 +55,27 @@ class PretrainSettings(Settings):
     num_experts: PositiveInt = 1
     """Experts of each domain, per level."""
     num_shared_experts: PositiveInt = 1
+    """Shared experts, per level."""
     levels: PositiveInt = 1
     """Extraction levels of the PLE."""
     tower_widths: Widths = (64,)
+    """Hidden layers of the tower that each task has."""
     gamma: NonNegativeFloat = 0.1
     """Weight of the polarized distribution loss; 0 is the ablation "w/o PDL"."""
-    sequence_pooling: Literal["attention", "mean"] = "attention"
-    dropout: float = Field(default=0.0, ge=0, lt=1)
     domain_weight: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Domain to a factor on its loss. Default: 1."""
 
 
-class FinetuneSettings(Settings):
+class FinetuneSettings(NetSettings):
     """Stage 2; the run names its stage-1 run in `init_from`."""
 
     name: Literal["mkt_finetune"] = "mkt_finetune"
     widths: Widths = (1024,)
     """Layers of the cross network; a last one of MEM's knowledge width W follows."""
     head_widths: Widths = (64,)
+    """Hidden layers of the head that each task has."""
     gates: Literal["static", "dynamic"] = "static"
     """Whether a gate looks at MEM's vector alone, or also at the TEM vector that it is added to."""
-    sequence_pooling: Literal["attention", "mean"] = "attention"
-    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class CommonKnowledgeExtractor(nn.Module):
@@ -112,9 +116,7 @@ class MultiEntityModel(nn.Module):
 
     def __init__(self, schema: Schema, settings: PretrainSettings) -> None:
         super().__init__()
-        self.schema = schema
-        dims = layout(schema)
-        knowledge_dim = settings.expert_widths[-1]
+        self.schema, dims = schema, layout(schema)
         self.common = CommonKnowledgeExtractor(schema, settings, tuple(schema.domains))
         self.independent = ModuleMap(
             {
@@ -123,7 +125,10 @@ class MultiEntityModel(nn.Module):
             }
         )
         self.towers = ModuleMap(
-            {task.name: MLP(2 * knowledge_dim, (*settings.tower_widths, 1), head=True) for task in schema.tasks}
+            {
+                task.name: MLP(2 * settings.expert_widths[-1], (*settings.tower_widths, 1), head=True)
+                for task in schema.tasks
+            }
         )
 
     def forward(self, lookups: Lookups) -> Predictions:
@@ -183,13 +188,15 @@ class TargetEntityModel(nn.Module):
         count, dim = dims.specific[self.target]
         self.vectors = RowVectors(dims, settings.sequence_pooling)
         knowledge_dim = teacher_dims["common"]
-        in_dim = self.vectors.out_dim + count * dim
-        self.cross = MLP(in_dim, (*settings.widths, knowledge_dim), dropout=settings.dropout)
+        self.cross = MLP(
+            self.vectors.out_dim + count * dim, (*settings.widths, knowledge_dim), dropout=settings.dropout
+        )
         own_dims = {**self.vectors.dims, "common": knowledge_dim}
-        dynamic = settings.gates == "dynamic"
         self.gates = ModuleMap(
             {
-                name: GatedLinearUnit(teacher_dims[name], own_dim, state_dim=own_dim if dynamic else 0)
+                name: GatedLinearUnit(
+                    teacher_dims[name], own_dim, state_dim=own_dim if settings.gates == "dynamic" else 0
+                )
                 for name, own_dim in own_dims.items()
             }
         )
@@ -241,10 +248,9 @@ def build_finetune(
     return Model(tables, net, CrossEntropy(schema), teacher)
 
 
-def _diagnostics(run: DiagnosedRun) -> list[Diagnostic]:
-    assert isinstance(run.net, MultiEntityModel)
-    return [KnowledgeCosines(run.net.common, run.net.independent, logged_cosines(run.folder, run.schema))]
-
-
-PRETRAIN = ModelSpec(PretrainSettings, build_pretrain, diagnostics=_diagnostics)
+PRETRAIN = ModelSpec(
+    PretrainSettings,
+    build_pretrain,
+    diagnostics=lambda run: [KnowledgeCosines(run.net, logged_cosines(run.folder, run.schema))],
+)
 FINETUNE = ModelSpec(FinetuneSettings, build_finetune, TRANSFER)

@@ -24,7 +24,9 @@ class MMoESettings(JointSettings):
 
     name: Literal["mmoe"] = "mmoe"
     num_experts: PositiveInt = 3
+    """Experts, which all tasks share."""
     expert_widths: Widths = Field(default=(1024, 512), min_length=1)
+    """Layers of an expert."""
 
 
 class MultiGateMixtureOfExperts(nn.Module):

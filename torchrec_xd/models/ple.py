@@ -26,8 +26,11 @@ class PLESettings(JointSettings):
     num_experts: PositiveInt = 1
     """Experts of each domain, per level."""
     num_shared_experts: PositiveInt = 1
+    """Shared experts, per level."""
     levels: PositiveInt = 1
+    """Extraction levels."""
     expert_widths: Widths = Field(default=(1024, 512), min_length=1)
+    """Layers of an expert."""
 
 
 class PLEModel(nn.Module):

@@ -12,12 +12,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import nn
 
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout, weight_prefixes
 from torchrec_xd.errors import UserError
-from torchrec_xd.models.blocks import RowVectors, SpecificAlignment, with_specific
+from torchrec_xd.models.blocks import NetSettings, RowVectors, SpecificAlignment, with_specific
 from torchrec_xd.models.model import CrossEntropy, Model
 from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.models.transfer import SourceRun, Transfer, check_common_features
@@ -25,19 +25,17 @@ from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
 from torchrec_xd.outputs import Predictions
 from torchrec_xd.schema import Schema
-from torchrec_xd.settings import Settings
 
 
-class SingleSettings(Settings):
+class SingleSettings(NetSettings):
     """A single-domain model; MKT's widths (section 4.1.3) are the defaults."""
 
     name: Literal["single"] = "single"
     widths: tuple[PositiveInt, ...] = (1024, 512, 64)
+    """Hidden layers of the trunk."""
     aligned_dim: PositiveInt | None = None
     """Width to which a linear layer brings the specific features, so that another domain can go on with the rest.
     Default: they are read as they are."""
-    sequence_pooling: Literal["attention", "mean"] = "attention"
-    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class SingleDomainModel(nn.Module):

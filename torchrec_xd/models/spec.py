@@ -21,9 +21,11 @@ class DiagnosedRun:
     """A run whose model is to be diagnosed: what a model's own diagnostics are made from."""
 
     schema: Schema
+    """The schema in use."""
     settings: Any
     """Of the model."""
     net: nn.Module
+    """With its trained weights."""
     folder: Path
     """The run folder."""
 

@@ -19,9 +19,11 @@ class SourceRun:
     """What the run that `init_from` names has trained."""
 
     schema: Schema
+    """The schema that it was trained on, narrowed to what it used."""
     settings: Any
     """Of its model."""
     embeddings: EmbeddingSettings
+    """Of its tables."""
 
 
 @dataclass(frozen=True)

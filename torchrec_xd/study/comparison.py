@@ -43,7 +43,7 @@ def compare(
         workers: runs that are trained at the same time.
 
     Returns:
-        What failed: run to reason. The results list these too, and compare the others.
+        The runs that failed, by name, each with its reason. The results list these too, and compare the others.
 
     Raises:
         UserError: before anything is trained: something in the study, its configs, given scores or `out` is not valid.
@@ -99,7 +99,7 @@ def run_study(
         tuned: what `tune` found.
 
     Returns:
-        What failed: cell to reason. The results list these too, and compare the others.
+        The cells that failed, by name, each with its reason. The results list these too, and compare the others.
 
     Raises:
         UserError: before anything is trained: something in the study, its configs, given scores or `out` is not as it

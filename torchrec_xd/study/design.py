@@ -54,10 +54,13 @@ class Range(Settings):
     """Where `tune` looks for a value: between two numbers, or among choices."""
 
     low: float | None = None
+    """Smallest value."""
     high: float | None = None
+    """Largest value."""
     log: bool = False
     """Evenly in the logarithm."""
     choices: tuple[Any, ...] | None = None
+    """Values to choose from, in place of `low` and `high`."""
 
     @model_validator(mode="after")
     def _check(self) -> Range:
@@ -85,6 +88,7 @@ class StudyModel(Settings):
     """What it reads on every data set: all domains, the one of the task, or the first that is none of the schema's
     targets. Default: as in its config."""
     assign: Assignments = Field(default=(), alias="set")
+    """`a.b=VALUE` on top of its config."""
     space: dict[str, Range] = Field(default_factory=dict)
     """What `tune` may change in it, besides the study's `space`."""
     shown: bool = True

@@ -33,6 +33,7 @@ class TrainerSettings(ProcessSettings):
     """How long and how training runs."""
 
     epochs: PositiveInt = 1
+    """Passes over the training rows."""
     log_every: PositiveInt = 20
     """Steps between two lines of metrics.jsonl; the loss is read, and signals are checked, then and at checkpoints."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"

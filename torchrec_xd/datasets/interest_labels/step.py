@@ -25,8 +25,11 @@ class ColumnSettings(Settings):
     """Columns that exposures and actions share."""
 
     user: str
+    """Column of the user."""
     item: str
+    """Column of the item."""
     category: str
+    """Column of the item's category."""
     time: str
     """Whole numbers, in the unit of `labels.window`."""
     groups: tuple[str, ...] = ()

@@ -28,11 +28,13 @@ class WorldSettings(Settings):
     test_rows: int = Field(default=40_000, ge=1, le=MAX_TEST_ROWS)
     """Test rows of the target; the best possible metrics are computed on all of them, some 100 bytes of memory each."""
     users: int = Field(default=8_000, ge=10, le=10**8)
+    """Users of all domains together."""
     shared_users: float = Field(default=0.7, ge=0, le=1)
     """Share of the users who are in all domains; every other user is in one, drawn evenly."""
     items: int = Field(default=2_000, ge=10, le=10**8)
     """Items of a domain."""
     categories: int = Field(default=40, ge=2, le=10_000)
+    """Categories of items."""
     features: int = Field(default=8, ge=2, le=64)
     """Features that describe an item, its id not counted."""
     zipf: NonNegativeFloat = 0.8
@@ -61,9 +63,11 @@ class WorldSettings(Settings):
     history: PositiveInt = 10
     """Length of the sequences that list a user's last events of a domain."""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seeds everything that is drawn."""
     row_group_rows: int = Field(default=65_536, ge=1, le=2**20)
     """Rows that are drawn, and written as a row group, at a time."""
     row_groups_per_file: PositiveInt = 16
+    """Row groups in one Parquet file."""
     workers: PositiveInt = Field(default_factory=lambda: os.cpu_count() or 1)
     """Threads, a file each; no row depends on how many."""
 
