@@ -34,7 +34,7 @@ def test_it_scores(old_run, tmp_path):
     assert score(old_run, None, tmp_path / "scores.parquet", "post", "best") == 200
 
 
-def test_the_second_stage_parent_it(old_run, tmp_path):
+def test_the_second_stage_starts_from_it(old_run, tmp_path):
     content = {
         "schema": schema_at(Path("feed")),
         "model": {"name": "mkt_finetune", "widths": [8], "head_widths": [4]},

@@ -239,7 +239,7 @@ def test_the_doctor_finds_this_environment_well():
 def test_a_plan_is_made_loaded_and_refused_for_another_model(world, tmp_path):
     plan = tmp_path / "plan.json"
     arguments = ["--cluster", "cpu", "--world-size", "1", "--ranks-per-node", "1", "--out", plan]
-    command("plan", world / "mkt_pretrain.yaml", *arguments)
+    command("plan", "make", world / "mkt_pretrain.yaml", *arguments)
     chosen = ["--set", f"sharding.plan={plan}", "--set", "trainer.epochs=1"]
     command("train", world / "mkt_pretrain.yaml", "--run-dir", tmp_path / "run", *chosen)
     assert metrics(tmp_path / "run")["train"]["steps"] > 0
@@ -259,5 +259,7 @@ def test_an_unknown_data_set_lists_the_known_ones(tmp_path):
 def test_the_planner_is_found_from_any_folder(tmp_path):
     """The installed command knows where the package lies, and nothing else of the project."""
     (tmp_path / "torchrec_xd").symlink_to(ROOT / "torchrec_xd")
-    done = command("plan", "--help", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "120"})
+    done = command(
+        "plan", "make", "--help", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "120"}
+    )
     assert "--cluster" in done.stdout

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from torchrec_xd import cli
+from torchrec_xd.cli.evaluate import evaluate
 from torchrec_xd.config import load_config
 from torchrec_xd.errors import UserError
+from torchrec_xd.training import inference
 from torchrec_xd.training import train_run as run
 
 
@@ -50,8 +51,8 @@ def test_another_run_in_the_folder_is_refused(config, feed, tmp_path):
 
 
 def test_of_several_processes_the_first_alone_tells_a_report(monkeypatch, tmp_path):
-    monkeypatch.setattr(run, "evaluate_run", lambda *_: {"eval": {}, "slices": {}})
+    monkeypatch.setattr(inference, "evaluate", lambda *_: {"eval": {}, "slices": {}})
     for rank, written in {"1": False, "0": True}.items():
         monkeypatch.setenv("RANK", rank)
-        cli.evaluate(tmp_path, out=tmp_path / "report.json")
+        evaluate(tmp_path, out=tmp_path / "report.json")
         assert (tmp_path / "report.json").exists() == written

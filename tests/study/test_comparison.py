@@ -136,14 +136,14 @@ def test_data_that_were_prepared_since_are_refused(lab):
         manifest.unlink()
 
 
-def test_what_fails_takes_along_only_what_parent_it(tmp_path):
+def test_what_fails_takes_along_only_what_starts_from_it(tmp_path):
     write_feed(tmp_path / "feed")
     models = {**STUDY["models"], "stage1": {**STUDY["models"]["stage1"], "set": ["optimizer.dense.lr=1.0e+30"]}}
     path = write_study(tmp_path, {"models": models, "seeds": 1})
     with pytest.raises(UserError, match="2 runs failed") as error:  # exit code 2
         compare(path, tmp_path / "out", jobs=2)
     assert "feed/0/stage1: the loss became" in str(error.value)
-    assert "feed/0/mkt: not begun: it begins with feed/0/stage1" in str(error.value)
+    assert "feed/0/mkt: not started: it starts from feed/0/stage1" in str(error.value)
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {cell["model"] for cell in found["cells"]} == {"single", "bottom"}
     assert set(found["failed"]) == {"feed/0/stage1", "feed/0/mkt"}

@@ -80,7 +80,7 @@ def test_an_ablation_that_makes_no_sense_is_refused(tmp_path, change, said):
         ({"models": {**STUDY["models"], "mkt": {"config": "x", "parent": "no"}}}, "model 'no' is not known"),
         (
             {"models": {**STUDY["models"], "stage1": {"config": "x", "parent": "mkt"}}},
-            "models.stage1 begins with itself: stage1 <- mkt",
+            "models.stage1 starts from itself: stage1 <- mkt",
         ),
         ({"data": {"feed": {"task": "click"}}}, "'click' is no task; write LABEL@DOMAIN"),
         ({"data": {"feed": {"task": "click@post", "set": {"no": []}}}}, "data.feed.set: model 'no' is not known"),
@@ -190,5 +190,5 @@ def test_a_model_that_does_not_predict_the_task_is_no_opponent(tmp_path):
 
 def test_a_run_from_outside_of_the_study_is_refused(tmp_path):
     models = {**STUDY["models"], "mkt": {"config": "stage2.yaml"}}
-    with pytest.raises(UserError, match="init_from is somewhere/else, a run outside of the study: say parent"):
+    with pytest.raises(UserError, match="init_from is somewhere/else, a run outside of the study: set parent"):
         cells(study(tmp_path, models=models), tmp_path, tmp_path)

@@ -135,7 +135,7 @@ def plain_mkt(net: MultiEntityModel, gamma: float, lookups: Lookups, batch: Plai
 def plain_loss(model: Model, lookups: Lookups, batch: PlainBatch) -> Tensor:
     """The loss of either model; EXIT has one domain, so there is nothing to mask."""
     if isinstance(model.loss, MultiEntityLoss):
-        return plain_mkt(cast(MultiEntityModel, model.net), model.loss.settings.gamma, lookups, batch)
+        return plain_mkt(cast(MultiEntityModel, model.net), model.loss.gamma, lookups, batch)
     parts = model.loss(model.net(lookups), batch.whole).parts
     return torch.stack(list(parts.values())).sum()
 

@@ -26,14 +26,14 @@ app = typer.Typer(help="Plan how embedding tables are sharded over a cluster.", 
 WeightOption = Literal["fp32", "fp16", "bf16"]
 OptimizerOption = Literal["rowwise_adagrad", "adagrad", "adam", "sgd"]
 ClusterOption = Annotated[str, typer.Option(help="A shipped profile (`config list`, clusters/), or a path.")]
-WorldSize = Annotated[int | None, typer.Option(help="Ranks in all.")]
-RanksPerNode = Annotated[int | None, typer.Option(help="Ranks of a node.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write a short report (JSON).")]
+WorldSize = Annotated[int | None, typer.Option(help="Number of ranks. Default: the profile's.")]
+RanksPerNode = Annotated[int | None, typer.Option(help="Ranks per node. Default: the profile's.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write a summary (JSON).")]
 
 
 @app.command()
 def make(
-    config: Annotated[Path | None, typer.Argument(help="Run config or schema (YAML): its real tables.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="Run config or schema (YAML) whose tables are planned.")] = None,
     tables: Annotated[Path | None, typer.Option(help="Table list: CSV or YAML.")] = None,
     cluster: ClusterOption = "8xH100",
     world_size: WorldSize = None,
@@ -42,28 +42,32 @@ def make(
     ddr: Annotated[float | None, typer.Option(help="Host memory per rank, GiB.")] = None,
     intra: Annotated[float | None, typer.Option(help="Bandwidth inside a node, GiB/s per rank.")] = None,
     inter: Annotated[float | None, typer.Option(help="Bandwidth between nodes, GiB/s per rank.")] = None,
-    reservation: Annotated[float | None, typer.Option(help="Share of memory kept free of tables, 0 to 1.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples per rank and step; a config's own, else 512.")] = None,
-    weights: Annotated[WeightOption | None, typer.Option(help="Weight type; a config's own, else fp32.")] = None,
-    optimizer: Annotated[OptimizerOption | None, typer.Option(help="A config's own, else rowwise_adagrad.")] = None,
+    reservation: Annotated[float | None, typer.Option(help="Part of the memory kept free of tables, 0 to 1.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples per rank and step. Default: the config's, else 512.")
+    ] = None,
+    weights: Annotated[WeightOption | None, typer.Option(help="Weight type. Default: the config's, else fp32.")] = None,
+    optimizer: Annotated[
+        OptimizerOption | None, typer.Option(help="Default: the config's, else rowwise_adagrad.")
+    ] = None,
     pooling: Annotated[Path | None, typer.Option(help="YAML, feature: mean ids per sample.")] = None,
     measure_pooling: Annotated[
-        bool, typer.Option("--measure-pooling", help="Take these means from the config's training files.")
+        bool, typer.Option("--measure-pooling", help="Measure mean ids per sample in the config's training files.")
     ] = False,
     measure_lookups: Annotated[
-        bool, typer.Option("--measure-lookups", help="Run each rank's lookups here, next to their estimates.")
+        bool, typer.Option("--measure-lookups", help="Measure the lookups of each rank on this machine.")
     ] = False,
     constraints: Annotated[Path | None, typer.Option(help="YAML with 'constraints': pins, bans, co-locations.")] = None,
     effort: Annotated[
         int | None, typer.Option(help="Consecutive non-improving iterations after which the search ends.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the plan (JSON) that training loads.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the plan (JSON); training loads it.")] = None,
     report: Json = None,
-    html: Annotated[Path | None, typer.Option(help="Write a report to be read in a browser.")] = None,
-    table: Annotated[str | None, typer.Option("--explain", help="Why this table is sharded as it is.")] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Run torchrec's default planner as well.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the plan as an HTML page.")] = None,
+    table: Annotated[str | None, typer.Option("--explain", help="Show why this table is sharded as it is.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Compare with torchrec's default planner.")] = False,
 ) -> None:
-    """Plan the tables of a run config, a schema or a table list for a cluster; exit code 2 where no plan fits."""
+    """Plan the tables of a run config, a schema or a table list for a cluster. Exit code 2 if no plan fits."""
     from torchrec_xd.planner import InfeasibleError, make_plan
     from torchrec_xd.planner.report.console import lookups_view
     from torchrec_xd.planner.report.lookups import measure_ranks
@@ -115,7 +119,7 @@ def diff(
 
 @app.command()
 def check(run: Annotated[Path, typer.Argument(help="Run folder of a finished run.")], report: Json = None) -> None:
-    """Show a finished run's memory and time by rank, next to its plan's estimates."""
+    """Show memory and time of a finished run by rank, next to the estimates of its plan."""
     from torchrec_xd.planner import check_run
     from torchrec_xd.planner.report.console import check_view
 
@@ -137,7 +141,7 @@ def calibrate(
     ranks_per_node: RanksPerNode = None,
     optimizer: Annotated[OptimizerOption, typer.Option(help="Of the tables.")] = "rowwise_adagrad",
 ) -> None:
-    """Measure lookups on this machine, and write a cluster profile with their costs."""
+    """Measure lookups on this machine and write a cluster profile with their costs."""
     import torch
     import yaml
 
@@ -146,17 +150,19 @@ def calibrate(
     with _quiet_torchrec():
         machine = _cluster(cluster, world_size=world_size, ranks_per_node=ranks_per_node)
         if machine.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("calibrate measures this machine, which has no CUDA device; choose a cpu cluster")
+            raise UserError(
+                "calibrate measures this machine, which has no CUDA device; choose a cpu cluster, as --cluster cpu"
+            )
         calibration = measured_costs(machine.device, optimizer)
     content = machine.model_copy(update={"calibration": calibration}).model_dump(mode="json")
     write_text(out, yaml.safe_dump(content, sort_keys=False))
     for dtype, error in calibration.median_error.items():
-        show(f"{dtype}: median error {error:.1%} on shapes that were not fitted ({calibration.machine})")
+        show(f"{dtype}: median error {error:.1%} on held-out shapes ({calibration.machine})")
 
 
 @contextmanager
 def _quiet_torchrec() -> Iterator[None]:
-    """Torchrec warns about its own planner's defaults, which are not used here."""
+    """Silence torchrec's warnings about defaults of its own planner, which are not used."""
     import logging
 
     logger = logging.getLogger("torchrec")
@@ -232,7 +238,7 @@ def _summary(planning: Planning, default: DefaultPlan | None, lookups: Sequence[
 
 
 def _fail(error: InfeasibleError, report: Path | None) -> NoReturn:
-    """Report what does not fit and what would help, then leave."""
+    """End with what does not fit and what would."""
     from torchrec_xd.planner import remedies
 
     changes = remedies(error.problem)
@@ -253,12 +259,14 @@ def _fail(error: InfeasibleError, report: Path | None) -> NoReturn:
             },
             indent=1,
         )
-    advice = [f"would fit: {change}" for change in changes] or ["no single change that was tried would fit"]
+    advice = [f"would fit: {change}" for change in changes] or [
+        "none of these alone would fit: more ranks, bf16 weights, less reservation, smaller batches, fewer constraints"
+    ]
     raise UserError("\n".join([str(error), *advice]))
 
 
 def _peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, MiB."""
+    """Peak resident memory of this process, MiB."""
     import torch
 
     from torchrec_xd.distributed.memory import peak_memory

@@ -5,7 +5,7 @@ Shape legend: B rows of the batch, B_d rows of domain d, N specific features, D 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -13,12 +13,11 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from torchrec_xd.embeddings import Layout, Lookups
-from torchrec_xd.errors import UserError
 from torchrec_xd.modules.attention import SequencePooling
 from torchrec_xd.modules.hfa import HeterogeneousFeatureAlignment
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.rows import concat
-from torchrec_xd.schema import Group, Schema
+from torchrec_xd.schema import Group
 from torchrec_xd.settings import Settings
 
 Widths = tuple[PositiveInt, ...]
@@ -85,13 +84,3 @@ class SpecificAlignment(ModuleMap):
         if domain not in self.names or not specific_BND.shape[1]:
             return specific_BND.new_zeros(len(specific_BND), self.out_dim)
         return self[domain](specific_BND)  # type: ignore[no-any-return]
-
-
-def check_domain_weight(schema: Schema, domain_weight: Mapping[str, float]) -> None:
-    """Check that `domain_weight` names known domains.
-
-    Raises:
-        UserError: `domain_weight` names an unknown domain.
-    """
-    for name in sorted(set(domain_weight) - set(schema.domains)):
-        raise UserError(f"model.domain_weight: unknown domain '{name}'; domains are: {', '.join(schema.domains)}")

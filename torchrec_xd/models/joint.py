@@ -14,7 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
-from torchrec_xd.models.blocks import RowVectors, SpecificAlignment, Widths, check_domain_weight
+from torchrec_xd.models.blocks import RowVectors, SpecificAlignment, Widths
 from torchrec_xd.models.model import CrossEntropy, Model
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
@@ -80,7 +80,6 @@ def joint(net: Callable[[Schema, Any], nn.Module]) -> Callable[..., Model]:
     """A builder of joint baselines: `net(schema, settings)` on the tables of all domains."""
 
     def build(schema: Schema, settings: TowerSettings, embeddings: EmbeddingSettings, seed: int) -> Model:
-        check_domain_weight(schema, settings.domain_weight)
         loss = CrossEntropy(schema, settings.domain_weight)
         return Model(Embeddings(schema, embeddings, seed), net(schema, settings), loss)
 

@@ -21,14 +21,7 @@ from torchrec_xd.diagnostics.knowledge import KnowledgeCosines, logged_cosines
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
 from torchrec_xd.errors import UserError
 from torchrec_xd.losses import polarized_distribution_loss
-from torchrec_xd.models.blocks import (
-    NetSettings,
-    RowVectors,
-    SpecificAlignment,
-    Widths,
-    check_domain_weight,
-    with_specific,
-)
+from torchrec_xd.models.blocks import NetSettings, RowVectors, SpecificAlignment, Widths, with_specific
 from torchrec_xd.models.model import CrossEntropy, Model
 from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.models.teacher import Teacher
@@ -150,15 +143,15 @@ class MultiEntityModel(nn.Module):
 class MultiEntityLoss:
     """`L_MEM = sum_d BCE_d + gamma L_pdl` (section 3.2.4, eq. 13)."""
 
-    schema: Schema
-    settings: PretrainSettings
+    cross_entropy: CrossEntropy
+    gamma: float
 
     def __call__(self, predictions: Predictions, batch: Batch) -> Losses:
         """The parts of the loss; monitors are the mean cosines of the domains that have rows."""
         cosines = polarized_distribution_loss(predictions.vectors)
-        parts = CrossEntropy(self.schema, self.settings.domain_weight)(predictions, batch).parts
-        if self.settings.gamma:
-            parts["pdl"] = self.settings.gamma * torch.stack(list(cosines.values())).sum()
+        parts = self.cross_entropy(predictions, batch).parts
+        if self.gamma:
+            parts["pdl"] = self.gamma * torch.stack(list(cosines.values())).sum()
         monitored = {d: cosine.detach() for d, cosine in cosines.items() if len(predictions.vectors[d][0])}
         return Losses(parts, {f"cosine/{domain}": cosine for domain, cosine in monitored.items()})
 
@@ -214,9 +207,8 @@ class TargetEntityModel(nn.Module):
 
 def build_pretrain(schema: Schema, settings: PretrainSettings, embeddings: EmbeddingSettings, seed: int) -> Model:
     """Stage 1: MEM over all domains of the schema."""
-    check_domain_weight(schema, settings.domain_weight)
-    tables, net = Embeddings(schema, embeddings, seed), MultiEntityModel(schema, settings)
-    return Model(tables, net, MultiEntityLoss(schema, settings))
+    loss = MultiEntityLoss(CrossEntropy(schema, settings.domain_weight), settings.gamma)
+    return Model(Embeddings(schema, embeddings, seed), MultiEntityModel(schema, settings), loss)
 
 
 TRANSFER = Transfer(

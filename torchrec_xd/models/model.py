@@ -9,6 +9,7 @@ from torch import nn
 
 from torchrec_xd.batch import Batch
 from torchrec_xd.embeddings import Embeddings, table_parameters
+from torchrec_xd.errors import UserError
 from torchrec_xd.losses import bce_sum
 from torchrec_xd.models.teacher import Teacher
 from torchrec_xd.outputs import Losses, Output, Predictions, task_rows
@@ -59,11 +60,19 @@ class CrossEntropy:
 
     A task's loss is the sum over its rows divided by the rows of the whole mixed batch: a domain weighs what its rows
     weigh, times its `domain_weight`.
+
+    Raises:
+        UserError: `domain_weight` names an unknown domain.
     """
 
     schema: Schema
     domain_weight: dict[str, float] = field(default_factory=dict)
     """Domain to a factor on its loss. Default: 1."""
+
+    def __post_init__(self) -> None:
+        for name in sorted(set(self.domain_weight) - set(self.schema.domains)):
+            known = ", ".join(self.schema.domains)
+            raise UserError(f"model.domain_weight: unknown domain '{name}'; domains are: {known}")
 
     def __call__(self, predictions: Predictions, batch: Batch) -> Losses:
         """The parts of the loss."""
