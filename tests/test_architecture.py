@@ -32,7 +32,7 @@ LAYERS = (
     ("cli",),
     ("doors", "tools"),
 )
-"""From the floor up; a file imports from layers below its own, and from its own folder. `doors` is the folder launch/."""
+"""From the floor up; a file imports from layers below its own and from its own folder. `doors` is the folder launch/."""
 LAYER_OF = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 
 TORCH_ONLY = ("modules", "losses")

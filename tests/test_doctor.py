@@ -109,7 +109,7 @@ def test_fbgemm_of_another_release_than_torchrec(monkeypatch: pytest.MonkeyPatch
     install(site, "torchrec", "1.8.0")
     install(site, "fbgemm_gpu-cpu", "1.9.0")
     check = doctor._fbgemm(has_gpu=False)
-    assert (check.value, check.ok) == ("fbgemm-gpu-cpu 1.9.0 beside torchrec 1.8.0", False)
+    assert (check.value, check.ok) == ("fbgemm-gpu-cpu 1.9.0 with torchrec 1.8.0", False)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torchrec_xd.models import MODELS
 GOLDEN = json.loads((Path(__file__).parent / "support" / "golden.json").read_text(encoding="utf-8"))
 TOLERANCE = 1e-3
 """Relative. Other CPUs add up in another order (AMX, AVX-512 or AVX2), which Adam's first steps make larger; an honest
-change of mathematics moves losses by more than this, and then `python -m tools.golden write tests/support/golden.json`."""
+change of mathematics moves losses by more, and then `python -m tools.golden write tests/support/golden.json`."""
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.feeds import schema_at, write_feed
+from tests.support.mkt_settings import FINETUNE
 from torchrec_xd.config import RunConfig
 from torchrec_xd.settings import validate
 from torchrec_xd.training.inference import evaluate, score
@@ -37,7 +38,7 @@ def test_it_scores(old_run, tmp_path):
 def test_the_second_stage_starts_from_it(old_run, tmp_path):
     content = {
         "schema": schema_at(Path("feed")),
-        "model": {"name": "mkt_finetune", "widths": [8], "head_widths": [4]},
+        "model": FINETUNE,
         "domains": ["post"],
         "init_from": str(old_run),
         "loader": {"batch_size": 128},

@@ -30,11 +30,10 @@ import psutil
 import torch
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from torchrec_xd.checkpoint.reading import Reader, load
 from torchrec_xd.config import load_config
-from torchrec_xd.error_boundary import EXIT_USER_ERROR
+from torchrec_xd.error_boundary import run_command
 from torchrec_xd.errors import UserError
 
 POLL_SECONDS = 0.005
@@ -321,12 +320,8 @@ def chaos(
 ) -> None:
     """Train a config undisturbed and disturbed by kills, and compare what came out bit by bit."""
     folder = out or Path(tempfile.mkdtemp(prefix="chaos-"))
-    try:
-        drawn = schedule(kills, processes, seed)
-        content = put_to_the_test(config, assign or [], folder, drawn, processes, patience)
-    except UserError as error:
-        Console(stderr=True, highlight=False).print(Text(f"error: {error}", "red"))
-        raise typer.Exit(EXIT_USER_ERROR) from None
+    drawn = schedule(kills, processes, seed)
+    content = put_to_the_test(config, assign or [], folder, drawn, processes, patience)
     text = json.dumps(content, indent=1)
     if report is not None:
         report.write_text(text + "\n", encoding="utf-8")
@@ -338,4 +333,4 @@ def chaos(
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that jobs are ended on the way out
-    typer.run(chaos)
+    run_command(lambda: typer.run(chaos))

@@ -20,6 +20,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 from torchrec_xd.data.predictions import PredictionColumns, PredictionWriter
 from torchrec_xd.datasets.complete_journey.journey import PROVENANCE
+from torchrec_xd.error_boundary import run_command
 from torchrec_xd.errors import UserError
 from torchrec_xd.evaluation.metrics import Result, binary_metrics
 
@@ -45,8 +46,6 @@ SLICES = {"all": (1, 2, 3), "A": (1,), "B+C": (2, 3)}
 TREES = {"max_iter": 200, "learning_rate": 0.05, "max_leaf_nodes": 8, "min_samples_leaf": 50}
 """Chosen on `valid`."""
 
-EXIT_USER_ERROR = 2
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 screen = Console(highlight=False)
 if not screen.is_terminal:
@@ -62,16 +61,12 @@ def references(
     scores: Annotated[Path | None, typer.Option(help="Write SEED/MODEL.parquet here, for studies.")] = None,
 ) -> None:
     """Score the coupons of one split by counting and by boosting."""
-    try:
-        if scores is not None and split != "test":
-            raise UserError(f"--scores with --split {split}: studies compare on the test rows; leave --split out")
-        rows = []
-        for seed in range(seeds):
-            found = reference_rows(data, split, seed, None if scores is None else scores / str(seed))
-            rows += [{**row, "seed": seed} for row in found]
-    except UserError as error:
-        screen.print(str(error), style="red", markup=False)
-        raise typer.Exit(EXIT_USER_ERROR) from None
+    if scores is not None and split != "test":
+        raise UserError(f"--scores with --split {split}: studies compare on the test rows; leave --split out")
+    rows = []
+    for seed in range(seeds):
+        found = reference_rows(data, split, seed, None if scores is None else scores / str(seed))
+        rows += [{**row, "seed": seed} for row in found]
     _show(rows)
     if out is not None:
         out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
@@ -153,4 +148,4 @@ def _show(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

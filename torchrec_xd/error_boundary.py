@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from rich.console import Console
 from rich.text import Text
@@ -31,11 +32,16 @@ def run_command(command: Callable[[], object]) -> None:
     except UserError as error:
         if "--debug" in sys.argv[1:2]:
             raise
-        _say(f"error: {error}", "red")
-        sys.exit(EXIT_USER_ERROR)
+        fail(error)
     except InterruptedRunError as error:
         _say(str(error), "yellow")
         sys.exit(EXIT_INTERRUPTED)
+
+
+def fail(error: UserError) -> NoReturn:
+    """Print an error's message on stderr, and leave."""
+    _say(f"error: {error}", "red")
+    sys.exit(EXIT_USER_ERROR)
 
 
 def _say(text: str, style: str) -> None:

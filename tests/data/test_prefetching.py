@@ -65,14 +65,14 @@ def test_no_thread_and_no_window_outlives_its_consumer(root: Path, stop: Any) ->
 def test_what_the_thread_raises_is_raised_in_the_consumer(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     schema, _ = write(root, [[[30]]])
     loader = Loader(schema, LoaderSettings(batch_size=10), "train")
-    collate = loader._collate
+    collate = loader.collate
 
     def failing(parts: Any, position: LoaderState) -> Batch:
         if position.step == 3:
             raise KeyboardInterrupt("not even an Exception")
         return collate(parts, position)
 
-    monkeypatch.setattr(loader, "_collate", failing)
+    monkeypatch.setattr(loader, "collate", failing)
     batches = loader.batches()
     assert [next(batches).position.step for _ in range(2)] == [1, 2]
     with pytest.raises(KeyboardInterrupt, match="not even an Exception"):
@@ -85,13 +85,13 @@ def test_the_queue_is_bounded(root: Path, monkeypatch: pytest.MonkeyPatch) -> No
     schema, _ = write(root, [[[10] * 100]])
     loader = Loader(schema, LoaderSettings(batch_size=10, shuffle_rows=10, prefetch=2), "train")
     made: list[LoaderState] = []
-    collate = loader._collate
+    collate = loader.collate
 
     def noted(parts: Any, position: LoaderState) -> Batch:
         made.append(position)
         return collate(parts, position)
 
-    monkeypatch.setattr(loader, "_collate", noted)
+    monkeypatch.setattr(loader, "collate", noted)
     batches = loader.batches()
     for done in (1, 2, 3):
         next(batches)

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.feeds import schema_at, write_feed
+from tests.support.mkt_settings import PRETRAIN
 from tests.support.planner_cases import gpus
 from tests.support.ranks import run_ranks
 from tests.support.sharded import processes_of
@@ -19,13 +20,11 @@ from torchrec_xd.settings import validate
 from torchrec_xd.training import building, inference, trainer
 from torchrec_xd.training import train_run as run
 
-MODEL = {"name": "mkt_pretrain", "expert_widths": [8, 6], "aligned_dim": 4, "tower_widths": [4]}
-
 
 def config_of(folder: Path, **changes) -> RunConfig:
     content = {
         "schema": schema_at(folder),
-        "model": MODEL,
+        "model": PRETRAIN,
         "loader": {"batch_size": 32},
         "trainer": {"epochs": 2, "log_every": 1000, "threads": 1},
         **changes,

@@ -24,7 +24,7 @@ from tests.support.sharded_training import (
     train_plain,
     train_sharded,
 )
-from torchrec_xd.distributed.cpu_lookup import _pool, _SideBySide, assign_lookup_groups
+from torchrec_xd.distributed.cpu_lookup import SideBySide, assign_lookup_groups, lookup_threads
 from torchrec_xd.distributed.optimizers import TableOptimizerSettings, fuse_optimizers
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, table_collections, table_configs, table_parameters
 from torchrec_xd.planner import ShardingSettings
@@ -128,13 +128,13 @@ def test_what_fails_in_a_thread_is_raised():
         raise ValueError("table 3")
 
     with pytest.raises(ValueError, match="table 3"):
-        _SideBySide.apply(torch.empty(0, requires_grad=True), 2, [fail, partial(torch.ones, 1)], True)
+        SideBySide.apply(torch.empty(0, requires_grad=True), 2, [fail, partial(torch.ones, 1)], True)
 
 
 def test_gradients_reach_each_part_and_come_back_through_it():
     """Two calls of unlike width: x * 2 and x * 3, whose gradients are 2 and 3 times what comes in."""
     x = [torch.ones(2, 1, requires_grad=True), torch.ones(2, 2, requires_grad=True)]
-    parts = _SideBySide.apply(torch.empty(0, requires_grad=True), 2, [lambda: x[0] * 2, lambda: x[1] * 3], True)
+    parts = SideBySide.apply(torch.empty(0, requires_grad=True), 2, [lambda: x[0] * 2, lambda: x[1] * 3], True)
     (torch.cat(parts, dim=1) * torch.tensor([[1.0, 10, 100]])).sum().backward()
     assert x[0].grad.tolist() == [[2.0], [2.0]]
     assert x[1].grad.tolist() == [[30.0, 300.0]] * 2
@@ -142,7 +142,7 @@ def test_gradients_reach_each_part_and_come_back_through_it():
 
 def test_starting_the_threads_leaves_the_number_of_this_one():
     before = torch.get_num_threads()
-    _pool.cache_clear()
-    _pool(3)
+    lookup_threads.cache_clear()
+    lookup_threads(3)
     assert torch.get_num_threads() == before
-    assert list(_pool(3).map(lambda _: torch.get_num_threads(), range(3))) == [1, 1, 1]
+    assert list(lookup_threads(3).map(lambda _: torch.get_num_threads(), range(3))) == [1, 1, 1]

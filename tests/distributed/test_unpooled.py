@@ -9,7 +9,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocati
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice, SplitTableBatchedEmbeddingBagsCodegen
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_xd.distributed.cpu_lookup import _bags_of_one
+from torchrec_xd.distributed.cpu_lookup import bags_of_one
 
 ROWS, DIM = 7, 4
 
@@ -49,7 +49,7 @@ def test_vectors_and_updates_are_those_of_the_unpooled_kernel(lengths: list[list
     table = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor([sum(each) for each in lengths]))
     weigh = torch.rand(total, DIM, generator=torch.Generator().manual_seed(5))
     for _ in range(3):
-        found = _bags_of_one(fast, features)
+        found = bags_of_one(fast, features)
         expected = torch.cat(plain.split_embedding_weights())[table * ROWS + ids].clone()
         torch.testing.assert_close(found, expected)
         (found * weigh).sum().backward()

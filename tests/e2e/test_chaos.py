@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.support.feeds import schema_at, write_feed
+from tests.support.mkt_settings import PRETRAIN
 from tools import chaos
 from torchrec_xd.config import load_config
 from torchrec_xd.errors import UserError
@@ -31,9 +32,7 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chaos")
     content = {
         "schema": schema_at(write_feed(folder / "feed")),
-        "model": {
-            "name": "mkt_pretrain", "expert_widths": [8, 6], "aligned_dim": 4, "tower_widths": [4], "dropout": 0.3
-        },
+        "model": {**PRETRAIN, "dropout": 0.3},
         "loader": {"batch_size": 64},
         "trainer": {"epochs": 4, "log_every": 2, "threads": 1},
         "checkpoint": {"every_steps": 2},

@@ -15,11 +15,12 @@ import yaml
 
 from tests.support.commands import command
 from tests.support.feeds import schema_at, write_feed
+from tests.support.mkt_settings import FINETUNE, PRETRAIN
 
 ROOT = Path(__file__).parents[2]
 MODELS = {
-    "mkt_pretrain": {"name": "mkt_pretrain", "expert_widths": [8, 6], "aligned_dim": 4, "tower_widths": [4]},
-    "mkt_finetune": {"name": "mkt_finetune", "widths": [8], "head_widths": [4]},
+    "mkt_pretrain": PRETRAIN,
+    "mkt_finetune": FINETUNE,
     "single": {"name": "single", "widths": [8, 4]},
 }
 

@@ -9,11 +9,12 @@ import pytest
 import yaml
 
 from tests.support.feeds import schema_at, write_feed
+from tests.support.mkt_settings import FINETUNE, PRETRAIN
 
 ROOT = Path(__file__).parents[2]
 STAGES = {
-    "pretrain": {"name": "mkt_pretrain", "expert_widths": [8, 6], "aligned_dim": 4, "tower_widths": [4]},
-    "finetune": {"name": "mkt_finetune", "widths": [8], "head_widths": [4]},
+    "pretrain": PRETRAIN,
+    "finetune": FINETUNE,
 }
 
 

@@ -4,15 +4,16 @@ import pytest
 import yaml
 
 from tests.support.feeds import schema_at, write_feed
+from tests.support.mkt_settings import FINETUNE, PRETRAIN
 from torchrec_xd.study.comparison import run_study
 from torchrec_xd.study.design import load_study
 
 CONFIGS = {
     "single": {"model": {"name": "single", "widths": [8, 4]}, "domains": ["post"]},
     "bottom": {"model": {"name": "shared_bottom", "widths": [8], "tower_widths": [4], "aligned_dim": 4}},
-    "stage1": {"model": {"name": "mkt_pretrain", "expert_widths": [8, 6], "aligned_dim": 4, "tower_widths": [4]}},
+    "stage1": {"model": PRETRAIN},
     "stage2": {
-        "model": {"name": "mkt_finetune", "widths": [8], "head_widths": [4]},
+        "model": FINETUNE,
         "domains": ["post"],
         "init_from": "somewhere/else",
     },

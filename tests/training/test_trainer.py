@@ -10,13 +10,13 @@ import torch
 from torchrec_xd.distributed.process_group import Processes
 from torchrec_xd.outputs import Output
 from torchrec_xd.training import trainer
-from torchrec_xd.training.trainer import TrainerSettings, Training, _Stopwatch, train_step
+from torchrec_xd.training.trainer import Stopwatch, TrainerSettings, Training, train_step
 
 
 def test_the_clock_of_steps_leaves_out_validation_and_checkpoints(monkeypatch):
     times = iter([10.0, 12.0, 13.0, 113.0, 117.0, 127.0])
     monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(times))
-    clock = _Stopwatch(100)
+    clock = Stopwatch(100)
     assert clock.median() is None
     # From 10 to 12: four steps of half a second.
     assert clock.lap(rows=40, step=104) == 20

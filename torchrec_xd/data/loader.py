@@ -75,7 +75,7 @@ class Loader:
             _open_domain(schema, name, split, share, labels=labels, extra=extra, window_rows=settings.shuffle_rows)
             for name in schema.domains
         ]
-        self._collate = Collator(schema, len(extra))
+        self.collate = Collator(schema, len(extra))
         totals = {name: domain.shard.total_rows for name, domain in zip(schema.domains, self._domains, strict=True)}
         epoch_rows = totals
         if settings.mixing is not None and split == "train":
@@ -130,7 +130,7 @@ class Loader:
                 parts = [
                     stream.take(self._row_at(step + 1, i) - self._row_at(step, i)) for i, stream in enumerate(streams)
                 ]
-                yield self._collate(parts, LoaderState(step // self.steps, step % self.steps + 1))
+                yield self.collate(parts, LoaderState(step // self.steps, step % self.steps + 1))
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -51,7 +51,7 @@ def look_up_as_bags(model: nn.Module) -> None:
         for kernel in [] if pooled else lookup_kernels(lookup):
             if isinstance(kernel, BatchedFusedEmbedding):
                 kernel.emb_module.pooling_mode, kernel.emb_module.is_nobag = PoolingMode.SUM, False
-                kernel.forward = partial(_bags_of_one, kernel.emb_module)
+                kernel.forward = partial(bags_of_one, kernel.emb_module)
 
 
 def look_up_side_by_side(model: nn.Module, threads: int) -> None:
@@ -74,7 +74,7 @@ def _lookups(model: nn.Module) -> Iterator[tuple[Any, bool]]:
             yield from ((each, pooled) for each in lookups if not isinstance(each, DistributedDataParallel))
 
 
-def _bags_of_one(tables: nn.Module, features: KeyedJaggedTensor) -> Tensor:
+def bags_of_one(tables: nn.Module, features: KeyedJaggedTensor) -> Tensor:
     """The vectors of all ids, `[N, D]`, feature after feature.
 
     A pooled lookup wants equally many bags of every feature: those with fewer ids get empty bags, which are dropped.
@@ -95,13 +95,13 @@ def _look_up(lookup: Any, threads: int, pooled: bool, features: KeyedJaggedTenso
     parts = split_by_kernel(lookup, features)
     calls = [partial(kernel, part) for kernel, part in zip(lookup_kernels(lookup), parts, strict=True)]
     anchor = torch.empty(0, requires_grad=True)  # without an input that wants a gradient there is no way back
-    vectors: tuple[Tensor, ...] = _SideBySide.apply(anchor, threads, calls, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    vectors: tuple[Tensor, ...] = SideBySide.apply(anchor, threads, calls, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     if not pooled:
         vectors = tuple(group.view(-1) for group in vectors)
     return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=-1)
 
 
-class _SideBySide(torch.autograd.Function):
+class SideBySide(torch.autograd.Function):
     """Calls whose graphs are kept apart from the rest and from each other, so that a thread each can walk them back."""
 
     @staticmethod
@@ -114,18 +114,18 @@ class _SideBySide(torch.autograd.Function):
 
         ctx.threads = threads
         with torch.profiler.record_function("tables: lookup"):
-            ctx.vectors = list(_pool(threads).map(run, calls))
+            ctx.vectors = list(lookup_threads(threads).map(run, calls))
         return tuple(vectors.detach() for vectors in ctx.vectors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
         with torch.profiler.record_function("tables: backward and update"):
-            list(_pool(ctx.threads).map(torch.autograd.backward, ctx.vectors, gradients))
+            list(lookup_threads(ctx.threads).map(torch.autograd.backward, ctx.vectors, gradients))
         return None, None, None, None
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def lookup_threads(threads: int) -> ThreadPoolExecutor:
     """Threads that start none of their own: FBGEMM sorts a few thousand ids slower on two than on one."""
     own, started = torch.get_num_threads(), threading.Barrier(threads)
 

@@ -10,7 +10,6 @@ import inspect
 import logging
 import re
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, get_args
 from torchx import specs
 from torchx.components.dist import ddp
 
-from torchrec_xd.error_boundary import EXIT_USER_ERROR
+from torchrec_xd.error_boundary import fail
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Split
 
@@ -127,8 +126,7 @@ def component(function: Callable[..., specs.AppDef]) -> Callable[..., specs.AppD
                 options[name] = part(**{key: value for key, value in given.items() if value is not None})
             return function(*words, **options)
         except UserError as error:
-            sys.stderr.write(f"error: {error}\n")
-            raise SystemExit(EXIT_USER_ERROR) from None
+            fail(error)
 
     kept = [parameter for name, parameter in own.parameters.items() if name not in parts]
     added = [_option(f) for part in parts.values() for f in fields(part)]

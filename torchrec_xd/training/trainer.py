@@ -95,7 +95,7 @@ def fit(
     settings, processes = training.settings, training.processes
     total = settings.epochs * loader.steps
     first = step = start.epoch * loader.steps + start.step
-    rows, since = 0, _Stopwatch(first)
+    rows, since = 0, Stopwatch(first)
     began = time.perf_counter()
     training.model.train()
     with log.progress(total, step) as progress, _stop_requests() as stop:
@@ -180,7 +180,7 @@ def predict(model: nn.Module, loader: Loader, processes: Processes) -> Iterator[
             model(batch.padding(), with_loss=False)  # a rank without rows still answers what the others look up
 
 
-class _Stopwatch:
+class Stopwatch:
     """Rows per second since the last lap, and seconds per step of every lap."""
 
     def __init__(self, step: int) -> None:
