@@ -1,4 +1,4 @@
-"""Measured costs: fitted, used in prices, checked against real lookups."""
+"""Measured costs: fitted, used in costs, checked against real lookups."""
 
 import itertools
 import json
@@ -62,7 +62,7 @@ def test_fit_finds_the_costs_that_made_the_times():
     assert median_error([off], found, free) == pytest.approx(0.5)
 
 
-def test_calibrated_prices_take_lookups_as_measured_and_exchange_as_torchrec():
+def test_calibrated_costs_take_lookups_as_measured_and_exchange_as_torchrec():
     listed = TableList(tables=(TableSpec(name="t", rows=5000, dim=64, features=2, pooling=(1, 3)),))
     tables = module_tables(module_of(listed), torchrec_sharders())
     plain, measured = gpus(2), gpus(2, calibration=CALIBRATION.model_dump())
@@ -97,7 +97,7 @@ def test_calibrated_row_shards_split_the_ids():
 
 def test_types_that_were_not_measured_are_errors():
     listed = TableList(tables=(TableSpec(name="t", rows=50, dim=8, dtype="fp16"),))
-    with pytest.raises(UserError, match="no weights of 2 bytes, only fp32"):
+    with pytest.raises(UserError, match="covers fp32, no weights of 2 bytes"):
         planned(listed, gpus(2, calibration=CALIBRATION.model_dump()))
 
 
@@ -122,7 +122,7 @@ def test_lookups_of_every_rank_are_measured():
     # Torchrec's estimate counts ids and vectors besides weights and state.
     assert max(rank.measured_bytes for rank in measured) == pytest.approx(20_000 * (32 * 4 + 4), rel=0.01)
     assert all(rank.estimated_bytes >= 0.9 * rank.measured_bytes for rank in measured)
-    with pytest.raises(UserError, match="there is no CUDA device"):
+    with pytest.raises(UserError, match="which has no CUDA device"):
         measure_ranks(planned(listed, gpus(2)), "sgd")
     with pytest.raises(UserError, match="no fused adam on CPU; choose sgd"):
         measure_ranks(planning, "adam")

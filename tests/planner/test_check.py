@@ -1,4 +1,4 @@
-"""A finished run beside its plan: real runs on one and two gloo ranks."""
+"""A finished run next to its plan: real runs on one and two gloo ranks."""
 
 import json
 import statistics
@@ -118,7 +118,7 @@ def test_check_shows_the_plan_next_to_the_run(finished, tmp_path):
     folder, resident = finished
     done = CliRunner().invoke(app, ["check", str(folder), "--json", str(tmp_path / "report.json")])
     assert done.exit_code == 0, done.output
-    assert "also contains reading" in " ".join(done.output.split())
+    assert "the measured step includes reading" in " ".join(done.output.split())
     report = json.loads((tmp_path / "report.json").read_text())
     plan = read_plan(folder / "plan.json")
     assert [rank["rank"] for rank in report["ranks"]] == list(range(len(resident)))
@@ -158,10 +158,10 @@ def test_what_is_no_finished_run_is_refused(tmp_path):
     metrics = tmp_path / "metrics.json"
     for text, fault in {
         "{": "cannot be read",
-        "[]": "says nothing of ranks",
-        '{"train": {"steps": 3}}': "says nothing of ranks",
+        "[]": "has no measurements of the ranks",
+        '{"train": {"steps": 3}}': "has no measurements of the ranks",
         '{"train": {"ranks": [{"table_bytes": -1}]}}': r"rank 0: 'table_bytes': .*greater than or equal to 0",
-        '{"train": {"ranks": []}}': r"holds no plan\.json",
+        '{"train": {"ranks": []}}': r"has no plan\.json",
     }.items():
         metrics.write_text(text)
         with pytest.raises(UserError, match=fault):
@@ -176,5 +176,5 @@ def test_a_run_of_other_ranks_and_a_run_without_steps(finished, tmp_path):
     assert all(check.ms_ratio is None for check in check_run(tmp_path))
     assert "–" in CliRunner().invoke(app, ["check", str(tmp_path)]).output
     (tmp_path / "metrics.json").write_text(json.dumps({"train": {"ranks": [*idle, idle[0]]}}))
-    with pytest.raises(UserError, match=f"{len(resident) + 1} ranks were measured, {len(resident)} planned"):
+    with pytest.raises(UserError, match=f"has {len(resident) + 1} ranks, plan.json has {len(resident)}:"):
         check_run(tmp_path)

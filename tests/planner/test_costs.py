@@ -1,4 +1,4 @@
-"""Prices are torchrec's own, shard by shard."""
+"""Costs are torchrec's own, shard by shard."""
 
 import pytest
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator

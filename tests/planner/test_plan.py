@@ -101,19 +101,19 @@ def test_what_only_gpus_train_is_refused_on_cpu_by_name(tmp_path, kind, claimed)
     (tmp_path / "plan.json").write_text(json.dumps(content))
     with pytest.raises(UserError) as error:
         load_plan(tmp_path / "plan.json", module_of(listed), 16, sharders(), device="cpu")
-    assert f"table 'bags.wide' is {kind}, which does not train on 'cpu'" in str(error.value)
+    assert f"table 'bags.wide' is {kind}, which 'cpu' does not support" in str(error.value)
     assert "table_wise, column_wise, table_column_wise, row_wise" in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("grid_shard", "grid_shard is not among types (table_wise, row_wise); it is for GPUs and comes from a plan"),
+        ("grid_shard", "grid_shard is not among types (table_wise, row_wise); it needs GPUs and a plan file"),
         ("table_row_wise", "(sharding.plan); types may be: table_wise, column_wise, table_column_wise, row_wise, data"),
-        ("column_wise", "column_wise is not among types (table_wise, row_wise); add it there"),
+        ("column_wise", "column_wise is not among types (table_wise, row_wise); add it to types"),
     ],
 )
-def test_a_run_refuses_wishes_that_its_types_leave_out(kind, said):
+def test_a_run_refuses_constraints_that_its_types_leave_out(kind, said):
     constraint = {"tables": ["hist"], "sharding_types": ["table_wise", kind]}
     with pytest.raises(UserError) as error:
         validate(ShardingSettings, {"types": ["table_wise", "row_wise"], "constraints": [constraint]}, "run.yaml")
@@ -130,13 +130,13 @@ def test_damaged_files_name_the_line_or_the_key(tmp_path):
     with pytest.raises(UserError, match=r"plan\.json:2: not valid JSON"):
         read_plan(path)
     path.write_text("[]")
-    with pytest.raises(UserError, match="expected a plan, got list"):
+    with pytest.raises(UserError, match=r"expected a plan as .*, got list"):
         read_plan(path)
     planned(TABLES, cpus(2)).plan.save(path)
     content = json.loads(path.read_text())
     content["tables"][0]["ranks"] = [0, 0, 0, 0, 0]
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"makes \d shards?, but the plan places 5"):
+    with pytest.raises(UserError, match=r"makes \d shards?, but the plan has ranks for 5"):
         load_plan(path, module_of(TABLES), 2)
     del content["batch_size"]
     path.write_text(json.dumps(content))
@@ -151,12 +151,12 @@ def test_diff_says_what_changed():
     tables[0] = tables[0].model_copy(update={"sharding_type": "table_wise", "ranks": (7,), "column_dim": None})
     after = before.model_copy(update={"tables": (*tables[:-1],), "slowest_rank_ms": 1.0})
     lines = diff_plans(before, after)
-    assert f"{before.tables[-1].fqn}: gone" in lines
+    assert f"{before.tables[-1].fqn}: removed" in lines
     assert any(line.startswith(f"{tables[0].fqn}: ") and "ranks" in line for line in lines)
     assert f"slowest rank: {before.slowest_rank_ms:.3f} -> 1.000 ms" in lines
 
 
-def test_explain_prices_each_option_with_the_others_in_place():
+def test_explain_costs_each_option_with_the_others_in_place():
     listed = TableList(
         tables=tuple(TableSpec(name=f"t{i}", rows=10_000_000, dim=64, pooling=10) for i in range(2)),
     )
@@ -182,12 +182,12 @@ def test_explain_prices_each_option_with_the_others_in_place():
 
 
 def test_explain_says_where_memory_is_missing():
-    # Two tables of 2.4 GiB on two ranks of 3 GiB: a replica of one needs room beside the other.
+    # Two tables of 2.4 GiB on two ranks of 3 GiB: a replica of one needs room next to the other.
     listed = TableList(tables=tuple(TableSpec(name=f"t{i}", rows=10_000_000, dim=64) for i in range(2)))
     planning = planned(listed, gpus(2, hbm_gib=3.5))
     (replicated,) = [v for v in explain(planning, "t0") if v.option.sharding_type == "data_parallel"]
     assert replicated.slowest_rank_ms is None
-    assert replicated.why == "2.42 GiB of HBM needed on 2 ranks, left on 1"
+    assert replicated.why == "needs 2.42 GiB of HBM on 2 ranks, free on 1"
 
 
 def test_infeasible_says_what_is_short_and_what_would_fit():
@@ -200,9 +200,12 @@ def test_infeasible_says_what_is_short_and_what_would_fit():
         make_plan(module_of(listed, optimizer="sgd"), torchrec_sharders(), cluster, settings)
     # Ids: 1 x 8 bytes x 2 ranks; vectors: 1 x 64 x 4 bytes x 2 ranks.
     short = 4_000_000 * 64 * 4 + 16 + 512 - int(0.75 * 2**30)
-    assert f"'bags.big': its leanest shard (table_wise/fused) is {short:,} bytes of DDR short" in str(error.value)
+    assert (
+        f"'bags.big': its smallest shard (table_wise/fused) exceeds the limit of a rank by {short:,} bytes of DDR"
+        in str(error.value)
+    )
     changes = remedies(error.value.problem)
-    assert "lift the constraint on big (allows column_wise, data_parallel, table_column_wise)" in changes
+    assert "the constraint on big removed (allows column_wise, data_parallel, table_column_wise)" in changes
     assert "bf16 weights" in changes
     assert not any("ranks" in change for change in changes)
 
@@ -215,5 +218,5 @@ def test_infeasible_in_all_counts_the_bytes_of_all_ranks():
     # Each needs its weights and, at the least, ids and vectors of two samples.
     needed = 4 * (1_000_000 * 64 * 4 + 16 + 512)
     short = needed - 2 * int(0.3 * 2**30)
-    assert f"all ranks together are at least {short:,} bytes of DDR short" in str(error.value)
+    assert f"all ranks together lack at least {short:,} bytes of DDR" in str(error.value)
     assert "4 ranks instead of 2" in remedies(error.value.problem)

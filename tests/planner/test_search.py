@@ -122,7 +122,7 @@ def test_never_worse_than_torchrec(seed, count, world_size, hbm_gib):
 
 @given(st.integers(0, 10**6), st.integers(0, 3), st.integers(0, 3))
 @settings(max_examples=15, deadline=None)
-def test_wishes_are_kept(seed, pinned, rank):
+def test_constraints_are_kept(seed, pinned, rank):
     tables = random_tables(8, seed, 6)
     constraints = (
         Constraint(tables=(f"t{pinned}",), ranks=(rank,)),
@@ -178,5 +178,5 @@ def test_contradicting_pins_and_unknown_tables_are_errors():
         planned(tables, gpus(4), constraints=pins)
     with pytest.raises(UserError, match="'u0' matches no table; tables: t0, t1"):
         planned(tables, gpus(4), constraints=(Constraint(tables=("u0",), forbid=("row_wise",)),))
-    with pytest.raises(UserError, match="pins rank 4 of 4"):
+    with pytest.raises(UserError, match="pins rank 4; valid ranks: 0 to 3"):
         planned(tables, gpus(4), constraints=(Constraint(tables=("t0",), ranks=(4,)),))

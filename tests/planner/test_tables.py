@@ -61,8 +61,8 @@ def test_a_bare_yaml_list_is_a_table_list(tmp_path):
         ("t.yaml", "hello\n", "expected a list of tables, or a mapping with the key 'tables'"),
         ("t.yaml", "- name: a\n  rows: 1\n  rows: 2\n  dim: 4\n", r"t\.yaml:3: key 'rows' is written twice"),
         ("t.yaml", "? [a]\n: 1\ntables: []\n", r"t\.yaml:1: key \['a'\] is a list"),
-        ("t.yaml", "- {name: a.b, rows: 1, dim: 4}\n", r"t\.yaml:1: .*no 'a\.b'; rename it"),
-        ("t.csv", "name,rows,dim\nitems,1,4\n", r"t\.csv:2: .*no 'items'; rename it"),
+        ("t.yaml", "- {name: a.b, rows: 1, dim: 4}\n", r"t\.yaml:1: .*table 'a\.b': .*rename the table"),
+        ("t.csv", "name,rows,dim\nitems,1,4\n", r"t\.csv:2: .*table 'items': .*rename the table"),
         (
             "t.csv",
             "name,rows,dim\na,99999999999999999999,4\n",

@@ -1,4 +1,4 @@
-"""A plan as a file: what training loads, what two plans differ in."""
+"""A sharding plan as a file: written by the planner, loaded by training, compared with others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torchrec_xd.settings import Settings, validate
 
 
 class PlannedTable(Settings):
-    """A table, how it is cut, and where its shards go."""
+    """How one table is sharded, and the ranks of its shards."""
 
     path: str
     """Path of the collection inside the module."""
@@ -36,11 +36,11 @@ class PlannedTable(Settings):
     sharding_type: str
     kernel: str
     column_dim: PositiveInt | None
-    """Least width asked of column shards."""
+    """Minimum width of column shards; None for other types."""
     ranks: tuple[NonNegativeInt, ...] | Literal["all"]
-    """Rank of each shard in order; `all`: every rank, in order."""
+    """Rank of each shard; `all`: all ranks in order."""
     ms: NonNegativeFloat
-    """Estimated time of all shards in one step."""
+    """Estimated time of all shards in one step, summed."""
     hbm: NonNegativeInt
     """Bytes of GPU memory, all shards."""
     ddr: NonNegativeInt
@@ -53,24 +53,24 @@ class PlannedTable(Settings):
 
 
 class Plan(Settings):
-    """A sharding plan with its estimates and certificate."""
+    """A sharding plan with its estimated costs and a lower bound."""
 
     format: Literal["torchrec-xd sharding plan 1"] = "torchrec-xd sharding plan 1"
-    """What the file is."""
+    """Format of the file."""
     cluster: Cluster
-    """What was planned for."""
+    """The cluster that the plan is for."""
     batch_size: PositiveInt
     """Samples per rank and step."""
     slowest_rank_ms: NonNegativeFloat
     """Estimated time of the slowest rank's embeddings in one step."""
     lower_bound_ms: NonNegativeFloat
-    """What no plan can beat, under the same prices."""
+    """Lower bound on the slowest rank of any plan, under the same costs."""
     tables: tuple[PlannedTable, ...]
-    """All tables."""
+    """All tables of the model."""
     rank_compute_ms: tuple[float, ...]
-    """Lookups and updates, by rank."""
+    """Time of lookups and updates, by rank."""
     rank_comms_ms: tuple[float, ...]
-    """Exchange of embeddings and gradients, by rank."""
+    """Time of the exchange of embeddings and gradients, by rank."""
     rank_hbm: tuple[int, ...]
     """Bytes of GPU memory, by rank."""
     rank_ddr: tuple[int, ...]
@@ -78,7 +78,7 @@ class Plan(Settings):
 
     @property
     def gap(self) -> float:
-        """How far the plan may be from the best one: slowest rank over lower bound, minus one."""
+        """Slowest rank over lower bound, minus one: the plan is at most this far from the best one."""
         return self.slowest_rank_ms / self.lower_bound_ms - 1 if self.lower_bound_ms else 0.0
 
     @property
@@ -87,7 +87,7 @@ class Plan(Settings):
         return [compute + comms for compute, comms in zip(self.rank_compute_ms, self.rank_comms_ms, strict=True)]
 
     def save(self, path: Path) -> None:
-        """Write the plan as JSON, one table a line."""
+        """Write the plan as JSON, one table per line."""
         content = self.model_dump(mode="json")
         tables = content.pop("tables")
         head = json.dumps(content, indent=1)
@@ -95,10 +95,10 @@ class Plan(Settings):
         write_text(path, f'{head[:-2]},\n "tables": [\n  {lines}\n ]\n}}\n')
 
     def sharding_plan(self, tables: Sequence[TableRef]) -> ShardingPlan:
-        """The plan as torchrec takes it.
+        """The plan in torchrec's form.
 
         Raises:
-            UserError: the tables are not those that were planned.
+            UserError: the tables are not those of the plan.
         """
         _check_same(self.tables, tables)
         planned = {table.fqn: table for table in self.tables}
@@ -116,7 +116,7 @@ class Plan(Settings):
         if len(ranks) != len(sizes) or any(rank >= self.cluster.world_size for rank in ranks):
             raise UserError(
                 f"table '{planned.fqn}': {planned.sharding_type} on {self.cluster.world_size} ranks makes "
-                f"{len(sizes)} shards, but the plan places {len(ranks)}: {list(ranks)}; plan again"
+                f"{len(sizes)} shards, but the plan has ranks for {len(ranks)}: {list(ranks)}; plan again"
             )
         return ShardingOption(
             name=table.name,
@@ -133,10 +133,10 @@ class Plan(Settings):
 
 
 def read_plan(path: Path) -> Plan:
-    """A plan file.
+    """Read a plan file.
 
     Raises:
-        UserError: missing, no JSON, or not a plan.
+        UserError: the file is missing, not JSON, or not a plan.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -145,7 +145,9 @@ def read_plan(path: Path) -> Plan:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a plan, got {type(content).__name__}")
+        raise UserError(
+            f"{path}: expected a plan as `torchrec-xd plan make --out` writes it, got {type(content).__name__}"
+        )
     return validate(Plan, content, str(path))
 
 
@@ -156,18 +158,18 @@ def load_plan(
     sharders: Sequence[ModuleSharder[nn.Module]] | None = None,
     device: str | None = None,
 ) -> ShardingPlan:
-    """The plan in `path` for `module`, to be given to DistributedModelParallel.
+    """Load a plan for a module, to pass to DistributedModelParallel.
 
     Args:
-        path: what `Plan.save` wrote.
-        module: what will be sharded; its tables must be those that were planned.
-        world_size: ranks of this run; must be those that were planned.
-        sharders: as given to DistributedModelParallel; Default: torchrec's own.
-        device: `cpu` or `cuda` of this run; Default: not checked.
+        path: a file that `Plan.save` wrote.
+        module: the module to shard. Its tables must be those of the plan.
+        world_size: number of ranks. Must be that of the plan.
+        sharders: as passed to DistributedModelParallel. Default: torchrec's own.
+        device: `cpu` or `cuda`. Default: not checked.
 
     Raises:
-        UserError: a table, the world size or the device is not what was planned, or the device has no such sharding:
-            each difference on a line.
+        UserError: the tables, the world size or the device are not those of the plan, or the device does not support
+            a sharding type. Each difference is one line of the message.
     """
     plan = read_plan(path)
     if plan.cluster.world_size != world_size:
@@ -176,7 +178,7 @@ def load_plan(
         )
     listed = module_tables(module, sharders or torchrec_sharders())
     if device is not None:
-        _check_offered(path, plan.tables, listed, device)
+        _check_supported(path, plan.tables, listed, device)
     if device is not None and plan.cluster.device != device:
         raise UserError(f"{path}: planned for '{plan.cluster.device}', but this run uses '{device}'; plan again")
     try:
@@ -185,13 +187,13 @@ def load_plan(
         raise UserError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
 
 
-def _check_offered(path: Path, planned: Iterable[PlannedTable], tables: Sequence[TableRef], device: str) -> None:
-    """A plan for GPUs may cut tables in ways (grid_shard, table_row_wise) that no CPU has; told by name."""
+def _check_supported(path: Path, planned: Iterable[PlannedTable], tables: Sequence[TableRef], device: str) -> None:
+    """Refuse sharding types that the device does not support: grid_shard and table_row_wise on CPUs."""
     sharder_of = {table.fqn: table.sharder for table in tables}
     offered = {fqn: sharder.sharding_types(device) for fqn, sharder in sharder_of.items()}
     faults = [
-        f"{path}: table '{table.fqn}' is {table.sharding_type}, which does not train on '{device}' "
-        f"(there: {', '.join(offered[table.fqn])}); plan again"
+        f"{path}: table '{table.fqn}' is {table.sharding_type}, which '{device}' does not support "
+        f"(it supports {', '.join(offered[table.fqn])}); plan again"
         for table in planned
         if table.fqn in offered and table.sharding_type not in offered[table.fqn]
     ]
@@ -214,7 +216,7 @@ def _check_same(planned: Iterable[PlannedTable], tables: Sequence[TableRef]) -> 
 
 
 def diff_plans(before: Plan, after: Plan) -> list[str]:
-    """What changed between two plans, a line each; empty where nothing did."""
+    """The differences between two plans, one per line; empty if there are none."""
     lines = []
     for field in ("world_size", "device", "ranks_per_node"):
         old, new = getattr(before.cluster, field), getattr(after.cluster, field)
@@ -226,9 +228,9 @@ def diff_plans(before: Plan, after: Plan) -> list[str]:
     new_of = {table.fqn: table for table in after.tables}
     for fqn in sorted(old_of.keys() | new_of.keys()):
         if fqn not in new_of:
-            lines.append(f"{fqn}: gone")
+            lines.append(f"{fqn}: removed")
         elif fqn not in old_of:
-            lines.append(f"{fqn}: new, {new_of[fqn].sharding_type}/{new_of[fqn].kernel} on {new_of[fqn].ranks}")
+            lines.append(f"{fqn}: added, {new_of[fqn].sharding_type}/{new_of[fqn].kernel} on {new_of[fqn].ranks}")
         else:
             changes = _changes(old_of[fqn], new_of[fqn])
             if changes:

@@ -1,4 +1,4 @@
-"""Measured lookup costs instead of torchrec's constants, through torchrec's own hook for hardware configurations."""
+"""Torchrec's cost model, with measured lookup costs in place of its constants where a cluster profile has them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ TYPE_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
 
 
 class DefaultConfig(EmbeddingPerfEstimatorConfig):
-    """Torchrec's default cost model, in half the time."""
+    """Torchrec's default cost model, evaluated in half the time."""
 
     def __dir__(self) -> list[str]:
-        # For every shard torchrec looks through dir() for annotated methods, a dozen times; here there are none.
+        # Torchrec searches dir() for annotated methods a dozen times per shard; this class has none.
         return []
 
 
 class CalibratedConfig(EmbeddingPerfEstimatorConfig):
-    """Torchrec's cost model with measured lookups; other kernels stay as much slower than `fused`, exchange as dear."""
+    """Torchrec's cost model with measured lookups.
+
+    Other kernels keep torchrec's ratio to `fused`; the time of the exchange stays torchrec's.
+    """
 
     def __init__(self, calibration: Calibration, fused_bandwidth: float) -> None:
         super().__init__()
@@ -57,12 +60,13 @@ def _cost_of(costs: dict[str, LookupCost], type_bytes: float) -> LookupCost:
         if TYPE_BYTES[name] == type_bytes:
             return cost
     raise UserError(
-        f"the calibration has no weights of {type_bytes:g} bytes, only {', '.join(costs)}; calibrate again with them"
+        f"the cluster's calibration covers {', '.join(costs)}, no weights of {type_bytes:g} bytes; "
+        "plan with one of these types, or use a cluster without calibration"
     )
 
 
 def shard_work(ctx: ShardPerfContext) -> LookupWork:
-    """What a shard looks up in one step, as torchrec counts it."""
+    """The lookups of a shard in one step, counted as torchrec does."""
     parts = {
         ShardingType.ROW_WISE.value: ctx.world_size,
         ShardingType.TABLE_ROW_WISE.value: ctx.intra_group_size,
@@ -70,14 +74,14 @@ def shard_work(ctx: ShardPerfContext) -> LookupWork:
         ShardingType.DATA_PARALLEL.value: ctx.world_size,
     }.get(ctx.sharding_type, 1)
     lookups = ctx.batch_inputs * ctx.world_size / parts
-    # Rows spread over ranks still write a vector for every sample of the batch; replicas serve their own samples only.
+    # Row shards write a vector for every sample of all ranks; replicas only for the samples of their own rank.
     everyone = 1 if ctx.sharding_type == ShardingType.DATA_PARALLEL.value else ctx.world_size
     outputs = ctx.batch_outputs * everyone if ctx.is_pooled else lookups
     return LookupWork(ctx.hash_size, ctx.emb_dim, ctx.table_data_type_size, lookups, outputs)
 
 
 def perf_estimator(topology: Topology, calibration: Calibration | None) -> EmbeddingPerfEstimator:
-    """Torchrec's estimator for `topology`, with measured lookup costs where there are any."""
+    """Torchrec's estimator for `topology`, with measured lookup costs if there are any."""
     bandwidth = topology.ddr_mem_bw if topology.compute_device == "cpu" else topology.hbm_mem_bw
     config = DefaultConfig() if calibration is None else CalibratedConfig(calibration, bandwidth)
     return EmbeddingPerfEstimatorFactory.create_with_config(config, topology=topology)

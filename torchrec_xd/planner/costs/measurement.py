@@ -1,4 +1,4 @@
-"""Measures FBGEMM's lookups on this machine and fits their cost."""
+"""Measures FBGEMM's lookups on this machine and fits a cost model to them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from torchrec_xd.planner.costs.calibration import TYPE_BYTES
 from torchrec_xd.planner.inputs.cluster import Calibration, LookupCost, LookupWork
 
 TABLES = 4
-"""Tables looked up by one call, as a sharded collection does."""
+"""Tables in one call: a sharded collection looks up several at once."""
 REPEATS = 20
-"""The fastest counts: other processes can only slow a call down."""
+"""Calls of each lookup. The fastest counts, as other processes can only slow it down."""
 FIT_SHAPES = tuple(itertools.product((100, 2_000, 50_000, 1_000_000), (8, 32, 128), ((512, 1), (4096, 1), (512, 20))))
-"""Rows, dim, (samples, ids per sample)."""
+"""Shapes to fit: rows, dim, (samples, ids per sample)."""
 HELD_OUT_SHAPES = tuple(itertools.product((500, 10_000, 200_000), (16, 64), ((1024, 1), (2048, 5))))
 CACHE_MIB = (0.25, 1.0, 4.0, 16.0, 64.0)
-"""Tried for the table size that is half cached."""
+"""Values to try for `LookupCost.cache_mib`."""
 OPTIMIZER_TYPES = {
     "sgd": EmbOptimType.EXACT_SGD,
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -42,7 +42,7 @@ Shape = tuple[int, int, tuple[int, int]]
 
 @dataclass(frozen=True)
 class Measured:
-    """One shape and what a table took."""
+    """Lookups of one table and the times that they took."""
 
     work: LookupWork
     forward_ms: float
@@ -50,7 +50,7 @@ class Measured:
 
 
 def calibrate(device: str, optimizer: TableOptimizer) -> Calibration:
-    """Measure a grid of shapes, fit them, and check the fit on shapes that were held out. Takes about a minute."""
+    """Measure a grid of shapes, fit costs to them, and test the fit on held-out shapes. Takes about a minute."""
     forward, backward, errors = {}, {}, {}
     for dtype in SPARSE_TYPES:
         fitted = [measure(shape, dtype, device, optimizer) for shape in FIT_SHAPES]
@@ -64,7 +64,7 @@ def calibrate(device: str, optimizer: TableOptimizer) -> Calibration:
 
 
 def measure(shape: Shape, dtype: str, device: str, optimizer: TableOptimizer) -> Measured:
-    """Time of forward and backward on `TABLES` equal tables, per table."""
+    """Forward and backward time per table, on `TABLES` equal tables."""
     rows, dim, (samples, length) = shape
     work = LookupWork(rows, dim, TYPE_BYTES[dtype], samples * length, samples)
     forward, backward, _ = run_lookup([work] * TABLES, dtype, device, optimizer)
@@ -117,18 +117,18 @@ def _now(cuda: bool) -> float:
     if cuda:
         torch.cuda.synchronize()
     elif torch.get_num_threads() == 1:
-        # What the thread worked, not how long it waited for a busy machine.
+        # CPU time of the thread: leaves out waiting for other processes.
         return time.thread_time()
     return time.perf_counter()
 
 
 def fit(works: Sequence[LookupWork], times_ms: Sequence[float]) -> LookupCost:
-    """Costs, none negative, with the least relative squared error."""
+    """Non-negative costs with the least relative squared error."""
     fits = []
     for cache_mib in CACHE_MIB:
         empty = _cost([0.0] * 6, cache_mib)
         relative = np.array([empty.terms(work) for work in works]) / np.array(times_ms)[:, None]
-        # Columns of very different size: scaled for the solver.
+        # The columns differ by orders of magnitude: scale them for the solver.
         scale = relative.max(axis=0)
         costs, residual = nnls(relative / scale, np.ones(len(works)))
         fits.append((float(residual), _cost((costs / scale).tolist(), cache_mib)))
@@ -149,7 +149,7 @@ def _cost(costs: Sequence[float], cache_mib: float) -> LookupCost:
 
 
 def median_error(measured: Iterable[Measured], forward: LookupCost, backward: LookupCost) -> float:
-    """Median relative error of forward plus backward."""
+    """Median relative error of forward plus backward time."""
     errors = []
     for m in measured:
         took = m.forward_ms + m.backward_ms

@@ -1,7 +1,7 @@
-"""What each way of sharding a table costs, by torchrec's own estimators.
+"""The options of every table: each way of sharding it, with time and memory by torchrec's estimators.
 
-The shards of one option differ in a few shapes only (whole blocks of rows, the last block, empty ones), so shapes are
-problem, not ranks: the estimators see one shard per shape, whatever the world size.
+The shards of one option have few different shapes (full blocks of rows, the last block, empty ones). The estimators get
+one shard per shape, so that their work does not grow with the number of ranks.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from torchrec_xd.planner.inputs.module_tables import TableRef
 
 COLUMN_TYPES = (ShardingType.COLUMN_WISE.value, ShardingType.TABLE_COLUMN_WISE.value)
 COLUMN_DIMS = (32, 64, MIN_CW_DIM, 256, 512)
-"""Least widths of column shards that are tried, besides halves; torchrec itself tries MIN_CW_DIM only."""
+"""Minimum widths of column shards to try, besides half of the table; torchrec tries MIN_CW_DIM only."""
 
 
 @dataclass(frozen=True)
 class ShardRun:
-    """`count` consecutive shards of equal shape and price."""
+    """`count` consecutive shards of equal shape and cost."""
 
     count: int
     rows: int
@@ -44,23 +44,23 @@ class ShardRun:
 
 @dataclass(frozen=True)
 class Option:
-    """One way of sharding one table, problem. Times in ms per step and rank, memory in bytes."""
+    """One way of sharding one table, with its costs: times in ms per step and rank, memory in bytes."""
 
     sharding_type: str
     kernel: str
     column_dim: int | None
-    """Least width asked of column shards; None for other types."""
+    """Minimum width of column shards; None for other types."""
     runs: tuple[ShardRun, ...]
 
     @property
     def label(self) -> str:
-        """Type and kernel, with the shards' width where columns are cut."""
+        """Type and kernel, with the width of column shards."""
         width = f"[{self.runs[0].dim}]" if self.column_dim else ""
         return f"{self.sharding_type}{width}/{self.kernel}"
 
     @property
     def num_shards(self) -> int:
-        """Shards in all."""
+        """Number of shards."""
         return sum(run.count for run in self.runs)
 
     @property
@@ -83,10 +83,16 @@ def cost_tables(
     *,
     stacked: bool = False,
 ) -> list[list[Option]]:
-    """Every allowed option of every table with its price; `batch_size` is per rank.
+    """Every allowed option of every table, with its costs.
 
-    With `stacked` also options that put several column shards of a table on one rank, which torchrec's planner may do;
-    a whole table on that rank is cheaper.
+    Args:
+        tables: what is sharded.
+        cluster: over its ranks.
+        batch_size: samples per rank and step.
+        pooling: feature to mean ids per sample; 1 where not named.
+        constraints: leave out options.
+        stacked: also options with more column shards than ranks, which torchrec's planner may choose. They put several
+            shards of a table on one rank, where the whole table would cost less.
 
     Raises:
         UserError: a table's constraints leave no option.
@@ -113,7 +119,7 @@ def cost_tables(
 
 
 def _types_and_kernels(table: TableRef, device: str, constraints: Sequence[Constraint]) -> Iterator[tuple[str, str]]:
-    """Torchrec's own choice: grid sharding and key-value kernels only on request, `dense` only without `fused`."""
+    """As torchrec enumerates them: grid sharding and key-value kernels on request, `dense` only where no `fused` is."""
     asked_types = {kind for c in constraints for kind in c.sharding_types or ()}
     asked_kernels = {kernel for c in constraints for kernel in c.kernels or ()}
     guarded = {kernel.value for kernel in GUARDED_COMPUTE_KERNELS} - asked_kernels
@@ -135,7 +141,7 @@ def _uncosted(
     constraints: Sequence[Constraint],
     inputs: tuple[int, list[float], bool],
 ) -> Iterator[tuple[ShardingOption, int | None, list[int]]]:
-    """Options with one shard per shape, the asked column width, and how many shards have each shape."""
+    """Options with one shard per shape, their minimum column width, and the number of shards of each shape."""
     batch_size, lengths, is_pooled = inputs
     cut: dict[tuple[str, int | None], tuple[list[list[int]], list[int]]] = {}
     for kind, kernel in _types_and_kernels(table, topology.compute_device, constraints):
@@ -159,7 +165,7 @@ def _uncosted(
 
 
 def _column_dims(kind: str, dim: int) -> tuple[int | None, ...]:
-    """Least widths that cut the columns differently: torchrec takes the next divisor that is a multiple of 4."""
+    """Minimum widths with different results: torchrec takes the next divisor of `dim` that is a multiple of 4."""
     if kind not in (*COLUMN_TYPES, ShardingType.GRID_SHARD.value):
         return (None,)
     widths = {
@@ -187,7 +193,7 @@ def _placeable(kind: str, num_shards: int, topology: Topology) -> bool:
 
 
 def _estimate(options: list[ShardingOption], tables: Sequence[TableRef], topology: Topology, cluster: Cluster) -> None:
-    """Set the price of every shard; equal work is problem once."""
+    """Set the costs of every shard; the time of equal work is estimated once."""
     sharder_data = build_sharder_data_map({sharder_name(t.sharder.module_type): t.sharder for t in tables})
     EmbeddingStorageEstimator(topology=topology).estimate(options, sharder_data)
     calibrated = cluster.calibration is not None
@@ -205,7 +211,7 @@ def _estimate(options: list[ShardingOption], tables: Sequence[TableRef], topolog
 
 
 def _work(option: ShardingOption, shard: Shard, calibrated: bool) -> tuple[object, ...]:
-    """What a shard's time depends on: its rows only where replicas are all-reduced, or where caches were measured."""
+    """All that the time of a shard depends on; on its rows only if replicas are all-reduced or caches were measured."""
     return (
         option.module_type_key,
         option.sharding_type,

@@ -1,1 +1,1 @@
-"""What is planned: a cluster, tables and constraints."""
+"""What a plan is made from: the cluster, the tables of a model or of a list, constraints and settings."""

@@ -1,4 +1,4 @@
-"""The cluster that is planned for: ranks, memory, bandwidths; read from a named profile."""
+"""The cluster to plan for: ranks, memory and bandwidths, read from a profile."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ GIB = 1024**3
 
 
 class LookupCost(Settings):
-    """Fitted to measured lookups: milliseconds of one table's share in a fused lookup, as a sum of six terms."""
+    """A linear model of one table's time in a fused lookup, in milliseconds, fitted to measurements."""
 
     per_table_ms: NonNegativeFloat
-    """What a table costs however little is looked up."""
+    """Fixed cost of a table."""
     per_lookup_ms: NonNegativeFloat
-    """One id, whatever the width."""
+    """Per id, whatever the width."""
     per_row_ms: NonNegativeFloat
-    """One distinct row: the update gathers the gradients of equal ids first."""
+    """Per distinct row: the update adds up the gradients of equal ids first."""
     per_cold_row_ms: NonNegativeFloat
-    """One distinct row more, where it is in no cache."""
+    """Extra per distinct row that is in no cache."""
     per_byte_ms: NonNegativeFloat
-    """One byte of the rows read."""
+    """Per byte of the rows that are read."""
     per_output_byte_ms: NonNegativeFloat
-    """One byte of the vectors written."""
+    """Per byte of the vectors that are written."""
     cache_mib: PositiveFloat
-    """Table size of which half the rows are found in a cache."""
+    """Size of a table that has half of its rows in a cache."""
 
     def terms(self, work: LookupWork) -> tuple[float, ...]:
-        """What the six costs are multiplied with; ids are taken to be drawn evenly from the rows."""
+        """The factors of the six costs, for ids drawn uniformly from the rows."""
         table = work.rows * work.dim * work.type_bytes
         cold = table / (table + self.cache_mib * 1024**2) if table else 0.0
         row = work.dim * work.type_bytes
@@ -59,28 +59,28 @@ class LookupCost(Settings):
 
 @dataclass(frozen=True)
 class LookupWork:
-    """What is looked up in one table in one step."""
+    """The lookups of one table in one step."""
 
     rows: int
     dim: int
     type_bytes: float
     lookups: float
-    """Ids."""
+    """Number of ids."""
     outputs: float
-    """Vectors written."""
+    """Number of vectors written."""
 
 
 class Calibration(Settings):
     """Measured costs that replace torchrec's constants for one device and optimizer."""
 
     machine: str
-    """Where and with what it was measured."""
+    """Hardware, threads and torch version of the measurement."""
     optimizer: str
-    """The fused optimizer of the measured backward passes."""
+    """Fused optimizer of the measured backward passes."""
     forward: dict[str, LookupCost]
     """Weight type (`fp32`, `fp16`) to the cost of a forward pass."""
     backward: dict[str, LookupCost]
-    """The same of a backward pass with the optimizer's update."""
+    """The same for a backward pass with the optimizer's update."""
     median_error: dict[str, NonNegativeFloat]
     """Weight type to the median relative error of forward plus backward, on shapes that were not fitted."""
 
@@ -89,38 +89,38 @@ class Cluster(Settings):
     """A cluster of equal ranks. Memory is per rank, in GiB; bandwidths are per rank and direction, in GiB/s."""
 
     device: Literal["cuda", "cpu"]
-    """What holds the tables: `cuda` plans HBM and DDR, `cpu` DDR only."""
+    """Where the tables are: `cuda` uses HBM and host memory (DDR), `cpu` host memory only."""
     world_size: PositiveInt
-    """Ranks in all."""
+    """Number of ranks."""
     ranks_per_node: PositiveInt
-    """Ranks that share a node and its fast links."""
+    """Ranks on one node, connected by its fast links."""
     hbm_gib: NonNegativeFloat
     """Memory of one GPU; 0 on CPU."""
     ddr_gib: PositiveFloat
-    """Host memory of one rank: the node's, divided by its ranks."""
+    """Host memory of one rank: that of the node divided by its ranks."""
     hbm_gib_s: PositiveFloat = 897.0
     """Bandwidth of the GPU's memory."""
     ddr_gib_s: PositiveFloat = 51.0
     """Bandwidth of host memory."""
     hbm_to_ddr_gib_s: PositiveFloat = 32.0
-    """Link from a GPU to its host's memory."""
+    """Bandwidth between a GPU and host memory."""
     intra_node_gib_s: PositiveFloat = 600.0
-    """Between ranks of one node."""
+    """Bandwidth between ranks of one node."""
     inter_node_gib_s: PositiveFloat = 12.5
-    """Between nodes, per rank."""
+    """Bandwidth between nodes, per rank."""
     reservation: float = Field(default=0.15, ge=0, lt=1)
     """Share of the tables' device memory (HBM, on CPU DDR) kept free for the dense model, activations and batches."""
     calibration: Calibration | None = None
-    """Measured lookup costs; torchrec's constants unless given."""
+    """Measured lookup costs. Default: torchrec's constants."""
 
     @model_validator(mode="after")
     def _check(self) -> Cluster:
         if self.device == "cuda" and self.hbm_gib == 0:
-            raise ValueError("a cuda cluster needs 'hbm_gib', the memory of one GPU")
+            raise ValueError("a cuda cluster needs 'hbm_gib', the memory of one GPU, above 0")
         if self.world_size > self.ranks_per_node and self.world_size % self.ranks_per_node:
             raise ValueError(
                 f"world_size {self.world_size} is no multiple of ranks_per_node {self.ranks_per_node}; "
-                "torchrec needs equal nodes"
+                "nodes must have equal numbers of ranks: change one of the two"
             )
         return self
 
@@ -131,17 +131,17 @@ class Cluster(Settings):
 
     @property
     def hbm_bytes(self) -> int:
-        """HBM of one rank that tables may fill."""
+        """HBM limit for the tables of one rank."""
         return int(self.hbm_gib * GIB * (1 - self.reservation)) if self.device == "cuda" else 0
 
     @property
     def ddr_bytes(self) -> int:
-        """Host memory of one rank that tables may fill."""
+        """Host memory limit for the tables of one rank."""
         free = self.ddr_gib * GIB
         return int(free * (1 - self.reservation)) if self.device == "cpu" else int(free)
 
     def with_changes(self, **changes: Any) -> Cluster:
-        """The same cluster with other settings, checked again; None changes nothing.
+        """A copy with other settings, validated again; settings that are None stay as they are.
 
         Raises:
             UserError: a value breaks a rule.
@@ -150,7 +150,7 @@ class Cluster(Settings):
         return validate(Cluster, {**self.model_dump(), **given}, "cluster")
 
     def topology(self) -> Topology:
-        """The cluster in torchrec's words; memory is what tables may fill, so nothing more is to be reserved."""
+        """The cluster as torchrec's topology; its memory is the limit for tables, without the reservation."""
         per_ms = GIB / 1000
         return TopologyFactory.create_topology(
             TrainerConfig(
@@ -171,7 +171,7 @@ class Cluster(Settings):
 
 
 def this_machine(device: Literal["cuda", "cpu"], world_size: int, ranks_per_node: int) -> Cluster:
-    """The cluster of a run, all nodes taken to be like this machine; bandwidths are torchrec's constants."""
+    """The cluster of a run, assuming that all nodes are like this machine; bandwidths are torchrec's constants."""
     return Cluster(
         device=device,
         world_size=world_size,
@@ -185,7 +185,7 @@ def load_cluster(name: str, folder: Path) -> Cluster:
     """A profile by name (`folder/NAME.yaml`) or by path.
 
     Raises:
-        UserError: no such profile (the known ones are listed), or a profile that breaks a rule.
+        UserError: there is no such profile (the error lists the shipped ones), or the profile is not valid.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Wishes that a plan must keep: pins, bans, co-location."""
+"""Constraints that a plan must keep: pins, bans, co-location."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ KERNELS = tuple(kernel.value for kernel in EmbeddingComputeKernel)
 
 
 class Constraint(Settings):
-    """A constraint for the tables that its patterns match. Several constraints for one table all hold."""
+    """A constraint on the tables that its patterns match. A table must keep all constraints that match it."""
 
     tables: tuple[str, ...]
     """Table names or shell patterns (`hist_*`)."""
     sharding_types: tuple[str, ...] | None = None
-    """Allow these only."""
+    """Only these are allowed."""
     kernels: tuple[str, ...] | None = None
-    """Allow these only."""
+    """Only these are allowed."""
     forbid: tuple[str, ...] = ()
-    """Sharding types or kernels that must not be used."""
+    """Sharding types or kernels that are not allowed."""
     ranks: tuple[NonNegativeInt, ...] | None = None
-    """Whole tables (`table_wise`) or columns go to these ranks only."""
+    """Pin: the tables are placed on these ranks only, whole (`table_wise`) or by columns (`column_wise`)."""
     together: bool = False
-    """The matched tables get one sharding type and kernel and the same ranks, shard by shard."""
+    """Co-location: all matched tables get the same sharding type, kernel and ranks, shard by shard."""
 
     @model_validator(mode="after")
     def _check(self) -> Constraint:
@@ -42,11 +42,11 @@ class Constraint(Settings):
         return self
 
     def matches(self, table: str) -> bool:
-        """Whether a pattern fits the name."""
+        """Whether one of the patterns matches the name."""
         return any(fnmatch.fnmatchcase(table, pattern) for pattern in self.tables)
 
     def allows(self, sharding_type: str, kernel: str) -> bool:
-        """Whether a matched table may be sharded so; a rank pin leaves only types that choose ranks."""
+        """Whether a matched table may be sharded like this. A pin allows only types whose shards can go to any rank."""
         return (
             (self.sharding_types is None or sharding_type in self.sharding_types)
             and (self.kernels is None or kernel in self.kernels)
@@ -62,10 +62,10 @@ def _known(values: Iterable[str], valid: Sequence[str], what: str) -> None:
 
 
 def check_constraints(constraints: Sequence[Constraint], tables: Sequence[str], world_size: int) -> None:
-    """Every pattern must match a table, every pinned rank must exist.
+    """Check that every pattern matches a table and every pinned rank exists.
 
     Raises:
-        UserError: the constraint that would have been silently without effect.
+        UserError: a constraint would have no effect.
     """
     for constraint in constraints:
         for pattern in constraint.tables:
@@ -73,11 +73,12 @@ def check_constraints(constraints: Sequence[Constraint], tables: Sequence[str], 
                 raise UserError(f"constraint on '{pattern}' matches no table; tables: {', '.join(tables[:20])}")
         for rank in constraint.ranks or ():
             if rank >= world_size:
-                raise UserError(f"constraint on {', '.join(constraint.tables)} pins rank {rank} of {world_size}")
+                names = ", ".join(constraint.tables)
+                raise UserError(f"constraint on {names} pins rank {rank}; valid ranks: 0 to {world_size - 1}")
 
 
 def groups_of(constraints: Sequence[Constraint], tables: Sequence[str]) -> list[list[int]]:
-    """Indices of tables that must stay together; a table without such a constraint is a group of its own."""
+    """Indices of tables that must be co-located; a table without such a constraint is a group of its own."""
     group_of = list(range(len(tables)))
     for constraint in constraints:
         if constraint.together:
@@ -91,15 +92,16 @@ def groups_of(constraints: Sequence[Constraint], tables: Sequence[str]) -> list[
 
 
 def allowed_ranks(constraints: Sequence[Constraint], table: str) -> frozenset[int] | None:
-    """Ranks that every pin of the table allows, None where it has no pin.
+    """Ranks that all pins of a table allow; None where it has no pin.
 
     Raises:
-        UserError: two pins that exclude each other.
+        UserError: its pins exclude each other.
     """
     pins = [frozenset(c.ranks) for c in constraints if c.ranks is not None and c.matches(table)]
     if not pins:
         return None
     common = frozenset.intersection(*pins)
     if not common:
-        raise UserError(f"table '{table}' is pinned to different ranks: {' and '.join(str(sorted(p)) for p in pins)}")
+        named = " and ".join(str(sorted(pin)) for pin in pins)
+        raise UserError(f"table '{table}' is pinned to different ranks: {named}; remove one of the pins")
     return common

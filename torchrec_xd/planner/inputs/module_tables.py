@@ -12,7 +12,7 @@ from torchrec.distributed.types import ModuleSharder
 
 @dataclass(frozen=True)
 class TableRef:
-    """A table of a module: what a plan is about, and what it is checked against when it is loaded."""
+    """A table of a module."""
 
     path: str
     """Path of the collection inside the module."""
@@ -20,7 +20,7 @@ class TableRef:
     rows: int
     dim: int
     dtype: str
-    """Torch's name of the weights' type, for example `float32`."""
+    """Type of the weights as torch names it, for example `float32`."""
     features: tuple[str, ...]
     parameter: nn.Parameter
     module: nn.Module

@@ -13,31 +13,31 @@ from torchrec_xd.settings import Settings
 
 
 class PlannerSettings(Settings):
-    """What is planned besides the tables and the cluster."""
+    """Settings of the planner, besides the tables and the cluster."""
 
     batch_size: PositiveInt = 512
     """Samples per rank and step."""
     pooling: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """Feature to mean ids per sample; 1 where not named."""
+    """Feature to mean ids per sample. Default: 1."""
     constraints: tuple[Constraint, ...] = ()
-    """Pins, bans and co-locations."""
+    """Pins, bans and co-locations of tables."""
     effort: PositiveInt = 400
-    """Consecutive non-improving iterations after which the search ends. Equal efforts find equal plans."""
+    """Consecutive non-improving iterations after which the search ends. The same effort always finds the same plan."""
 
 
 class ShardingSettings(Settings):
-    """Where the tables of a run may lie."""
+    """How the tables of a run may be sharded."""
 
     types: tuple[Literal["table_wise", "column_wise", "table_column_wise", "row_wise", "data_parallel"], ...] = Field(
         default=("table_wise",), min_length=1
     )
-    """Sharding types to choose from, for all tables. (Grid and table-row-wise are for a plan file, on GPUs.)"""
+    """Sharding types to choose from, for all tables. (grid_shard and table_row_wise need GPUs and a plan file.)"""
     constraints: tuple[Constraint, ...] = ()
-    """Further pins, bans and co-locations, by table."""
+    """Pins, bans and co-locations of single tables."""
     plan: Path | None = None
-    """A plan that `torchrec-xd plan --out` wrote; Default: made when the run starts."""
+    """A plan that `torchrec-xd plan make --out` wrote. Default: planned when the run starts."""
     communication: CommunicationSettings = CommunicationSettings()
-    """In which precision ranks exchange embeddings and gradients."""
+    """Precision in which ranks exchange embeddings and gradients."""
 
     @model_validator(mode="after")
     def _check(self) -> ShardingSettings:
@@ -53,11 +53,14 @@ class ShardingSettings(Settings):
     def _remedy(self, kind: str) -> str:
         valid = get_args(get_args(type(self).model_fields["types"].annotation)[0])
         if kind in valid:
-            return "add it there, or ask for one of these"
-        return f"it is for GPUs and comes from a plan file (sharding.plan); types may be: {', '.join(valid)}"
+            return "add it to types, or choose one of these"
+        return f"it needs GPUs and a plan file (sharding.plan); types may be: {', '.join(valid)}"
 
     @property
     def all_constraints(self) -> tuple[Constraint, ...]:
-        """All of these as constraints; what is sharded updates inside the backward pass, what is replicated cannot."""
+        """`types` and `constraints` as constraints of the planner.
+
+        Sharded tables use fused kernels, which update in the backward pass; replicated ones have dense kernels only.
+        """
         kernels = ("fused", "dense") if "data_parallel" in self.types else ("fused",)
         return (Constraint(tables=("*",), sharding_types=self.types, kernels=kernels), *self.constraints)

@@ -1,4 +1,4 @@
-"""Table lists and constraints as files, YAML or CSV: every fault names its file and line."""
+"""Table lists and constraints in YAML or CSV files; errors name file and line."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torchrec_xd.planner.inputs.tables import TableList, TableSpec
 from torchrec_xd.settings import SettingsT, StrictLoader, validate
 
 Entry = tuple[int, Any]
-"""Line and content."""
+"""Line number and content."""
 
 
 def load_tables(path: Path) -> TableList:
     """A table list: CSV with a header, or YAML with `tables:` (and `constraints:`), or a bare YAML list of tables.
 
     Raises:
-        UserError: file and line of each fault; a table written twice; a feature with two pooling factors.
+        UserError: the file is not valid, a table is listed twice, or a feature has two pooling factors.
     """
     if path.suffix not in (".csv", ".yaml", ".yml"):
         raise UserError(f"{path}: a table list is a .csv or a .yaml file, not '{path.suffix}'")
@@ -40,7 +40,7 @@ def load_tables(path: Path) -> TableList:
             if before != factor:
                 raise UserError(
                     f"{path}:{line}: feature '{feature}' has pooling {factor:g} here and {before:g} on line {where}; "
-                    "a feature has one, whatever tables it is looked up in"
+                    "write the same factor for all tables that it looks up"
                 )
         tables.append(table)
     if not tables:
@@ -53,7 +53,7 @@ def load_constraints(path: Path) -> tuple[Constraint, ...]:
     """A YAML file of constraints: a list, or a mapping with the key `constraints`.
 
     Raises:
-        UserError: file and line of each fault.
+        UserError: the file is not valid.
     """
     lists = _yaml_lists(path, ("constraints",))
     return tuple(_entry(Constraint, content, path, line) for line, content in lists.get("constraints", ()))
@@ -68,7 +68,7 @@ def _entry(kind: type[SettingsT], content: Any, path: Path, line: int) -> Settin
 
 def _read(path: Path) -> str:
     try:
-        # Spreadsheets begin what they export with a byte order mark.
+        # Spreadsheet programs write a byte order mark first.
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
@@ -91,9 +91,9 @@ def _csv_entries(path: Path) -> Iterator[Entry]:
 
 
 def _yaml_lists(path: Path, keys: Sequence[str]) -> dict[str, list[Entry]]:
-    """The lists of a YAML mapping that may have `keys`; a file that is a bare list has the first of them."""
+    """The lists under `keys` in a YAML mapping. A file that is a list itself stands for the first key."""
     loader = StrictLoader(_read(path))
-    loader.name = str(path)  # what its own errors call the file
+    loader.name = str(path)  # appears in its error messages
     try:
         root = loader.get_single_node()
         content: Any = None if root is None else loader.construct_document(root)

@@ -1,4 +1,4 @@
-"""What is planned: tables of a model, of a schema or of a list, always as a module on the meta device."""
+"""Table lists: written by hand or taken from a schema, and made into a module on the meta device."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ WeightType = Literal["fp32", "fp16", "bf16"]
 Sharders = Sequence[ModuleSharder[nn.Module]]
 
 EMPTY_DICT = nn.ModuleDict()
-"""What collections keep their tables in: its own attributes cannot be names of tables."""
+"""Embedding collections keep their tables in a ModuleDict, whose attributes cannot be names of tables."""
 
 
 class TableSpec(Settings):
-    """One line of a table list."""
+    """One table of a list."""
 
     name: str = Field(min_length=1)
     """Unique name."""
     rows: int = Field(gt=0, le=10**12)
     """Number of embeddings."""
     dim: int = Field(gt=0, le=10**5)
-    """Width; a multiple of 4, as FBGEMM needs it."""
+    """Embedding dimension; FBGEMM requires a multiple of 4."""
     features: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Features that look the table up, or how many; one with the table's name unless told."""
+    """Names of the features that look up the table, or their number. Default: one feature, named like the table."""
     pooling: tuple[PositiveFloat, ...] = (1.0,)
-    """Mean ids per sample of each feature; one number holds for all."""
+    """Mean ids per sample, one number for all features or one each."""
     sequence: bool = False
     """Looked up without pooling (EmbeddingCollection)."""
     dtype: WeightType | None = None
-    """Type of the weights; that of the plan unless told."""
+    """Type of the weights. Default: that of the whole list."""
 
     @field_validator("features", mode="before")
     @classmethod
@@ -64,21 +64,23 @@ class TableSpec(Settings):
     @model_validator(mode="after")
     def _check(self) -> TableSpec:
         if "." in self.name or hasattr(EMPTY_DICT, self.name):
-            raise ValueError(f"torch takes no dot and no word of its own as a name, so no '{self.name}'; rename it")
+            raise ValueError(
+                f"table '{self.name}': torch modules reserve this name, or forbid its dot; rename the table"
+            )
         if len(set(self.features)) < len(self.features):
             raise ValueError(f"table '{self.name}' names a feature twice: {', '.join(self.features)}")
         if self.dim % 4:
-            raise ValueError(f"dim {self.dim} of table '{self.name}' is no multiple of 4, as FBGEMM needs it")
+            raise ValueError(f"dim {self.dim} of table '{self.name}' is no multiple of 4; FBGEMM requires one")
         if len(self.pooling) not in (1, len(self.feature_names)):
             raise ValueError(
                 f"table '{self.name}' has {len(self.feature_names)} features and {len(self.pooling)} pooling factors; "
-                "give one for all or one each"
+                "give one for all features or one for each"
             )
         return self
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """The features, never empty."""
+        """Names of the features; at least one."""
         return self.features or (self.name,)
 
     def pooling_of(self) -> dict[str, float]:
@@ -101,7 +103,7 @@ class TableList(Settings):
 
 
 class TableModule(nn.Module):
-    """The tables of a list as a model would hold them: pooled ones in `bags`, the others by width in `sequences`."""
+    """The tables of a list as a module: pooled ones in `bags`, the others by dimension in `sequences`."""
 
     def __init__(self, tables: TableList, dtype: WeightType) -> None:
         super().__init__()
@@ -112,7 +114,7 @@ class TableModule(nn.Module):
         for table in tables.tables:
             if table.sequence:
                 unpooled.setdefault(table.dim, []).append(EmbeddingConfig(**_config(table, dtype)))
-        # An EmbeddingCollection holds tables of one width only.
+        # All tables of an EmbeddingCollection must have the same dimension.
         self.sequences = nn.ModuleDict(
             {f"dim_{dim}": EmbeddingCollection(configs, device=meta) for dim, configs in unpooled.items()}
         )
@@ -129,7 +131,7 @@ def _config(table: TableSpec, dtype: WeightType) -> dict[str, Any]:
 
 
 def schema_tables(schema: Schema, pooling: Mapping[str, float]) -> TableList:
-    """The tables of a schema; a feature that `pooling` does not name counts one id per row, a sequence its length.
+    """The tables of a schema. Features that `pooling` does not name have one id per row, sequences their length.
 
     Raises:
         UserError: `pooling` names a feature that has no table.

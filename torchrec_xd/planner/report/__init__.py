@@ -1,1 +1,1 @@
-"""Plans for people: tables on the terminal, an HTML page, explanations, checks."""
+"""Plans for people: terminal tables, an HTML page, explanations, comparisons with measurements."""

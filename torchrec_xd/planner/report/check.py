@@ -1,4 +1,4 @@
-"""A plan's estimates beside what the run that trained under it measured, rank by rank."""
+"""A plan's estimates next to the measurements of the run that trained with it, by rank."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from torchrec_xd.settings import Settings, validate
 
 
 class RankMeasured(Settings):
-    """What one rank of a run measured, as metrics.json says it."""
+    """Measurements of one rank of a run, as metrics.json holds them."""
 
     table_bytes: NonNegativeInt
     """Weights and optimizer state of the shards on this rank."""
     peak_memory_bytes: NonNegativeInt
-    """Most that the process held: on a GPU what torch allocated there, else resident memory."""
+    """Peak memory of the process: on a GPU as torch allocated it there, else resident memory."""
     step_ms: NonNegativeFloat | None
-    """Of a whole step; the median over the intervals between log steps. None where a resumed run had no step left."""
+    """Median time of a whole step over the intervals between log lines; None if a resumed run had no step left."""
 
 
 @dataclass(frozen=True)
 class RankCheck:
-    """One rank as estimated by the plan and as measured by the run."""
+    """Estimates and measurements of one rank."""
 
     rank: int
     estimated_bytes: int
-    """Tables, optimizer state, and the buffers of ids and vectors."""
+    """Weights, optimizer state, and the buffers of ids and vectors."""
     table_bytes: int
     peak_memory_bytes: int
     estimated_lookup_ms: float
@@ -45,12 +45,12 @@ class RankCheck:
 
     @property
     def bytes_ratio(self) -> float | None:
-        """Estimated over measured bytes of tables; None where the rank holds none."""
+        """Estimated bytes over measured bytes of tables; None if the rank holds no table."""
         return self.estimated_bytes / self.table_bytes if self.table_bytes else None
 
     @property
     def ms_ratio(self) -> float | None:
-        """Estimated time of the embeddings over the measured whole step."""
+        """Estimated time of the embeddings over the measured time of the whole step."""
         return self.estimated_ms / self.step_ms if self.step_ms else None
 
 
@@ -58,17 +58,20 @@ def check_run(directory: Path) -> list[RankCheck]:
     """Estimates and measurements of a finished run, by rank.
 
     Raises:
-        UserError: the folder is no finished run, or holds no plan or no measurements.
+        UserError: the folder is no finished run, or has no plan or no measurements.
     """
     folder = RunFolder(directory)
     measured = _measured(folder)
     if not folder.plan.is_file():
         raise UserError(
-            f"{directory} holds no {folder.plan.name}: it was trained before runs kept their plan; train it again"
+            f"{directory} has no {folder.plan.name}: an early version trained it; train it again to check it"
         )
     plan = read_plan(folder.plan)
     if len(measured) != plan.cluster.world_size:
-        raise UserError(f"{directory}: {len(measured)} ranks were measured, {plan.cluster.world_size} planned")
+        raise UserError(
+            f"{directory}: {folder.metrics.name} has {len(measured)} ranks, {folder.plan.name} has "
+            f"{plan.cluster.world_size}: they are not of the same run; train it again"
+        )
     return [
         RankCheck(
             rank=rank,
@@ -86,5 +89,5 @@ def _measured(folder: RunFolder) -> list[RankMeasured]:
     train = content.get("train") if isinstance(content, dict) else None
     ranks = train.get("ranks") if isinstance(train, dict) else None
     if not isinstance(ranks, list):
-        raise UserError(f"{path} says nothing of ranks: it was written before runs measured them; train again")
+        raise UserError(f"{path} has no measurements of the ranks: an early version wrote it; train again to check it")
     return [validate(RankMeasured, entry, f"{path}: rank {rank}") for rank, entry in enumerate(ranks)]

@@ -1,4 +1,4 @@
-"""A plan, an explanation and a comparison as tables for the terminal."""
+"""Plans, explanations and comparisons as terminal tables."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from torchrec_xd.planner.report.torchrec_default import DefaultPlan
 BAR_WIDTH = 24
 ROWS_SHOWN = 40
 CHECK_NOTE = (
-    "Bytes: the estimate has the buffers of ids and vectors besides weights and optimizer state; the measured tables "
-    "have not. Peak memory is all that the process held: dense model, batches and libraries too.\n"
-    "Time: the estimate is of embeddings alone (lookup, update, exchange); the measured step also contains reading, "
-    "the dense model and its optimizer, and waiting for the slowest rank, which makes all ranks alike."
+    "Bytes: the estimate includes the buffers of ids and vectors; the measured tables are weights and optimizer state "
+    "only. Peak memory is that of the whole process, with dense model, batches and libraries.\n"
+    "Time: the estimate is for the embeddings only (lookup, update, exchange); the measured step includes reading, the "
+    "dense model and its optimizer. Ranks wait for the slowest one: all have about the same step time."
 )
 
 
 def plan_view(plan: Plan) -> Group:
-    """Tables, ranks and the certificate."""
+    """Tables, ranks, and the lower bound."""
     return Group(_tables_view(plan), _ranks_view(plan), certificate(plan))
 
 
 def certificate(plan: Plan) -> Text:
-    """One line: how good the plan is at least."""
+    """How good the plan is, in one line."""
     return Text(
-        f"slowest rank {plan.slowest_rank_ms:.3f} ms; no plan can beat {plan.lower_bound_ms:.3f} ms "
-        f"under these prices: the gap is at most {plan.gap:.1%}",
+        f"slowest rank {plan.slowest_rank_ms:.3f} ms; no plan can beat {plan.lower_bound_ms:.3f} ms under these costs: "
+        f"the gap is at most {plan.gap:.1%}",
         style="bold",
     )
 
@@ -63,7 +63,7 @@ def _tables_view(plan: Plan) -> Table:
 
 
 def ranks_text(table: PlannedTable) -> str:
-    """Ranks as short as they can be written: `all`, `3`, `8-15`, `1, 4, 9`."""
+    """Ranks in short form: `all`, `3`, `8-15`, `1, 4, 9`."""
     if table.ranks == "all":
         return "all"
     first, count = table.ranks[0], len(table.ranks)
@@ -102,8 +102,8 @@ def _bar(first: float, second: float, full: float) -> Text:
 
 
 def verdicts_view(name: str, verdicts: Sequence[OptionVerdict]) -> Table:
-    """Candidates of one table and why they lost."""
-    view = Table("option", "shards", "shard ms", "all ms", "HBM GiB", "DDR GiB", "why", title=f"Options of {name}")
+    """Options of one table, and why they were chosen or not."""
+    view = Table("option", "shards", "largest ms", "total ms", "HBM GiB", "DDR GiB", "why", title=f"Options of {name}")
     for verdict in verdicts:
         option = verdict.option
         view.add_row(
@@ -120,8 +120,10 @@ def verdicts_view(name: str, verdicts: Sequence[OptionVerdict]) -> Table:
 
 
 def lookups_view(measured: Sequence[RankLookups]) -> Table:
-    """Lookups of each rank as estimated and as measured here."""
-    view = Table("rank", "lookups estimated", "measured", "memory estimated", "measured", title="Lookups run here")
+    """Estimated and measured lookups of each rank."""
+    view = Table(
+        "rank", "lookups estimated", "measured", "memory estimated", "measured", title="Lookups on this machine"
+    )
     for rank in measured:
         view.add_row(
             str(rank.rank),
@@ -134,7 +136,7 @@ def lookups_view(measured: Sequence[RankLookups]) -> Table:
 
 
 def check_view(checks: Sequence[RankCheck]) -> Group:
-    """A finished run: estimated beside measured, per rank, and what the two do and do not contain."""
+    """A finished run: estimates and measurements by rank, and what they include."""
     view = Table("rank", title="Estimated by the plan, measured by the run")
     for heading in ("bytes est.", "tables", "est./meas.", "peak memory"):
         view.add_column(heading, justify="right")
@@ -161,8 +163,8 @@ def _ratio(value: float | None) -> str:
 
 
 def comparison_view(plan: Plan, seconds: float, default: DefaultPlan) -> Table:
-    """Our plan beside torchrec's."""
-    view = Table("", "this planner", "torchrec's default", title="Under the same prices and limits")
+    """Our plan next to torchrec's."""
+    view = Table("", "this planner", "torchrec's default", title="Under the same costs and limits")
     slowest = "no plan found" if default.slowest_rank_ms is None else f"{default.slowest_rank_ms:.3f} ms"
     view.add_row("time to plan", f"{seconds:.2f} s", f"{default.seconds:.2f} s")
     view.add_row("slowest rank", f"{plan.slowest_rank_ms:.3f} ms", slowest)

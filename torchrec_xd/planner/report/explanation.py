@@ -1,4 +1,4 @@
-"""Why a table is sharded as it is, and what would make an infeasible plan fit."""
+"""Why a table is sharded as it is: its other options, and what the plan would be with them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torchrec_xd.planner.search.candidates import RankState, build_groups
 
 @dataclass(frozen=True)
 class OptionVerdict:
-    """One option of a table and what became of it."""
+    """One option of a table, and why it was chosen or not."""
 
     option: Option
     chosen: bool
     slowest_rank_ms: float | None
-    """Slowest rank of the plan with this option instead, the other tables staying; None where it does not fit."""
+    """Slowest rank of the plan with this option, all other tables unchanged; None where it does not fit."""
     why: str
 
 
 def explain(planning: Planning, name: str) -> list[OptionVerdict]:
-    """Every option of a table, best first, with its price and why it lost.
+    """Every option of a table, best first, with the reason why it was chosen or not.
 
     Raises:
-        UserError: no such table, or one that several collections have.
+        UserError: there is no such table, or several collections have one of this name.
     """
     index = _index_of(planning.problem.tables, name)
     problem, cluster = planning.problem, planning.problem.cluster
@@ -56,7 +56,9 @@ def _index_of(tables: list[TableRef], name: str) -> int:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UserError(f"several tables are called '{name}': {', '.join(tables[i].fqn for i in found)}; give the path")
+        raise UserError(
+            f"several tables are called '{name}': {', '.join(tables[i].fqn for i in found)}; give one of these paths"
+        )
     raise UserError(f"no table '{name}'; tables: {', '.join(table.name for table in tables[:30])}")
 
 
@@ -70,8 +72,8 @@ def _why(option: Option, planning: Planning, index: int, slowest: float | None, 
         return f"slowest rank {slowest:.3f} ms, {slowest / now - 1:+.1%}"
     extra = option.total_ms - chosen.total_ms
     if extra > 0:
-        return f"no faster, and {extra:.3f} ms more work in all"
-    return "as good"
+        return f"no faster, and {extra:.3f} ms more total time"
+    return "equally good"
 
 
 def _no_room(option: Option, ranks: RankState) -> str:
@@ -79,7 +81,7 @@ def _no_room(option: Option, ranks: RankState) -> str:
         need = max(getattr(run.storage, kind) for run in option.runs)
         able = int((used + need <= limit).sum())
         if need > limit:
-            return f"a shard needs {need / GIB:.2f} GiB of {kind.upper()}, a rank has {limit / GIB:.2f}"
+            return f"a shard needs {need / GIB:.2f} GiB of {kind.upper()}, a rank has {limit / GIB:.2f} GiB"
         if able < option.num_shards:
-            return f"{need / GIB:.2f} GiB of {kind.upper()} needed on {option.num_shards} ranks, left on {able}"
-    return "not enough ranks of one node have room for its shards"
+            return f"needs {need / GIB:.2f} GiB of {kind.upper()} on {option.num_shards} ranks, free on {able}"
+    return "no node has enough ranks with free memory for its shards"

@@ -1,4 +1,4 @@
-"""Why no plan fits, and which single change would make one fit."""
+"""Why no plan fits, and which single changes would make one fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchrec_xd.planner.search.search import Found, NotFound, search
 from torchrec_xd.private_names import copy_announced_optimizer
 
 MOST_TIMES = 32
-"""How many times the ranks are tried at most when a plan does not fit."""
+"""Up to how many times as many ranks are tried."""
 
 
 class InfeasibleError(UserError):
@@ -48,15 +48,14 @@ def _reason(problem: PlanningProblem, why: NotFound) -> str:
             )
             over = {kind: bytes_ for kind, bytes_ in _excess(run.storage, limits).items() if bytes_ > 0}
             short = " and ".join(f"{bytes_:,} bytes of {kind.upper()}" for kind, bytes_ in over.items())
-            lines.append(
-                f"table '{problem.tables[table].fqn}': its leanest shard ({option.label}) is {short} short on any rank"
-            )
+            name = problem.tables[table].fqn
+            lines.append(f"table '{name}': its smallest shard ({option.label}) exceeds the limit of a rank by {short}")
     for kind, missing in zip(limits, why.shortage_M, strict=True):
         if missing >= 1:
-            lines.append(f"all ranks together are at least {int(missing):,} bytes of {kind.upper()} short")
+            lines.append(f"all ranks together lack at least {int(missing):,} bytes of {kind.upper()}")
     unplaced = [problem.tables[t].fqn for group in why.unplaced for t in problem.groups[group].tables]
     if unplaced:
-        lines.append(f"memory suffices in all, but is too fragmented for: {', '.join(unplaced)}")
+        lines.append(f"total memory is sufficient, but too fragmented for: {', '.join(unplaced)}")
     return "\n".join(lines)
 
 
@@ -65,7 +64,7 @@ def _excess(storage: object, limits: dict[str, int]) -> dict[str, int]:
 
 
 def remedies(problem: PlanningProblem) -> list[str]:
-    """The nearest single changes that make an infeasible plan fit, each tried; empty where none of them does."""
+    """Single changes that make an infeasible problem feasible, each tried by planning again; empty if none does."""
     ranks = _ranks_needed(problem)
     found = [] if ranks is None else [f"{ranks} ranks instead of {problem.cluster.world_size}"]
     return found + [text for text, attempt in _other_changes(problem) if _fits(attempt)]
@@ -82,7 +81,7 @@ def _again(
 
 
 def _ranks_needed(problem: PlanningProblem) -> int | None:
-    """The least number of ranks that suffices, found by doubling and halving; None beyond `MOST_TIMES` as many."""
+    """Least number of ranks that is sufficient, up to a sixteenth; None beyond `MOST_TIMES` as many."""
     cluster = problem.cluster
 
     def fits(size: int) -> bool:
@@ -103,7 +102,7 @@ def _ranks_needed(problem: PlanningProblem) -> int | None:
 
 
 def _whole_nodes(ranks: int, cluster: Cluster) -> int:
-    """`ranks`, rounded up to whole nodes where they take more than one."""
+    """`ranks`, rounded up to whole nodes if they need more than one."""
     size = cluster.ranks_per_node
     return ranks if ranks <= size else math.ceil(ranks / size) * size
 
@@ -122,11 +121,11 @@ def _other_changes(problem: PlanningProblem) -> Iterator[tuple[str, PlanningProb
     for constraint in settings.constraints:
         rest = tuple(c for c in settings.constraints if c is not constraint)
         without = _again(problem, settings=settings.model_copy(update={"constraints": rest}))
-        yield f"lift the constraint on {', '.join(constraint.tables)}{_freed(problem, without)}", without
+        yield f"the constraint on {', '.join(constraint.tables)} removed{_freed(problem, without)}", without
 
 
 def _freed(before: PlanningProblem, after: PlanningProblem) -> str:
-    """The sharding types that lifting a constraint allows."""
+    """The sharding types that are allowed without a constraint."""
     types = {
         option.sharding_type
         for old, new in zip(before.options, after.options, strict=True)

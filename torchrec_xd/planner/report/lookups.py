@@ -1,4 +1,4 @@
-"""The lookups of a plan, run on this machine."""
+"""The lookups of a plan, measured on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchrec_xd.planner.inputs.cluster import LookupWork
 
 @dataclass(frozen=True)
 class RankLookups:
-    """One rank's lookups as estimated and as measured."""
+    """Estimated and measured lookups of one rank."""
 
     rank: int
     estimated_ms: float
@@ -25,22 +25,25 @@ class RankLookups:
 
 
 def measure_ranks(planning: Planning, optimizer: TableOptimizer) -> list[RankLookups]:
-    """Run every rank's lookups on this machine, one rank after the other, without exchange.
+    """Run the lookups of every rank on this machine, one rank after the other, without the exchange.
 
     Raises:
-        UserError: the plan is for another device, or holds weights or an optimizer that are not measured.
+        UserError: this machine does not have the plan's device, or FBGEMM cannot run its weight types or optimizer.
     """
     plan = planning.plan
     device = plan.cluster.device
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--measure-lookups runs them here, and there is no CUDA device; plan for a cpu cluster")
+        raise UserError(
+            "--measure-lookups runs lookups on this machine, which has no CUDA device; choose a cpu cluster"
+        )
     measured = []
     for rank in range(plan.cluster.world_size):
         shards = _shards_of(planning, rank)
         measured_ms, held = 0.0, 0
         for dtype in sorted({dtype for dtype, _ in shards}):
             if dtype not in SPARSE_TYPES:
-                raise UserError(f"{', '.join(SPARSE_TYPES)} weights can be measured, and the plan holds {dtype}")
+                measurable = ", ".join(SPARSE_TYPES)
+                raise UserError(f"--measure-lookups measures {measurable} weights, but the plan has {dtype} weights")
             works = [work for kind, work in shards if kind == dtype]
             forward, backward, size = run_lookup(works, dtype, device, optimizer)
             measured_ms, held = measured_ms + forward + backward, held + size
@@ -50,7 +53,7 @@ def measure_ranks(planning: Planning, optimizer: TableOptimizer) -> list[RankLoo
 
 
 def _shards_of(planning: Planning, rank: int) -> list[tuple[str, LookupWork]]:
-    """Weight type and work of what a rank looks up in one step."""
+    """Weight type and lookups of each shard of a rank in one step."""
     problem, cluster = planning.problem, planning.problem.cluster
     names = {"float32": "fp32", "float16": "fp16"}
     found = []

@@ -1,4 +1,4 @@
-"""Torchrec's own planner on the same tables, prices and limits."""
+"""Torchrec's own planner with its default settings, on the same tables, costs and limits."""
 
 from __future__ import annotations
 
@@ -24,32 +24,35 @@ from torchrec_xd.planner.search.candidates import Ints
 
 @dataclass(frozen=True)
 class DefaultPlan:
-    """What torchrec's planner made of it."""
+    """The plan of torchrec's planner."""
 
     seconds: float
     slowest_rank_ms: float | None
-    """None where it found no plan."""
+    """None if it found no plan."""
     largest_hbm: int
-    """Bytes of the fullest rank."""
+    """HBM of the rank with most of it, bytes."""
     largest_ddr: int
+    """Host memory of the rank with most of it, bytes."""
 
 
 def default_plan(
     module: nn.Module, sharders: Sequence[ModuleSharder[nn.Module]], cluster: Cluster, settings: PlannerSettings
 ) -> DefaultPlan:
-    """`EmbeddingShardingPlanner` with its defaults, its answer problem as ours is.
+    """Plan with `EmbeddingShardingPlanner`, and apply the same costs as to our plan.
 
     Raises:
-        UserError: constraints that torchrec's planner does not know (ranks, together).
+        UserError: there are constraints that torchrec's planner does not support (ranks, together).
     """
     if any(c.together or c.ranks for c in settings.constraints):
-        raise UserError("torchrec's planner knows neither 'ranks' nor 'together': compare without these constraints")
+        raise UserError(
+            "torchrec's planner supports neither 'ranks' nor 'together' in constraints; leave them out to compare"
+        )
     tables = module_tables(module, sharders)
     options = cost_tables(tables, cluster, settings.batch_size, settings.pooling, settings.constraints, stacked=True)
     planner = EmbeddingShardingPlanner(
         topology=cluster.topology(),
         batch_size=settings.batch_size,
-        # The cluster's limits are what tables may fill: nothing more is to be kept free.
+        # The reservation is already taken off the memory of the cluster's topology.
         storage_reservation=FixedPercentageStorageReservation(0.0),
         constraints={t.name: _constraints(t, o, settings) for t, o in zip(tables, options, strict=True)},
         stats=[],
@@ -78,7 +81,7 @@ def _constraints(table: TableRef, options: Sequence[Option], settings: PlannerSe
 
 
 def _match(plan: ShardingPlan, table: TableRef, options: Sequence[Option]) -> tuple[Option, Ints]:
-    """Our price of what torchrec chose: columns cut into one shard are a whole table."""
+    """Our option for torchrec's choice, and its ranks. A single column shard is a whole table."""
     module_plan = plan.plan[table.path]
     chosen = module_plan[table.name]
     ranks = np.array(chosen.ranks, dtype=np.int64)

@@ -1,1 +1,1 @@
-"""The search for the plan whose slowest rank is fastest."""
+"""Chooses a way of sharding and the ranks of every table, and proves how far the choice is from the best one."""

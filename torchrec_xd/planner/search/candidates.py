@@ -1,4 +1,4 @@
-"""Candidates as the search sees them, and the ranks that carry them.
+"""Candidates of the search, and the load of the ranks.
 
 Shape legend: W ranks, S shards of a candidate, M kinds of memory (HBM, DDR).
 """
@@ -32,19 +32,23 @@ LAYOUTS: dict[str, Layout] = {
     ShardingType.ROW_WISE.value: "uniform",
     ShardingType.DATA_PARALLEL.value: "uniform",
 }
-"""Where shards may go: any ranks; ranks of one node; whole nodes, in order; every rank, in order."""
+"""Where the shards of each type may go.
+
+ranks: any different ranks; node_columns: different ranks of one node; node_rows: whole nodes, in order; uniform: every
+rank, in order.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One way of sharding a group of tables that stay together (as a rule one table)."""
+    """One way of sharding a group: one option for each of its tables."""
 
     layout: Layout
     options: tuple[Option, ...]
     ms_S: Floats
     memory_MS: Floats
     ranks: Ints | None
-    """The only ranks allowed, None for all."""
+    """The only ranks that are allowed; None for all."""
     largest_ms: float
     total_ms: float
     memory_M: Floats
@@ -53,7 +57,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class TableGroup:
-    """Tables that are placed as one, and every way of doing so."""
+    """Co-located tables (most often a single one) and every way of sharding them."""
 
     tables: tuple[int, ...]
     candidates: tuple[Candidate, ...]
@@ -62,10 +66,10 @@ class TableGroup:
 def build_groups(
     tables: Sequence[TableRef], options: Sequence[Sequence[Option]], constraints: Sequence[Constraint]
 ) -> list[TableGroup]:
-    """Tables merged as the constraints ask, with their candidates.
+    """Merge tables that the constraints co-locate, and list the candidates of each group.
 
     Raises:
-        UserError: tables that must stay together have no common way, or pins that exclude each other.
+        UserError: co-located tables have no sharding type and kernel in common, or pins exclude each other.
     """
     names = [table.name for table in tables]
     groups = []
@@ -77,9 +81,11 @@ def build_groups(
         candidates = [_candidate([other[key] for other in keyed], ranks) for key in common]
         candidates = [c for c in candidates if ranks is None or len(c.ms_S) <= len(ranks)]
         if not candidates:
+            where = "" if ranks is None else f" on ranks {ranks.tolist()}"
+            where = "" if ranks is None else f" on ranks {ranks.tolist()}"
             raise UserError(
-                f"no sharding type and kernel suits all of: {', '.join(names[i] for i in members)}"
-                f"{'' if ranks is None else f' on ranks {ranks.tolist()}'}; loosen the constraints on them"
+                f"no sharding type and kernel is allowed for all of: {', '.join(names[i] for i in members)}"
+                f"{where}; relax the constraints on them"
             )
         groups.append(TableGroup(tuple(members), tuple(candidates)))
     return groups
@@ -100,7 +106,7 @@ def _spread(option: Option, values: list[Any]) -> Floats:
 
 
 class RankState:
-    """Load and memory of every rank while candidates come and go."""
+    """Load and memory of every rank, updated as candidates are placed and removed."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.node_size = cluster.node_size
@@ -110,7 +116,7 @@ class RankState:
         self._all = np.arange(cluster.world_size)
 
     def put(self, candidate: Candidate, ranks: Ints) -> None:
-        """Add a candidate to the ranks it was given."""
+        """Add a candidate to the ranks that hold its shards."""
         self.load_W[ranks] += candidate.ms_S
         self.memory_MW[:, ranks] += candidate.memory_MS
 
@@ -120,7 +126,7 @@ class RankState:
         self.memory_MW[:, ranks] -= candidate.memory_MS
 
     def best(self, candidate: Candidate) -> tuple[Ints, float] | None:
-        """The ranks where the candidate fits and the slowest of them stays fastest, and that rank's time; or None."""
+        """The ranks for a candidate whose slowest one is fastest, and that rank's time; None where it does not fit."""
         if candidate.layout == "uniform":
             if (self.memory_MW + candidate.memory_MS > self.limit_M[:, None]).any():
                 return None
@@ -130,7 +136,7 @@ class RankState:
         return self._best_nodes(candidate)
 
     def _free(self, candidate: Candidate) -> Floats:
-        """Loads of ranks that have room for one shard, infinity elsewhere. Column shards are all alike."""
+        """Loads of ranks with room for one shard, infinity for the others. All shards of the candidate are equal."""
         room = (self.memory_MW <= (self.limit_M - candidate.memory_MS[:, 0])[:, None]).all(axis=0)
         if candidate.ranks is not None:
             pinned = np.zeros_like(room)

@@ -1,4 +1,4 @@
-"""Local search: makes the slowest rank faster, one group at a time, and shakes when that ends."""
+"""Iterated local search: makes the slowest rank faster, group by group, and perturbs the plan at local optima."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from torchrec_xd.planner.inputs.cluster import Cluster
 from torchrec_xd.planner.search.candidates import Candidate, Floats, Ints, RankState, TableGroup
 
 GROUPS_TRIED = 24
-"""Groups of the slowest rank that one step tries to move."""
+"""Groups that one step tries to move, at most."""
 CLOSE_ENOUGH = 1e-5
-"""A gap to the lower bound that is worth no more search."""
+"""Relative gap to the lower bound at which the search ends."""
 COST_NOISE = 3.0
-"""Every second refill may take what costs so many times the cheapest: the cheapest ones may not fit together."""
+"""Costs are multiplied with up to this in every second refill: the cheapest candidates may not fit together."""
 LESS = 1 - 1e-9
+"""Smaller improvements are rounding."""
 
 
 class Assignment:
-    """Candidate and ranks of every group, with the load they make."""
+    """Candidate and ranks of every group, and the resulting load."""
 
     def __init__(self, ranks: RankState, chosen: list[int], placed: list[Ints]) -> None:
         self.state = ranks
@@ -34,7 +35,7 @@ class Assignment:
         return float(self.state.load_W.max())
 
     def put(self, group: int, candidate: Candidate, index: int, ranks: Ints) -> None:
-        """Place a group that has no place."""
+        """Place a group that is not placed yet."""
         self.state.put(candidate, ranks)
         self.chosen[group] = index
         self.ranks[group] = ranks
@@ -49,7 +50,7 @@ class _Snapshot:
     on_rank: npt.NDArray[np.bool_]
 
 
-class Improvement:
+class LocalSearch:
     """Improves one assignment in place."""
 
     def __init__(self, groups: Sequence[TableGroup], cluster: Cluster, assignment: Assignment, lower_ms: float) -> None:
@@ -64,11 +65,11 @@ class Improvement:
         self.total_ms = [np.array([candidate.total_ms for candidate in group.candidates]) for group in groups]
 
     def run(self, effort: int) -> Assignment:
-        """Descend, then shake up to `effort` times in a row without success."""
+        """Descend to a local optimum, then perturb until `effort` perturbations in a row have not improved it."""
         self._descend()
         failures = 0
         while failures < effort and self.assignment.slowest_ms > self.goal_ms:
-            failures = 0 if self._shake() else failures + 1
+            failures = 0 if self._ruin_and_recreate() else failures + 1
         return self.assignment
 
     def _descend(self) -> None:
@@ -91,7 +92,7 @@ class Improvement:
         self.on_rank[group, ranks] = True
 
     def _move(self, slowest: int) -> bool:
-        """Recut or move the group that relieves the slowest rank best."""
+        """Reshard or move the group of the slowest rank whose new ranks are then fastest."""
         peak = float(self.state.load_W[slowest])
         members = np.flatnonzero(self.on_rank[:, slowest])
         if len(members) > GROUPS_TRIED:
@@ -112,7 +113,7 @@ class Improvement:
         return True
 
     def _cheapest_below(self, group: int, limit: float, left: float) -> tuple[float, int, Ints] | None:
-        """The place where the ranks touched end soonest, below `limit`: (their slowest, candidate, ranks)."""
+        """The fastest place of a group below `limit`: (time of the slowest affected rank, candidate, ranks)."""
         best: tuple[float, int, Ints] | None = None
         lowest, mean = float(self.state.load_W.min()), float(self.state.load_W.mean())
         for index, candidate in enumerate(self.groups[group].candidates):
@@ -128,7 +129,7 @@ class Improvement:
         return best
 
     def _swap(self, slowest: int) -> bool:
-        """Exchange a whole table of the slowest rank with a smaller one elsewhere."""
+        """Swap a whole table of the slowest rank with a faster one of another rank."""
         single = np.array([len(ranks) == 1 and self._free_to_move(g) for g, ranks in enumerate(self.assignment.ranks)])
         mine = np.flatnonzero(single & self.on_rank[:, slowest])
         others = np.flatnonzero(single & ~self.on_rank[:, slowest])
@@ -160,8 +161,8 @@ class Improvement:
         candidate = self._candidate(group)
         return candidate.layout == "ranks" and candidate.ranks is None
 
-    def _shake(self) -> bool:
-        """Empty the slowest rank and some others, refill them in a random order; undone unless it helps."""
+    def _ruin_and_recreate(self) -> bool:
+        """Empty the slowest rank and a few others and fill them again in random order; undo it if nothing improved."""
         before = self.assignment.slowest_ms
         saved = self._snapshot()
         slowest = int(self.state.load_W.argmax())
@@ -179,7 +180,7 @@ class Improvement:
         return False
 
     def _refill(self, members: Ints, limit: float) -> bool:
-        """Long groups first, roughly; each takes about its cheapest candidate that ends below `limit`."""
+        """Slowest groups first, each with its cheapest candidate that ends below `limit`; both orders with noise."""
         noise = self.random.uniform(0.5, 1.5, len(members))
         size = np.array([self._candidate(group).largest_ms for group in members]) * noise
         noise = self.random.choice((1.0, COST_NOISE))

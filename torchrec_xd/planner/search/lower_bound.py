@@ -1,10 +1,13 @@
-"""The time that no plan can beat: a certificate for the search's answer.
+"""A lower bound on the time of the slowest rank of any plan: it certifies how good a plan is.
 
-For a limit z on the slowest rank, only candidates whose largest shard takes at most z can be used. The tables' cheapest
-such mix, memory of all ranks taken together, must fit into world size x z; the smallest z for which it does is a bound.
-The mix is a linear programme: its duals are the prices of memory that guide the search. The bound is then raised where
-tables too large for any other way must be split over all ranks and leave less room there, and where shards larger than
-half of the room must each have a rank of their own (a dual feasible function of bin packing).
+Under a limit z on the slowest rank, only candidates whose largest shard takes at most z are possible. A linear program
+chooses among them for every group, fractions allowed, with the memory of all ranks pooled, so that the total time is
+least. The total must not exceed world size x z; the smallest z for which it does not is a lower bound. The duals of the
+memory limits are the shadow prices of memory that guide the search.
+
+Two arguments raise the bound. Groups that fit in no other way must be split over all ranks, and leave less time there
+for the others. Shards that take more than half of that time each need a rank of their own (dual feasible functions,
+known from bin packing).
 """
 
 from __future__ import annotations
@@ -20,21 +23,23 @@ from scipy.sparse import csr_matrix
 from torchrec_xd.planner.search.candidates import Floats, Ints, RankState, TableGroup
 
 SMALL_PARTS = (0.05, 0.1, 0.2, 0.25, 0.3, 1 / 3, 0.4, 0.45, 0.5)
-"""Shares of z below which the bin-packing bound ignores shards; any value is valid, these are tried."""
+"""Parts of z below which the bin-packing bound ignores shards. Every value gives a valid bound; these are tried."""
 BISECTIONS = 24
+"""Steps of the search for the raised bound."""
 
 
 @dataclass(frozen=True)
 class Relaxation:
-    """The best mix under a limit: a lower bound on the average load, and each group's cheapest candidate."""
+    """Solution of the linear program under a limit."""
 
     average_ms: float
+    """Lower bound on the mean load of a rank."""
     memory_price_M: Floats
-    """ms per byte: what memory is worth at the optimum."""
+    """Shadow price of memory, ms per byte."""
 
 
 class Candidates:
-    """All candidates in flat arrays: N candidates, G groups of consecutive ones."""
+    """The candidates of all groups in flat arrays: N candidates, G groups of consecutive ones."""
 
     def __init__(self, groups: Sequence[TableGroup], ranks: RankState) -> None:
         every = [candidate for group in groups for candidate in group.candidates]
@@ -45,31 +50,34 @@ class Candidates:
         self.memory_MN: Floats = np.array([c.memory_M for c in every]).T
         shard_fits = np.array([(c.memory_MS <= ranks.limit_M[:, None]).all() for c in every])
         self.largest_N: Floats = np.where(shard_fits, [c.largest_ms for c in every], np.inf)
-        """Infinite where one shard alone exceeds a rank's memory."""
+        """Time of the largest shard; infinite where a shard exceeds the memory of a rank."""
         self.capacity_M: Floats = ranks.limit_M * self.world_size
         uniform = [float(c.ms_S.min()) if c.layout == "uniform" else np.nan for c in every]
         self.uniform_N: Floats = np.array(uniform)
-        """What every rank does at least under a candidate that takes all ranks; nan for others."""
-        # Bin-packing weights need single shards: runs of equal shards keep the arrays small.
+        """Least time on any rank of a candidate that takes all ranks; nan for the others."""
+        # The bin-packing bound needs single shards; runs of equal ones keep the arrays small.
         runs = [(n, ms, count) for n, c in enumerate(every) for ms, count in _runs(c.ms_S)]
         self.run_of: Ints = np.array([run[0] for run in runs])
         self.run_ms: Floats = np.array([run[1] for run in runs], dtype=np.float64)
         self.run_count: Floats = np.array([run[2] for run in runs], dtype=np.float64)
 
     def least(self, cost_N: Floats, limit_ms: float) -> Floats:
-        """Each group's least cost among candidates whose largest shard takes at most `limit_ms`, `[G]`."""
+        """Least cost of each group among candidates with shards up to `limit_ms`, `[G]`."""
         least: Floats = np.minimum.reduceat(np.where(self.largest_N <= limit_ms, cost_N, np.inf), self.start_G)
         return least
 
     def cheapest(self, price_M: Floats, limit_ms: float) -> Ints:
-        """Each group's cheapest candidate, memory at `price_M` ms per byte, `[G]`; -1 where none is allowed."""
+        """Cheapest candidate of each group with shards up to `limit_ms`, `[G]`; -1 where there is none.
+
+        The cost of a candidate is its time and its memory at `price_M` ms per byte.
+        """
         cost = np.where(self.largest_N <= limit_ms, self.total_N + price_M @ self.memory_MN, np.inf)
         order = np.lexsort((cost, self.group_N))
         first = order[self.start_G]
         return np.where(np.isfinite(cost[first]), first, -1)
 
     def relax(self, limit_ms: float) -> Relaxation | None:
-        """The cheapest fractional mix whose shards all take at most `limit_ms`; None where memory cannot hold any."""
+        """The linear program with shards up to `limit_ms`; None where memory is not sufficient."""
         free = np.zeros(2)
         chosen = self.cheapest(free, limit_ms)
         if (chosen < 0).any():
@@ -79,14 +87,14 @@ class Candidates:
         return self._solve(np.flatnonzero(self.largest_N <= limit_ms))
 
     def _solve(self, allowed: Ints) -> Relaxation | None:
-        # Shares of capacity and of the mean time, so that the solver sees numbers near one.
+        # In units of the capacity and of the mean time: the solver needs numbers near one.
         scale = max(float(self.total_N[allowed].mean()), 1e-30)
         used = [m for m in range(2) if self.memory_MN[m, allowed].any()]
         capacity = np.maximum(self.capacity_M[used], 1.0)
         group = self.group_N[allowed]
         one_each = csr_matrix((np.ones(len(allowed)), (group, np.arange(len(allowed)))))
         for method in ("highs", "highs-ipm"):
-            # On the brink of infeasibility the simplex method may end undecided; the interior point method is sure.
+            # Close to infeasibility the simplex method may end without a result; the interior point method does not.
             solved = linprog(
                 self.total_N[allowed] / scale,
                 A_ub=self.memory_MN[used][:, allowed] / capacity[:, None],
@@ -102,15 +110,15 @@ class Candidates:
         assert solved.status == 0, solved.message
         price = np.zeros(2)
         price[used] = -solved.ineqlin.marginals * scale / capacity
-        # A dual value is a bound whatever the solver's tolerance did.
+        # Any dual value is a valid bound, whatever the tolerance of the solver.
         least = self.least(self.total_N + price @ self.memory_MN, float(self.largest_N[allowed].max()))
         dual = float(least.sum() - price @ self.capacity_M)
         return Relaxation(dual / self.world_size, price)
 
     def least_shortage(self) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """Bytes (HBM, DDR) that all ranks together lack at the least, and which groups fit no rank at all, `[G]`.
+        """Bytes (HBM, DDR) that all ranks together lack, at least; and which groups fit on no rank, `[G]`.
 
-        Groups that fit no rank are counted with candidates that exceed it.
+        The bytes include the groups that fit on no rank.
         """
         fits = np.isfinite(self.largest_N)
         oversized = ~np.logical_or.reduceat(fits, self.start_G)
@@ -129,7 +137,7 @@ class Candidates:
         )
         assert solved.status == 0, solved.message
         short: Floats = solved.x[-2:] * unit
-        # The dual counts bytes where the solver rounds: exact as a rule, where only one kind of memory is short.
+        # The solver rounds. The dual value is exact in bytes, most often, if only one kind of memory is short.
         price = np.round(-solved.ineqlin.marginals, 9)
         least = np.minimum.reduceat(
             np.where(fits | oversized[self.group_N], price @ self.memory_MN, np.inf), self.start_G
@@ -146,7 +154,7 @@ def _runs(ms_S: Floats) -> list[tuple[float, int]]:
 
 
 def lower_bound(candidates: Candidates) -> tuple[float, Relaxation] | None:
-    """The parametric bound and the relaxation that shows it; None where memory holds no plan."""
+    """The bound from the linear program, and its solution; None where memory is not sufficient for any plan."""
     steps = np.unique(candidates.largest_N[np.isfinite(candidates.largest_N)])
     low, high = 0, len(steps) - 1
     if high < 0 or candidates.relax(float(steps[-1])) is None:
@@ -166,7 +174,7 @@ def lower_bound(candidates: Candidates) -> tuple[float, Relaxation] | None:
 
 
 def raised_bound(candidates: Candidates, low_ms: float, high_ms: float, relaxation: Relaxation) -> float:
-    """The largest limit between a bound and a plan's time that bisection proves too small."""
+    """The largest limit between a bound and the time of a plan that is proved too small, found by bisection."""
     for _ in range(BISECTIONS):
         middle = (low_ms + high_ms) / 2
         if _too_small(candidates, middle, relaxation.memory_price_M):
@@ -177,13 +185,13 @@ def raised_bound(candidates: Candidates, low_ms: float, high_ms: float, relaxati
 
 
 def _too_small(candidates: Candidates, limit_ms: float, price_M: Floats) -> bool:
-    """Whether no plan's slowest rank can end within the limit.
+    """Whether it is proved that no plan keeps the limit on the slowest rank.
 
-    Groups whose shards are too large for every other way must take all ranks; what they do there leaves the others
-    less room, which may force more groups to do so.
+    Groups whose shards are too large for every other candidate must take all ranks. Their time there leaves less for
+    the others, which may force more groups to do so.
     """
     size, uniform = candidates.largest_N, candidates.uniform_N
-    # A hair's breadth of slack, so that rounding never proves too much.
+    # Slack, so that rounding does not prove a limit too small that is not.
     slack = 1e-9 * limit_ms
     everywhere_ms, forced = 0.0, np.zeros(len(candidates.start_G), dtype=bool)
     while True:
@@ -210,7 +218,7 @@ def _too_small(candidates: Candidates, limit_ms: float, price_M: Floats) -> bool
 def _ranks_needed(
     candidates: Candidates, room_ms: float, allowed: npt.NDArray[np.bool_], forced: npt.NDArray[np.bool_], small: float
 ) -> float:
-    """Shards above 1 - `small` of a rank's room count a whole rank, those below `small` nothing."""
+    """Ranks that the shards need at least: parts above 1 - `small` of `room_ms` count 1, those below `small` 0."""
     share = candidates.run_ms / room_ms
     weight = np.where(share > 1 - small, 1.0, np.where(share < small, 0.0, share)) * candidates.run_count
     per_candidate = np.zeros(len(candidates.total_N))

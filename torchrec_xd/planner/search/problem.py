@@ -1,4 +1,4 @@
-"""What the search has to solve: tables with every way of sharding them, a cluster, settings."""
+"""The problem that the search solves: tables with every way of sharding them, on a cluster."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from torchrec_xd.planner.search.candidates import TableGroup, build_groups
 
 @dataclass(frozen=True)
 class PlanningProblem:
-    """Tables, every option's price, and the groups that are placed."""
+    """Tables with their options and costs."""
 
     tables: list[TableRef]
     options: list[list[Option]]
+    """Of each table."""
     groups: list[TableGroup]
+    """The tables again, merged where they must be co-located."""
     cluster: Cluster
     settings: PlannerSettings
 
@@ -31,20 +33,24 @@ class PlanningProblem:
 def module_problem(
     module: nn.Module, sharders: Sequence[ModuleSharder[nn.Module]], cluster: Cluster, settings: PlannerSettings
 ) -> PlanningProblem:
-    """The module's tables with every option's price.
+    """The problem of planning the tables of a module.
 
     Raises:
-        UserError: no tables, or constraints that match nothing or leave nothing.
+        UserError: the module has no tables, or constraints match nothing or leave nothing.
     """
     tables = module_tables(module, sharders)
     if not tables:
         names = ", ".join(sharder.module_type.__name__ for sharder in sharders)
-        raise UserError(f"{type(module).__name__} holds no table that the sharders know ({names})")
+        raise UserError(f"{type(module).__name__} has no tables to shard; they must be in one of: {names}")
     return table_problem(tables, cluster, settings)
 
 
 def table_problem(tables: list[TableRef], cluster: Cluster, settings: PlannerSettings) -> PlanningProblem:
-    """The same for tables that were found before."""
+    """The problem of planning these tables.
+
+    Raises:
+        UserError: constraints match nothing or leave nothing.
+    """
     check_constraints(settings.constraints, [table.name for table in tables], cluster.world_size)
     options = cost_tables(tables, cluster, settings.batch_size, settings.pooling, settings.constraints)
     return PlanningProblem(tables, options, build_groups(tables, options, settings.constraints), cluster, settings)

@@ -1,11 +1,11 @@
-"""Finds which candidate every group takes and where its shards go, so that the slowest rank is as fast as possible.
+"""Chooses a candidate and ranks for every group, so that the slowest rank is as fast as possible.
 
-1. The lower bound's relaxation gives memory its price; several starts place each group's cheapest candidate under a
-   limit on its largest shard, longest first.
-2. The best starts are improved: groups of the slowest rank are moved, recut or swapped; when nothing helps, a few ranks
-   are emptied and refilled.
+1. Greedy starts: each group's cheapest candidate under a limit on its largest shard, longest first. The memory of a
+   candidate is counted at the shadow price that the lower bound's linear program gives it.
+2. Iterated local search from the best starts: groups of the slowest rank are moved, resharded or swapped; where no such
+   change helps, a few ranks are emptied and filled again.
 
-Counts, not clocks, end the search: every process finds the same plan.
+Iterations are counted, not timed, so that every process finds the same plan.
 """
 
 from __future__ import annotations
@@ -17,31 +17,36 @@ import numpy as np
 
 from torchrec_xd.planner.inputs.cluster import Cluster
 from torchrec_xd.planner.search.candidates import Candidate, Floats, Ints, RankState, TableGroup
-from torchrec_xd.planner.search.local_search import Assignment, Improvement
+from torchrec_xd.planner.search.local_search import Assignment, LocalSearch
 from torchrec_xd.planner.search.lower_bound import Candidates, Relaxation, lower_bound, raised_bound
 
 LIMITS = (1.0, 1.01, 1.03, 1.06, 1.12, 1.25, 1.5, 2.0, 4.0)
-"""Limits on the slowest rank, in lower bounds, that starts aim at."""
+"""Limits on the slowest rank that starts aim at, as multiples of the lower bound."""
 SHARES = (1.0, 0.5, 0.25, 0.125)
-"""Largest shard allowed, in limits: small parts pack well, large ones may cost less in all."""
+"""Largest shard of a start, as parts of its limit: small shards pack well, large ones may cost less in total."""
 STARTS_KEPT = 3
+"""Starts that are improved."""
 FEW_GROUPS = 32
+"""Fewer groups than that get proportionally more effort."""
 RETRIES = 6
-"""Attempts at a start while none has succeeded yet."""
+"""Attempts per start as long as no start has fitted."""
 
 
 @dataclass(frozen=True)
 class Aim:
-    """What a start tries: a candidate for each group, a limit on the slowest rank, a price of memory in ms per byte."""
+    """The target of a start."""
 
     chosen: list[int]
+    """Candidate of each group."""
     limit_ms: float
+    """On the slowest rank."""
     price_M: Floats
+    """Shadow price of memory, ms per byte."""
 
 
 @dataclass(frozen=True)
 class PlacedGroup:
-    """A candidate of a group and the ranks of its shards, in order."""
+    """The chosen candidate of a group and the ranks of its shards, in order."""
 
     candidate: Candidate
     ranks: Ints
@@ -49,7 +54,7 @@ class PlacedGroup:
 
 @dataclass(frozen=True)
 class Found:
-    """The search's answer."""
+    """The plan that the search found."""
 
     placed: tuple[PlacedGroup, ...]
     """One per group, in order."""
@@ -62,17 +67,21 @@ class NotFound:
     """Why there is no plan."""
 
     shortage_M: Floats
-    """Bytes (HBM, DDR) that all ranks together lack at the least; 0 where memory as such suffices."""
+    """Bytes (HBM, DDR) that all ranks together lack, at least; 0 where their total memory is sufficient."""
     oversized: tuple[int, ...]
-    """Groups of which no candidate's shard fits an empty rank."""
+    """Groups whose every candidate has a shard that exceeds the memory of an empty rank."""
     unplaced: tuple[int, ...]
     """Groups that the best attempt could not place."""
 
 
 def search(groups: Sequence[TableGroup], cluster: Cluster, effort: int = 400) -> Found | NotFound:
-    """The best plan found; a start is given up after `effort` vain attempts in a row to improve it.
+    """Search for the plan with the fastest slowest rank.
 
-    Few groups get more attempts each: they cost little, and every choice weighs much.
+    Args:
+        groups: what is placed.
+        cluster: on its ranks.
+        effort: consecutive non-improving iterations after which the search from one start ends. Small problems get
+            more: their iterations are cheap, and each choice has a large effect.
     """
     effort *= max(1, FEW_GROUPS // max(len(groups), 1))
     ranks = RankState(cluster)
@@ -86,7 +95,7 @@ def search(groups: Sequence[TableGroup], cluster: Cluster, effort: int = 400) ->
     if not starts:
         shortage, _ = flat.least_shortage()
         return NotFound(shortage, (), tuple(unplaced))
-    improved = [Improvement(groups, cluster, start, lower_ms).run(effort) for start in starts[:STARTS_KEPT]]
+    improved = [LocalSearch(groups, cluster, start, lower_ms).run(effort) for start in starts[:STARTS_KEPT]]
     best = min(improved, key=lambda assignment: assignment.slowest_ms)
     certified_ms = raised_bound(flat, lower_ms, best.slowest_ms, relaxation)
     placed = tuple(
@@ -99,7 +108,7 @@ def search(groups: Sequence[TableGroup], cluster: Cluster, effort: int = 400) ->
 def _starts(
     groups: Sequence[TableGroup], flat: Candidates, cluster: Cluster, lower_ms: float, relaxation: Relaxation
 ) -> tuple[list[Assignment], list[int]]:
-    """Starts from fast to slow, and the groups that the best failure could not place."""
+    """Starts, fastest first; and the groups that remained where the best failed start ended."""
     starts: dict[float, Assignment] = {}
     fewest: list[int] = list(range(len(groups)))
     seen: set[bytes] = set()
@@ -120,7 +129,7 @@ def _starts(
 
 
 def _memory_prices(flat: Candidates, relaxation: Relaxation) -> list[Floats]:
-    """Prices of memory to try: none or the relaxation's, then higher ones for when memory is tight."""
+    """Shadow prices of memory to try: that of the relaxation, which may be 0, then higher ones for tight memory."""
     price = relaxation.memory_price_M
     if price.any():
         return [price, price * 1.5, price * 4, price * 100]
@@ -129,7 +138,7 @@ def _memory_prices(flat: Candidates, relaxation: Relaxation) -> list[Floats]:
 
 
 def _choice(flat: Candidates, price_M: Floats, share_ms: float, limit_ms: float) -> Ints:
-    """Each group's cheapest candidate with small parts; where it has none, under the limit, or its smallest parts."""
+    """Each group's cheapest candidate with shards up to `share_ms`; else up to `limit_ms`; else of any size."""
     chosen = flat.cheapest(price_M, share_ms)
     for wider in (limit_ms, float(np.max(flat.largest_N, where=np.isfinite(flat.largest_N), initial=0.0))):
         chosen = np.where(chosen < 0, flat.cheapest(price_M, wider), chosen)
@@ -139,12 +148,19 @@ def _choice(flat: Candidates, price_M: Floats, share_ms: float, limit_ms: float)
 def _place_with_retries(
     groups: Sequence[TableGroup], cluster: Cluster, aim: Aim, retries: int
 ) -> tuple[Assignment | None, list[int]]:
-    """Longest first, then largest first; what finds no place goes first the next time."""
+    """Place groups by time, then by memory, largest first; groups that did not fit go first in the next attempt."""
+    picked = [group.candidates[index] for group, index in zip(groups, aim.chosen, strict=True)]
+    limit_M = np.maximum(RankState(cluster).limit_M, 1.0)
+    times = [candidate.largest_ms for candidate in picked]
+    memory = [float((candidate.memory_MS.max(axis=1) / limit_M).max()) for candidate in picked]
     fewest: list[int] = list(range(len(groups)))
-    for by_memory in (False, True):
+    for size in (times, memory):
         first: set[int] = set()
         for _ in range(retries):
-            start, left = _place(groups, cluster, aim, by_memory, first)
+            order = sorted(
+                range(len(groups)), key=lambda i: (i not in first, picked[i].layout != "uniform", -size[i], i)
+            )
+            start, left = _place(groups, cluster, aim, order)
             if start is not None:
                 return start, []
             fewest = min(fewest, left, key=len)
@@ -153,18 +169,19 @@ def _place_with_retries(
 
 
 def _place(
-    groups: Sequence[TableGroup], cluster: Cluster, aim: Aim, by_memory: bool, first: set[int]
+    groups: Sequence[TableGroup], cluster: Cluster, aim: Aim, order: Sequence[int]
 ) -> tuple[Assignment | None, list[int]]:
-    """A candidate that no longer fits gives way to the cheapest that ends within the limit, or else ends soonest."""
+    """Place groups in order. Where the chosen candidate does not fit: the cheapest within the limit, else the fastest.
+
+    Returns:
+        The start, None where groups remained that did not fit; and these groups.
+    """
     ranks = RankState(cluster)
-    picked = [group.candidates[index] for group, index in zip(groups, aim.chosen, strict=True)]
-    limit = np.maximum(ranks.limit_M, 1.0)
-    size = [float((c.memory_MS.max(axis=1) / limit).max()) if by_memory else c.largest_ms for c in picked]
-    order = sorted(range(len(groups)), key=lambda i: (i not in first, picked[i].layout != "uniform", -size[i], i))
     assignment = Assignment(ranks, list(aim.chosen), [np.empty(0, dtype=np.int64) for _ in groups])
     left = []
     for i in order:
-        index, spot = aim.chosen[i], ranks.best(picked[i])
+        index = aim.chosen[i]
+        spot = ranks.best(groups[i].candidates[index])
         if spot is None:
             others = [(n, c, s) for n, c in enumerate(groups[i].candidates) if (s := ranks.best(c)) is not None]
             if not others:
