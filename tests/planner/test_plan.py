@@ -206,7 +206,7 @@ def test_infeasible_says_what_is_short_and_what_would_fit():
     )
     changes = remedies(error.value.problem)
     assert "the constraint on big removed (allows column_wise, data_parallel, table_column_wise)" in changes
-    assert "bf16 weights" in changes
+    assert "fp16 weights" in changes
     assert not any("ranks" in change for change in changes)
 
 

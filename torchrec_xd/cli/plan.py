@@ -260,7 +260,7 @@ def _fail(error: InfeasibleError, report: Path | None) -> NoReturn:
             indent=1,
         )
     advice = [f"would fit: {change}" for change in changes] or [
-        "none of these alone would fit: more ranks, bf16 weights, less reservation, smaller batches, fewer constraints"
+        "none of these alone would fit: more ranks, fp16 weights, less reservation, smaller batches, fewer constraints"
     ]
     raise UserError("\n".join([str(error), *advice]))
 

@@ -18,7 +18,7 @@ class PlannerSettings(Settings):
     batch_size: PositiveInt = 512
     """Samples per rank and step."""
     pooling: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """Feature to mean ids per sample. Default: 1."""
+    """Mean ids per sample, by feature. Default: 1 for each."""
     constraints: tuple[Constraint, ...] = ()
     """Pins, bans and co-locations of tables."""
     effort: PositiveInt = 400

@@ -81,7 +81,7 @@ def _again(
 
 
 def _ranks_needed(problem: PlanningProblem) -> int | None:
-    """Least number of ranks that is sufficient, up to a sixteenth; None beyond `MOST_TIMES` as many."""
+    """Least sufficient number of ranks, rounded up by at most a sixteenth; None beyond `MOST_TIMES` as many."""
     cluster = problem.cluster
 
     def fits(size: int) -> bool:
@@ -111,7 +111,8 @@ def _other_changes(problem: PlanningProblem) -> Iterator[tuple[str, PlanningProb
     cluster, settings = problem.cluster, problem.settings
     if any(table.dtype == "float32" for table in problem.tables):
         halved = [_halved(table) for table in problem.tables]
-        yield "bf16 weights", table_problem(halved, cluster, settings)
+        # Not bf16: runs do not store it.
+        yield "fp16 weights", table_problem(halved, cluster, settings)
     if cluster.reservation > 0.05:
         lower = cluster.with_changes(reservation=0.05)
         yield f"a reservation of 5 % instead of {cluster.reservation:.0%}", _again(problem, lower)
@@ -125,7 +126,7 @@ def _other_changes(problem: PlanningProblem) -> Iterator[tuple[str, PlanningProb
 
 
 def _freed(before: PlanningProblem, after: PlanningProblem) -> str:
-    """The sharding types that are allowed without a constraint."""
+    """The sharding types that only the problem without the constraint allows."""
     types = {
         option.sharding_type
         for old, new in zip(before.options, after.options, strict=True)
@@ -138,6 +139,6 @@ def _freed(before: PlanningProblem, after: PlanningProblem) -> str:
 def _halved(table: TableRef) -> TableRef:
     if table.dtype != "float32":
         return table
-    parameter = nn.Parameter(torch.empty(table.rows, table.dim, dtype=torch.bfloat16, device="meta"))
+    parameter = nn.Parameter(torch.empty(table.rows, table.dim, dtype=torch.float16, device="meta"))
     copy_announced_optimizer(table.parameter, parameter)
-    return replace(table, parameter=parameter, dtype="bfloat16")
+    return replace(table, parameter=parameter, dtype="float16")
