@@ -34,7 +34,8 @@ def config_of(folder: Path, **changes) -> RunConfig:
 
 def alone(rank: int) -> None:
     """Let runs take the ranks of the test for their process group."""
-    run.process_group = lambda *_: nullcontext(processes_of(rank))
+    for module in (run, inference):
+        module.process_group = lambda *_: nullcontext(processes_of(rank))
 
 
 def train_and_measure(rank: int, config: RunConfig, folder: Path) -> tuple[dict, dict, list[tuple[int, ...]]]:
@@ -112,7 +113,7 @@ def test_what_is_refused_is_refused_on_all_ranks_before_anything_is_written(tmp_
         (config_of(few, loader={"batch_size": 1}), tmp_path / "few_rows"),
     ]
     for said in run_ranks(2, refused, cases):
-        assert "plan.json: table 'embeddings.bags.t_user' is table_row_wise, which does not train on 'cpu'" in said[0]
+        assert "plan.json: table 'embeddings.bags.t_user' is table_row_wise, which 'cpu' does not support" in said[0]
         assert "table 't_user' (table_wise): its shards are 4 columns wide" in said[1]
         assert "the train split has 4 rows, too few for 2 processes and 2 steps an epoch" in said[2]
     assert not [path for _, path in cases if path.exists()]

@@ -27,6 +27,7 @@ from torchrec_xd.distributed.optimizers import DenseOptimizerSettings, Optimizer
 from torchrec_xd.embeddings import EmbeddingSettings
 from torchrec_xd.errors import UserError
 from torchrec_xd.models.mkt import TRANSFER, FinetuneSettings, PretrainSettings, build_finetune, build_pretrain
+from torchrec_xd.models.transfer import SourceRun
 from torchrec_xd.schema import Schema
 
 MODEL = PretrainSettings(expert_widths=(8, 6), aligned_dim=4, tower_widths=(4,), dropout=0.2)
@@ -115,7 +116,7 @@ def attacks(rank: int, content: dict, folder: str) -> None:
 
 def refuse_other_schemas(checkpoints, model):
     other = Checkpoints(checkpoints.directory, checkpoints.settings, checkpoints.processes, "beef")
-    with pytest.raises(UserError, match="schema of another meaning"):
+    with pytest.raises(UserError, match="incompatible schema"):
         other.load(model, checkpoints.last())
 
 
@@ -156,7 +157,7 @@ def pass_over_what_is_damaged(base, checkpoints, model, optimizers):
     data = next(iter(newest.glob("__0_*")))
     data.write_bytes(data.read_bytes()[:-1])
     assert copy.resume(model, optimizers, said.append).step == steps[-2]
-    assert f"step_{steps[-1]:09d} is damaged: {data.name} is missing, cut short or changed; looking for" in said[0]
+    assert f"step_{steps[-1]:09d} is damaged: {data.name} is missing, cut short or changed; trying the one before" in said[0]
     with pytest.raises(UserError, match="is damaged"):
         copy.load(model, newest)
     (folder / f"step_{steps[-2]:09d}" / "position.json").write_text('{"step":')
@@ -191,7 +192,7 @@ def refuse_foreign_pickles(base, checkpoints, model):
 def refuse_what_does_not_fit(base, checkpoints, schema, processes):
     def student(**changes):
         settings = MODEL.model_copy(update=changes)
-        pretrained = (schema, settings, EmbeddingSettings(dtype="fp16"))
+        pretrained = SourceRun(schema, settings, EmbeddingSettings(dtype="fp16"))
         task = build_finetune(schema.only(("post",)), FinetuneSettings(widths=(4,)), EmbeddingSettings(), 0, pretrained)
         return sharded(task, OPTIMIZERS, processes)[0]
 

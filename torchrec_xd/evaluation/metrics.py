@@ -79,7 +79,7 @@ class Result:
 
 
 class Report(TypedDict):
-    """Metrics by task name, views of a task (`<task>/<name>`) among them; the same on all ranks."""
+    """Metrics by task name, and by name of an auxiliary score, `<task>/<name>`; the same on all ranks."""
 
     eval: dict[str, ResultDict]
     unweighted: dict[str, ResultDict]
@@ -120,7 +120,7 @@ class Evaluation:
     Args:
         schema: its tasks are evaluated, its activity column is sliced by.
         settings: further slices.
-        views: further predictions, and the task that each is one of.
+        auxiliary: name of each auxiliary score to the task whose rows it is for.
 
     Raises:
         UserError: a slice column has the name under which user activity is reported.
@@ -129,7 +129,7 @@ class Evaluation:
     extra: tuple[str, ...]
     """Columns that the reader must bring in `Batch.extra_BK`, in this order."""
 
-    def __init__(self, schema: Schema, settings: MetricSettings, views: Mapping[str, str] | None = None) -> None:
+    def __init__(self, schema: Schema, settings: MetricSettings, auxiliary: Mapping[str, str] | None = None) -> None:
         if schema.activity is not None and ACTIVITY in settings.slices:
             raise UserError(
                 f"slices: column '{ACTIVITY}' has the name under which the schema's activity column, "
@@ -138,8 +138,7 @@ class Evaluation:
         activity = () if schema.activity is None else (schema.activity,)
         self.extra = tuple(dict.fromkeys((*activity, *settings.slices)))
         self._schema, self._slices = schema, settings.slices
-        self.views = dict(views or {})
-        self._columns = {**{task.name: task.name for task in schema.tasks}, **self.views}
+        self._columns = {**{task.name: task.name for task in schema.tasks}, **(auxiliary or {})}
         self._chunks = [_no_rows(len(schema.domains), len(schema.tasks), len(self._columns), len(self.extra))]
 
     def update(self, batch: Batch, score_BT: Tensor) -> None:
@@ -147,7 +146,7 @@ class Evaluation:
 
         Args:
             batch: rows whose `extra_BK` holds the columns `extra`.
-            score_BT: predictions by task, then by view, float32 or float64; not read in rows of other domains.
+            score_BT: predictions by task, then auxiliary scores, float32 or float64; not read in rows of other domains.
         """
         assert score_BT.shape == (len(batch), len(self._columns)), (score_BT.shape, self._columns)
         assert batch.extra_BK.shape == (len(batch), len(self.extra)), (batch.extra_BK.shape, self.extra)

@@ -81,9 +81,11 @@ def _cost(train: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _further(content: dict[str, Any], task: str) -> dict[str, Any]:
-    """What else is known of a task, in the form of groups: its views, and metrics with every row counting once."""
-    views = {name.partition("/")[2]: found for name, found in content["eval"].items() if name.startswith(f"{task}/")}
-    further = {"view": views, "row weights": {"each row once": content["unweighted"].get(task)}}
+    """What else is known of a task, in the form of groups: its auxiliary scores, and metrics with every row counting once."""
+    auxiliary = {
+        name.partition("/")[2]: found for name, found in content["eval"].items() if name.startswith(f"{task}/")
+    }
+    further = {"auxiliary score": auxiliary, "row weights": {"each row once": content["unweighted"].get(task)}}
     return {name: found for name, found in further.items() if any(found.values())}
 
 
