@@ -17,7 +17,7 @@ exit-quickstart: .venv/.installed  ## the same tour for EXIT
 	$(BIN)/python -m tools.quickstart exit
 
 test: lint  ## set up .venv, then run everything that CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: .venv/.installed  ## set up .venv, then ruff and mypy
 	$(BIN)/ruff check .

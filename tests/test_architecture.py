@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     ("errors", "atomic_write", "private_names"),
-    ("settings", "run_folder", "shipped", "error_boundary", "doctor"),
+    ("settings", "run_folder", "shipped", "error_boundary", "doctor", "table_types"),
     ("schema", "batch", "log", "modules", "losses"),
     ("outputs", "evaluation", "embeddings", "data"),
     ("reports",),
@@ -32,7 +32,7 @@ LAYERS = (
     ("cli",),
     ("doors", "tools"),
 )
-"""From the floor up; a file imports from layers below its own and from its own folder. `doors` is the folder launch/."""
+"""From the floor up; a file imports from layers below its own and from its own folder. `doors` is folder launch/."""
 LAYER_OF = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 
 TORCH_ONLY = ("modules", "losses")

@@ -44,7 +44,7 @@ def measure(tables: int, ranks: int, seed: int, *, compare: bool) -> dict[str, A
         load = os.getloadavg()[0]
         began = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "tools.plan", *words, *(["--compare"] if compare else [])],
+            [sys.executable, "-m", "tools.plan", "make", *words, *(["--compare"] if compare else [])],
             check=True,
             stdout=subprocess.DEVNULL,
         )

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +32,11 @@ from torchrec_xd.modules.numeric import NumericEmbedding
 from torchrec_xd.modules.rows import concat
 from torchrec_xd.schema import Feature, Group, Schema, Table
 from torchrec_xd.settings import Settings
+from torchrec_xd.table_types import PlannedDtype, TableDtype
 
 BLOCK_ROWS = 1 << 20
 """Rows of a table that are drawn at a time."""
-TABLE_DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
+TABLE_DTYPES: dict[PlannedDtype, DataType] = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
 """Types of table weights, by name. Runs train fp32 and fp16; the planner also plans bf16."""
 FLAT_GROUPS: tuple[Group, ...] = ("user", "shared", "context", "scene")
 """Groups that every row carries; `specific` and `sequence` have shapes of their own."""
@@ -44,7 +45,7 @@ FLAT_GROUPS: tuple[Group, ...] = ("user", "shared", "context", "scene")
 class EmbeddingSettings(Settings):
     """How the tables are stored and begin."""
 
-    dtype: Literal["fp32", "fp16"] = "fp32"
+    dtype: TableDtype = "fp32"
     """Type of the weights; the optimizer state stays fp32."""
     init_std: float = 0.01
     """Standard deviation of a table's first weights."""

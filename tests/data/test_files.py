@@ -128,7 +128,8 @@ def test_an_unknown_file_system(tmp_path: Path) -> None:
 @pytest.mark.parametrize("location", ["s3://bucket/x.parquet?regoin=eu-west-1", "gs://bucket/x.parquet?bogus=1"])
 def test_an_option_that_a_known_file_system_refuses_is_told_and_not_handed_on(tmp_path: Path, location: str) -> None:
     """fsspec would take the option for a part of the file's name."""
-    with pytest.raises(UserError, match=r"Unexpected query parameter in \w+ URI: '(regoin|bogus)'; mend what follows"):
+    refused = r"Unexpected query parameter in \w+ URI: '(regoin|bogus)'; correct what follows"
+    with pytest.raises(UserError, match=refused):
         opened(location, tmp_path)
 
 

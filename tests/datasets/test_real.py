@@ -19,6 +19,8 @@ from torchrec_xd.datasets import Manifest
 from torchrec_xd.datasets.complete_journey.journey import raw_folder
 from torchrec_xd.schema import load_schema
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PREPARE = """
 import json, resource, sys

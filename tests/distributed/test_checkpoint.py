@@ -157,7 +157,10 @@ def pass_over_what_is_damaged(base, checkpoints, model, optimizers):
     data = next(iter(newest.glob("__0_*")))
     data.write_bytes(data.read_bytes()[:-1])
     assert copy.resume(model, optimizers, said.append).step == steps[-2]
-    assert f"step_{steps[-1]:09d} is damaged: {data.name} is missing, cut short or changed; trying the one before" in said[0]
+    assert (
+        f"step_{steps[-1]:09d} is damaged: {data.name} is missing, cut short or changed; trying the one before"
+        in said[0]
+    )
     with pytest.raises(UserError, match="is damaged"):
         copy.load(model, newest)
     (folder / f"step_{steps[-2]:09d}" / "position.json").write_text('{"step":')

@@ -16,6 +16,8 @@ from torchrec_xd.checkpoint.resharding import recut
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema
 
+pytestmark = pytest.mark.slow
+
 BEFORE, AFTER = 2, 2
 """Steps before and after the move."""
 

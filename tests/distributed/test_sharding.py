@@ -18,11 +18,7 @@ from tests.support.sharded_training import (
     train_plain,
     train_sharded,
 )
-from torchrec_xd.distributed.optimizers import (
-    DenseOptimizerSettings,
-    OptimizerSettings,
-    ScheduleSettings,
-)
+from torchrec_xd.distributed.optimizers import DenseOptimizerSettings, OptimizerSettings, ScheduleSettings
 from torchrec_xd.planner import ShardingSettings
 from torchrec_xd.schema import Schema
 

@@ -18,6 +18,8 @@ from torchrec_xd.config import load_config
 from torchrec_xd.errors import UserError
 from torchrec_xd.training import train_run as run
 
+pytestmark = pytest.mark.slow
+
 # Starts a process that would outlive it, says so, and waits.
 PARENT = """
 import subprocess, sys, time

@@ -116,6 +116,7 @@ def test_score_predicts_the_rows_in_their_order(world, tmp_path):
     assert pq.read_table(tmp_path / "mem.parquet").num_rows == 200
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_bits(world, tmp_path):
     # Row by row identical to the undisturbed run: metrics lines (less speed), final metrics and predictions.
     config, whole, broken = world / "mkt_pretrain.yaml", world / "long", tmp_path / "broken"
@@ -210,6 +211,7 @@ def test_a_folder_is_never_overwritten(world):
     assert (world / "mem" / "metrics.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_processes_launched_by_torchx(world, tmp_path):
     binaries = Path(sys.executable).parent
     component = f"{ROOT / 'launch' / 'components.py'}:train"

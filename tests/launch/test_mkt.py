@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.timeout(300)
 def test_a_stopped_job_goes_on_and_runs_both_stages(feed, tmp_path, torchx):

@@ -156,6 +156,7 @@ def test_diff_says_what_changed():
     assert f"slowest rank: {before.slowest_rank_ms:.3f} -> 1.000 ms" in lines
 
 
+@pytest.mark.slow
 def test_explain_costs_each_option_with_the_others_in_place():
     listed = TableList(
         tables=tuple(TableSpec(name=f"t{i}", rows=10_000_000, dim=64, pooling=10) for i in range(2)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -24,6 +24,7 @@ from torchrec_xd.outputs import Losses, Predictions
 from torchrec_xd.planner import ShardingSettings, plan_run, this_machine
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import validate
+from torchrec_xd.table_types import TableOptimizer
 
 PLAIN_OPTIMIZERS: dict[str, tuple[bool, Callable[[Any], torch.optim.Optimizer]]] = {
     "sparse SGD": (True, lambda parameters: torch.optim.SGD(parameters, 0.01)),
@@ -72,9 +73,7 @@ def lookup(
     length: Annotated[int, typer.Option(min=1, help="Ids of a bag, pooled by sum.")] = 1,
     batch_size: BatchSize = 4096,
     dtype: Dtype = "fp16",
-    optimizer: Annotated[
-        Literal["rowwise_adagrad", "adagrad", "adam", "sgd"], typer.Option(help="Of our tables.")
-    ] = "rowwise_adagrad",
+    optimizer: Annotated[TableOptimizer, typer.Option(help="Of our tables.")] = "rowwise_adagrad",
     threads: Threads = 0,
     repeats: Repeats = 7,
     out: Json = None,

@@ -14,13 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchrec_xd.benchmark import synthetic
 from torchrec_xd.benchmark.measure import BatchSize, Json, Repeats, Result, RowsPerTable, Spread, Threads, seconds
 from torchrec_xd.benchmark.workbench import Workbench, synthetic_run, workbench
-from torchrec_xd.distributed.optimizers import TableOptimizer
 from torchrec_xd.errors import UserError
 from torchrec_xd.private_names import TorchDispatchMode, operator_name, storage_key
+from torchrec_xd.table_types import TableDtype, TableOptimizer
 
 ModelOption = Annotated[str, typer.Option(help=f"One of {', '.join(synthetic.MODELS)}.")]
 Precision = Annotated[Literal["fp32", "bf16", "auto"], typer.Option(help="Of the dense part.")]
-Dtype = Annotated[Literal["fp32", "fp16"], typer.Option(help="Of the tables.")]
+Dtype = Annotated[TableDtype, typer.Option(help="Of the tables.")]
 Optimizer = Annotated[TableOptimizer, typer.Option(help="Of the tables.")]
 
 GEMMS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")

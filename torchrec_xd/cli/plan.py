@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from torchrec_xd.atomic_write import write_json, write_text
 from torchrec_xd.cli.screen import screen, show
 from torchrec_xd.errors import UserError
+from torchrec_xd.table_types import PlannedDtype, TableOptimizer
 
 if TYPE_CHECKING:
     from torchrec_xd.planner import Cluster, InfeasibleError, Planning
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Plan how embedding tables are sharded over a cluster.", no_args_is_help=True)
 
-WeightOption = Literal["fp32", "fp16", "bf16"]
-OptimizerOption = Literal["rowwise_adagrad", "adagrad", "adam", "sgd"]
 ClusterOption = Annotated[str, typer.Option(help="A shipped profile (`config list`, clusters/), or a path.")]
 WorldSize = Annotated[int | None, typer.Option(help="Number of ranks. Default: the profile's.")]
 RanksPerNode = Annotated[int | None, typer.Option(help="Ranks per node. Default: the profile's.")]
@@ -46,9 +45,9 @@ def make(
     batch_size: Annotated[
         int | None, typer.Option(help="Samples per rank and step. Default: the config's, else 512.")
     ] = None,
-    weights: Annotated[WeightOption | None, typer.Option(help="Weight type. Default: the config's, else fp32.")] = None,
+    weights: Annotated[PlannedDtype | None, typer.Option(help="Weight type. Default: the config's, else fp32.")] = None,
     optimizer: Annotated[
-        OptimizerOption | None, typer.Option(help="Default: the config's, else rowwise_adagrad.")
+        TableOptimizer | None, typer.Option(help="Default: the config's, else rowwise_adagrad.")
     ] = None,
     pooling: Annotated[Path | None, typer.Option(help="YAML, feature: mean ids per sample.")] = None,
     measure_pooling: Annotated[
@@ -139,7 +138,7 @@ def calibrate(
     cluster: ClusterOption = "8xH100",
     world_size: WorldSize = None,
     ranks_per_node: RanksPerNode = None,
-    optimizer: Annotated[OptimizerOption, typer.Option(help="Of the tables.")] = "rowwise_adagrad",
+    optimizer: Annotated[TableOptimizer, typer.Option(help="Of the tables.")] = "rowwise_adagrad",
 ) -> None:
     """Measure lookups on this machine and write a cluster profile with their costs."""
     import torch
@@ -184,8 +183,8 @@ def _cluster(name: str, **changes: Any) -> Cluster:
 def _workload(
     config: Path | None,
     tables: Path | None,
-    weights: WeightOption | None,
-    optimizer: OptimizerOption | None,
+    weights: PlannedDtype | None,
+    optimizer: TableOptimizer | None,
     *,
     measure_pooling: bool,
 ) -> Workload:

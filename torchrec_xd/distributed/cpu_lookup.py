@@ -108,6 +108,8 @@ class SideBySide(torch.autograd.Function):
     def forward(
         ctx: Any, anchor: Tensor, threads: int, calls: Sequence[Callable[[], Tensor]], wants_gradient: bool
     ) -> tuple[Tensor, ...]:
+        """Run every call in a thread; `anchor` ties the result to the graph where `wants_gradient` holds."""
+
         def run(call: Callable[[], Tensor]) -> Tensor:
             with torch.set_grad_enabled(wants_gradient):
                 return call()
@@ -119,6 +121,7 @@ class SideBySide(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
+        """Walk the graph of every call back in a thread; the tables update themselves on the way."""
         with torch.profiler.record_function("tables: backward and update"):
             list(lookup_threads(ctx.threads).map(torch.autograd.backward, ctx.vectors, gradients))
         return None, None, None, None

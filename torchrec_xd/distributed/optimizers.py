@@ -18,8 +18,8 @@ from torchrec_xd.models.model import Model
 from torchrec_xd.private_names import announce_optimizer as announce
 from torchrec_xd.private_names import apply_optimizer_in_backward
 from torchrec_xd.settings import Settings
+from torchrec_xd.table_types import TableOptimizer
 
-TableOptimizer = Literal["rowwise_adagrad", "adagrad", "adam", "sgd"]
 TABLE_OPTIMIZERS: dict[TableOptimizer, type[torch.optim.Optimizer]] = {
     "rowwise_adagrad": RowWiseAdagrad,
     "adagrad": torch.optim.Adagrad,

@@ -81,7 +81,7 @@ def _cost(train: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _further(content: dict[str, Any], task: str) -> dict[str, Any]:
-    """What else is known of a task, in the form of groups: its auxiliary scores, and metrics with every row counting once."""
+    """What else is known of a task, as groups: its auxiliary scores, and metrics with every row counting once."""
     auxiliary = {
         name.partition("/")[2]: found for name, found in content["eval"].items() if name.startswith(f"{task}/")
     }

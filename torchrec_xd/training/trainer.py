@@ -188,6 +188,7 @@ class Stopwatch:
         self.laps: list[float] = []
 
     def lap(self, rows: int, step: int) -> float:
+        """Begin the next lap at `rows` and `step`, and return the rows per second of the one that ends."""
         now = time.perf_counter()
         took = now - self.time
         self.laps.append(took / (step - self.step))

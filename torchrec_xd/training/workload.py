@@ -10,7 +10,7 @@ from torch import nn
 
 from torchrec_xd.config import RunConfig, load_config
 from torchrec_xd.data.pooling import measured_pooling
-from torchrec_xd.distributed.optimizers import TableOptimizer, announce_optimizer
+from torchrec_xd.distributed.optimizers import announce_optimizer
 from torchrec_xd.distributed.sharders import sharders, torchrec_sharders
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings
 from torchrec_xd.errors import UserError
@@ -25,10 +25,11 @@ from torchrec_xd.planner import (
     make_plan,
     schema_tables,
 )
-from torchrec_xd.planner.inputs.tables import Sharders, WeightType
+from torchrec_xd.planner.inputs.tables import Sharders
 from torchrec_xd.schema import Schema, load_schema
 from torchrec_xd.settings import load_yaml, validate
 from torchrec_xd.shipped import CLUSTERS
+from torchrec_xd.table_types import PlannedDtype, TableOptimizer
 from torchrec_xd.training.building import build, source_run
 
 
@@ -72,7 +73,7 @@ def read_source(path: Path) -> RunConfig | Schema:
 
 def workload(
     source: RunConfig | Schema | TableList,
-    weights: WeightType | None = None,
+    weights: PlannedDtype | None = None,
     optimizer: TableOptimizer | None = None,
     *,
     measure_pooling: bool = False,
@@ -98,7 +99,7 @@ def workload(
 
 
 def _list_workload(
-    tables: TableList, weights: WeightType, optimizer: TableOptimizer, measure_pooling: bool
+    tables: TableList, weights: PlannedDtype, optimizer: TableOptimizer, measure_pooling: bool
 ) -> Workload:
     if measure_pooling:
         raise UserError("--measure-pooling needs a config: a table list has no data")
@@ -119,7 +120,7 @@ def _schema_workload(
 
 
 def _run_workload(
-    config: RunConfig, weights: WeightType | None, optimizer: TableOptimizer | None, measure_pooling: bool
+    config: RunConfig, weights: PlannedDtype | None, optimizer: TableOptimizer | None, measure_pooling: bool
 ) -> Workload:
     if weights is not None:
         config = config.model_copy(update={"embeddings": config.embeddings.model_copy(update={"dtype": weights})})

@@ -55,7 +55,7 @@ class WorldSettings(Settings):
     click_rate: float = Field(default=0.2, gt=0, lt=1)
     """Share of rows that are clicked, in every domain of a feed and in the sources of a homepage."""
     segments: PositiveInt = 30
-    """Groups of users, given as a feature: users of a segment have similar tastes in the target; 1 is no information."""
+    """Groups of users, given as a feature: users of a segment have similar tastes in the target; 1 tells nothing."""
     target_events: NonNegativeFloat = 2.0
     """Events of an average user in the target before the first row."""
     source_events: NonNegativeFloat = 8.0

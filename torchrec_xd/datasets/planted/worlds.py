@@ -83,8 +83,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "homepage_flat": Preset(
         "homepage",
-        "Premise fails: whether an interest from the source fits depends as strongly on the item's category, and not at "
-        "all on the scene.",
+        "Premise fails: whether an interest from the source fits depends as strongly on the item's category, and not "
+        "at all on the scene.",
         {"target_rows": 150_000, "source_ratio": 1.0, "scene_dependence": 0.0},
     ),
 }

@@ -15,10 +15,10 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocati
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice, SplitTableBatchedEmbeddingBagsCodegen
 from scipy.optimize import nnls
 
-from torchrec_xd.distributed.optimizers import TableOptimizer
 from torchrec_xd.errors import UserError
 from torchrec_xd.planner.costs.calibration import TYPE_BYTES
 from torchrec_xd.planner.inputs.cluster import Calibration, LookupCost, LookupWork
+from torchrec_xd.table_types import TableOptimizer
 
 TABLES = 4
 """Tables in one call: a sharded collection looks up several at once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, PositiveFloat, field_validator, model_validator
@@ -17,8 +17,8 @@ from torchrec_xd.errors import UserError
 from torchrec_xd.planner.inputs.constraints import Constraint
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import Settings
+from torchrec_xd.table_types import PlannedDtype
 
-WeightType = Literal["fp32", "fp16", "bf16"]
 Sharders = Sequence[ModuleSharder[nn.Module]]
 
 EMPTY_DICT = nn.ModuleDict()
@@ -40,7 +40,7 @@ class TableSpec(Settings):
     """Mean ids per sample, one number for all features or one each."""
     sequence: bool = False
     """Looked up without pooling (EmbeddingCollection)."""
-    dtype: WeightType | None = None
+    dtype: PlannedDtype | None = None
     """Type of the weights. Default: that of the whole list."""
 
     @field_validator("features", mode="before")
@@ -105,7 +105,7 @@ class TableList(Settings):
 class TableModule(nn.Module):
     """The tables of a list as a module: pooled ones in `bags`, the others by dimension in `sequences`."""
 
-    def __init__(self, tables: TableList, dtype: WeightType) -> None:
+    def __init__(self, tables: TableList, dtype: PlannedDtype) -> None:
         super().__init__()
         meta = torch.device("meta")
         pooled = [EmbeddingBagConfig(**_config(t, dtype)) for t in tables.tables if not t.sequence]
@@ -120,7 +120,7 @@ class TableModule(nn.Module):
         )
 
 
-def _config(table: TableSpec, dtype: WeightType) -> dict[str, Any]:
+def _config(table: TableSpec, dtype: PlannedDtype) -> dict[str, Any]:
     return {
         "name": table.name,
         "num_embeddings": table.rows,

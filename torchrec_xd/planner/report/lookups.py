@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from torchrec_xd.distributed.optimizers import TableOptimizer
 from torchrec_xd.errors import UserError
 from torchrec_xd.planner.api import Planning
 from torchrec_xd.planner.costs.measurement import SPARSE_TYPES, run_lookup
 from torchrec_xd.planner.inputs.cluster import LookupWork
+from torchrec_xd.table_types import TableOptimizer
 
 
 @dataclass(frozen=True)
