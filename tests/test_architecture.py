@@ -153,7 +153,7 @@ def import_faults(part: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield line, f"imports {module}: {part} imports torch only"
         allowed = allowed_parts(module)
         if allowed is not None and part not in allowed:
-            yield line, f"imports {module}, which belongs into {' or '.join(allowed) or 'no part'}"
+            yield line, f"imports {module}, which belongs in {' or '.join(allowed) or 'no part'}"
 
 
 def own_import_faults(part: str, imported: str, typing_only: bool) -> Iterator[str]:
@@ -254,18 +254,18 @@ def test_what_is_allowed_is_no_fault(tmp_path: Path, path: str, source: str) -> 
         ("torchrec_xd/doctor.py", "from torchrec_xd.shipped import CONFIGS\n", 1, "shipped from its own layer"),
         ("torchrec_xd/modules/hfa.py", "from torchrec_xd.settings import Settings\n", 1, "modules imports torch only"),
         ("torchrec_xd/losses.py", "import numpy as np\n", 1, "losses imports torch only"),
-        ("torchrec_xd/batch.py", "import pyarrow.compute as pc\n", 1, "belongs into data or datasets or"),
-        ("torchrec_xd/datasets/a.py", "import pandas as pd\n", 1, "belongs into no part"),
-        ("torchrec_xd/training/a.py", "import torch.distributed as dist\n", 1, "belongs into distributed or"),
-        ("torchrec_xd/data/a.py", "from torch import distributed\n", 1, "belongs into distributed or"),
-        ("torchrec_xd/data/a.py", "import torch\nn = torch.distributed.get_rank()\n", 2, "belongs into distributed or"),
+        ("torchrec_xd/batch.py", "import pyarrow.compute as pc\n", 1, "belongs in data or datasets or"),
+        ("torchrec_xd/datasets/a.py", "import pandas as pd\n", 1, "belongs in no part"),
+        ("torchrec_xd/training/a.py", "import torch.distributed as dist\n", 1, "belongs in distributed or"),
+        ("torchrec_xd/data/a.py", "from torch import distributed\n", 1, "belongs in distributed or"),
+        ("torchrec_xd/data/a.py", "import torch\nn = torch.distributed.get_rank()\n", 2, "belongs in distributed or"),
         (
             "torchrec_xd/training/a.py",
             "from torchrec.distributed import TrainPipelineBase\n",
             1,
-            "into distributed or planner",
+            "in distributed or planner",
         ),
-        ("torchrec_xd/planner/a.py", "from torchrec.distributed.comm import f\n", 1, "belongs into distributed"),
+        ("torchrec_xd/planner/a.py", "from torchrec.distributed.comm import f\n", 1, "belongs in distributed"),
         ("torchrec_xd/planner/a.py", "from torchrec.distributed import DistributedModelParallel\n", 1, "distributed"),
         ("torchrec_xd/modules/mlp.py", "x = 1\n" * 151, 151, "151 lines, the budget is 150"),
         ("torchrec_xd/models/mkt.py", "x = 1\n" * 251, 251, "251 lines, the budget is 250"),

@@ -1,4 +1,4 @@
-"""A planted feed does what its dials say."""
+"""A planted feed does what its settings say."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ RARE = 1e-5
     label_noise=st.floats(0, 1),
     click_rate=st.floats(0.05, 0.6),
 )
-def test_labels_are_drawn_from_their_probability(**dials):
-    world = feed(users=500, items=100, **dials)
+def test_labels_are_drawn_from_their_probability(**settings):
+    world = feed(users=500, items=100, **settings)
     for domain in (0, 1):
         table = rows(world, domain, "test")
         label, prob = numpy_column(table, "click"), numpy_column(table, "prob").astype(np.float64)
         for part in np.array_split(np.argsort(prob), 5):
             assert abs(deviations(label[part], prob[part])) < 4.5
-        assert prob.mean() == pytest.approx(dials["click_rate"], abs=0.02)
+        assert prob.mean() == pytest.approx(settings["click_rate"], abs=0.02)
 
 
 def test_pure_label_noise_leaves_nothing_to_know():
@@ -104,9 +104,9 @@ def test_a_value_means_the_same_in_all_domains_where_it_is_shared():
 
 
 def test_histories_follow_taste():
-    dials = FeedSettings(users=10, shared_users=1.0, source_events=4_000, history=8_000, segments=1)
+    settings = FeedSettings(users=10, shared_users=1.0, source_events=4_000, history=8_000, segments=1)
     meaning_CK = np.random.default_rng(1).standard_normal((6, 3)) / np.sqrt(3)
-    users = draw_users(meaning_CK, 0.0, dials, (0,))
+    users = draw_users(meaning_CK, 0.0, settings, (0,))
     for user in range(10):
         events = users.histories[1][user].values.to_numpy()
         chance_C = np.exp(1.5 * users.taste[1][user] @ meaning_CK.T)

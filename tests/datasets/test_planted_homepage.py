@@ -1,4 +1,4 @@
-"""A planted homepage does what its dials say."""
+"""A planted homepage does what its settings say."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def columns(table, *names):
     label_noise=st.floats(0, 1),
     domains=st.integers(2, 3),
 )
-def test_all_labels_are_drawn_from_their_probability(**dials):
-    world = homepage(users=500, items=100, **dials)
+def test_all_labels_are_drawn_from_their_probability(**settings):
+    world = homepage(users=500, items=100, **settings)
     for task, truth in world.tasks.items():
         label, prob = columns(rows(world, world.settings.names.index(task.domain), "test"), task.label, truth)
         for part in np.array_split(np.argsort(prob), 5):

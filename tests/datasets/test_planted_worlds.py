@@ -27,9 +27,9 @@ from torchrec_xd.schema import load_schema
 TRUTH = {"wanted": "prob_wanted", "fit": "prob_transfer", "click": "prob"}
 
 
-def make(out, preset="helps", **dials):
+def make(out, preset="helps", **settings):
     lines: list[str] = []
-    return prepare_world(preset, out, {**SMALL, **dials}, lines.append), lines
+    return prepare_world(preset, out, {**SMALL, **settings}, lines.append), lines
 
 
 def contents(folder):
@@ -61,7 +61,7 @@ def test_every_preset_is_written_and_read(tmp_path, preset):
     assert [path.name for path in tmp_path.iterdir()] == ["world"]
 
 
-def test_sizes_are_the_dials(tmp_path):
+def test_sizes_are_the_settings(tmp_path):
     manifest, lines = make(tmp_path / "out", domains=3, source_ratio=4.0, row_group_rows=100, row_groups_per_file=2)
     rows = {domain: [split.rows for split in splits.values()] for domain, splits in manifest.domains.items()}
     assert rows == {"target": [250, 120, 900], "source": [500, 120, 120], "source_2": [500, 120, 120]}
@@ -128,7 +128,7 @@ def test_the_same_again_is_reused_wherever_it_is_asked_for_from(tmp_path, monkey
     assert load_schema(Path("world/schema.yaml")).root == "world"
 
 
-def test_other_dials_make_it_anew_and_a_failure_leaves_it(tmp_path, monkeypatch):
+def test_other_settings_make_it_anew_and_a_failure_leaves_it(tmp_path, monkeypatch):
     make(tmp_path / "out")
     make(tmp_path / "out", agreement=0.0)
     before = contents(tmp_path / "out")
@@ -147,7 +147,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("preset", "dials", "message"),
+    ("preset", "settings", "message"),
     [
         ("help", {}, "unknown preset 'help'; there are: helps, useless, hurts, little_overlap, many_domains"),
         ("helps", {"agreement": 1.5}, "preset 'helps': 'agreement': .*less than or equal to 1"),
@@ -156,9 +156,9 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
         ("helps", {"domains": 9}, "'domains': .*less than or equal to 8"),
     ],
 )
-def test_misuse_is_told(tmp_path, preset, dials, message):
+def test_misuse_is_told(tmp_path, preset, settings, message):
     with pytest.raises(UserError, match=message):
-        make(tmp_path / "out", preset, **dials)
+        make(tmp_path / "out", preset, **settings)
     assert not any(tmp_path.iterdir())
 
 
@@ -168,8 +168,8 @@ def test_the_command(tmp_path):
         environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "300"}
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
 
-    dials = [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
-    assert run("world", "--preset", "homepage_flat", *dials).returncode == 0
+    settings = [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
+    assert run("world", "--preset", "homepage_flat", *settings).returncode == 0
     assert load_schema(tmp_path / "data/world_homepage_flat/schema.yaml").root == "data/world_homepage_flat"
     for arguments in (["world"], ["cj_feed", "--preset", "helps"]):
         wrong = run(*arguments)

@@ -17,7 +17,7 @@ ROWS = 50
 
 
 def schema_of(*features: dict[str, Any], **more: Any) -> Schema:
-    """Two domains, one label each, unless told otherwise."""
+    """Two domains, one label each by default."""
     return Schema.model_validate(
         {
             "name": "s",

@@ -13,12 +13,12 @@ SMALL = {"users": 300, "items": 100, "target_rows": 250, "source_ratio": 2.0, "v
 """Dials of a world that is written in no time, in which most metrics are defined."""
 
 
-def feed(**dials) -> FeedWorld:
-    return FeedWorld(FeedSettings(**dials))
+def feed(**settings) -> FeedWorld:
+    return FeedWorld(FeedSettings(**settings))
 
 
-def homepage(**dials) -> HomepageWorld:
-    return HomepageWorld(HomepageSettings(**dials))
+def homepage(**settings) -> HomepageWorld:
+    return HomepageWorld(HomepageSettings(**settings))
 
 
 def rows(world, domain=0, split="train", count=40_000):

@@ -124,12 +124,12 @@ def prepare_worlds(study: Study, say: Callable[[str], None]) -> None:
     """Make the planted worlds of a study that are not there yet, or are others.
 
     Raises:
-        UserError: an unknown preset or dial.
+        UserError: an unknown preset or setting.
     """
     for data, entry in study.data.items():
         if entry.world is not None:
-            dials = {name: value for name, value in entry.world.items() if name != "preset"}
-            prepare_world(entry.world["preset"], WORLDS / data, dials, say)
+            overrides = {name: value for name, value in entry.world.items() if name != "preset"}
+            prepare_world(entry.world["preset"], WORLDS / data, overrides, say)
 
 
 def cell_config(

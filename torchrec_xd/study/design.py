@@ -35,7 +35,7 @@ class StudyData(Settings):
     schema_file: Path | None = Field(default=None, alias="schema")
     """Schema file in place of the one that each config names; relative to the study."""
     world: dict[str, Any] | None = None
-    """A planted world in place of it: `preset`, and dials on top; made in data/worlds/NAME where it is not there."""
+    """A planted world in place of it: `preset`, and settings on top; made in data/worlds/NAME where it is not there."""
     assign: dict[str, Assignments] = Field(default_factory=dict, alias="set")
     """Model to assignments that hold on these data only."""
     tuned_on: str | None = None

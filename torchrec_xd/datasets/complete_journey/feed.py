@@ -35,7 +35,7 @@ from torchrec_xd.datasets.pipeline.vocabulary import Vocabularies, encode, vocab
 SPLIT = SplitDays(valid=190, test=273)
 """2017-07-10 and 2017-10-01. Of the campaigns of type A (February, May, August, October) validation has August's."""
 NEGATIVES = 146
-"""One in this many unbought products is kept, unless the settings tell."""
+"""One in this many unbought products is kept by default."""
 PRODUCT_HISTORY = 30
 COUPON_HISTORY = 10
 COUPON = {

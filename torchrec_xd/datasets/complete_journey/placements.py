@@ -42,7 +42,7 @@ VALID_WEEK, TEST_WEEK, END_WEEK = 40, 46, 54
 SPLIT = SplitDays(valid=7 * VALID_WEEK - 13, test=7 * TEST_WEEK - 13)
 """2017-09-25 and 2017-11-06, Mondays: weeks 40 to 45 and 46 to 53."""
 NEGATIVES = 300
-"""One in this many unbought products on promotion is kept, unless the settings tell. Those that the household bought
+"""One in this many unbought products on promotion is kept by default. Those that the household bought
 off promotion at about that time are all kept: there it is decided what may be transferred."""
 SHELF_NEGATIVES = 20
 LABELS = LabelColumns(

@@ -1,4 +1,4 @@
-"""The dials of planted worlds."""
+"""The settings of planted worlds."""
 
 from __future__ import annotations
 

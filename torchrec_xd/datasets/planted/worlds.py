@@ -27,13 +27,14 @@ PROVENANCE = "planted by torchrec-xd: drawn from a known distribution; no real u
 
 @dataclass(frozen=True)
 class Preset:
-    """Dials that make the premise of a mechanism hold, or fail, on purpose."""
+    """Settings that make the premise of a mechanism hold, or fail, on purpose."""
 
     kind: str
     """Key of `KINDS`."""
     premise: str
     """One sentence."""
-    dials: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    """What differs from the defaults of the kind of world."""
 
 
 KINDS: dict[str, tuple[type[WorldSettings], Callable[[Any], World]]] = {
@@ -90,7 +91,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def prepare_world(preset: str, out: Path, dials: Mapping[str, Any], progress: Callable[[str], None]) -> Manifest:
+def prepare_world(preset: str, out: Path, overrides: Mapping[str, Any], progress: Callable[[str], None]) -> Manifest:
     """Write a planted world: `out/<domain>/<split>/*.parquet`, `out/schema.yaml` and `out/manifest.json`.
 
     `out` is complete or untouched, reused or replaced as `prepare` does it. Where it is relative, so is
@@ -99,18 +100,18 @@ def prepare_world(preset: str, out: Path, dials: Mapping[str, Any], progress: Ca
     Args:
         preset: key of `PRESETS`.
         out: folder.
-        dials: settings on top of the preset's, see `FeedSettings`.
+        overrides: settings on top of the preset's, see `FeedSettings`.
         progress: called with a line of text for every file.
 
     Raises:
-        UserError: unknown preset, a dial that the preset's kind of world lacks, a value that breaks a rule, or `out`
+        UserError: unknown preset, a setting that the preset's kind of world lacks, a value that breaks a rule, or `out`
             holds anything else.
     """
     if preset not in PRESETS:
         raise UserError(f"unknown preset '{preset}'; there are: {', '.join(PRESETS)}")
     chosen = PRESETS[preset]
     settings_type, build = KINDS[chosen.kind]
-    settings = validate(settings_type, {**chosen.dials, **dials}, f"preset '{preset}'")
+    settings = validate(settings_type, {**chosen.settings, **overrides}, f"preset '{preset}'")
     name = f"world_{preset}"
     identity = manifest.identity(name, settings.meaning(), {})
     old = manifest.reusable(out, identity)
