@@ -43,6 +43,8 @@ def test_every_preset_is_written_and_read(tmp_path, preset):
     assert Manifest.model_validate_json((out / "manifest.json").read_text()) == manifest
     assert manifest.notes == (PRESETS[preset].premise,)
     assert "planted" in manifest.provenance
+    settings = manifest.identity.settings
+    assert settings == settings | PRESETS[preset].settings | SMALL
     schema = load_schema(out / "schema.yaml")
     assert schema.name == f"world_{preset}"
     assert schema.targets() == ("target",)

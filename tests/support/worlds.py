@@ -10,7 +10,7 @@ from torchrec_xd.datasets.planted.homepage import HomepageWorld
 from torchrec_xd.datasets.planted.settings import FeedSettings, HomepageSettings
 
 SMALL = {"users": 300, "items": 100, "target_rows": 250, "source_ratio": 2.0, "valid_rows": 120, "test_rows": 900}
-"""Dials of a world that is written in no time, in which most metrics are defined."""
+"""Settings of a world that is written in no time, in which most metrics are defined."""
 
 
 def feed(**settings) -> FeedWorld:

@@ -46,7 +46,7 @@ class StudyData(Settings):
         if "@" not in self.task:
             raise ValueError(f"task: '{self.task}' is no task; write LABEL@DOMAIN")
         if self.world is not None and (self.schema_file is not None or "preset" not in self.world):
-            raise ValueError("world: {preset: NAME, DIAL: VALUE, …} has a preset, and stands in place of `schema`")
+            raise ValueError("world: {preset: NAME, SETTING: VALUE, …} has a preset, and stands in place of `schema`")
         return self
 
 
