@@ -29,7 +29,7 @@ TASK_DOMAIN = (0, 1, 1)
 
 def batch_of(offsets, label, weight=None, user=None, extra=None):
     """A batch of what metrics read; labels of other domains become NaN."""
-    label_BT = torch.as_tensor(label, dtype=torch.float32).reshape(offsets[-1], -1).clone()
+    label_BT = torch.as_tensor(label, dtype=torch.float32).reshape(offsets[-1], -1 if len(label) else 1).clone()
     for task, domain in enumerate(TASK_DOMAIN[: label_BT.shape[1]]):
         label_BT[: offsets[domain], task] = math.nan
         label_BT[offsets[domain + 1] :, task] = math.nan

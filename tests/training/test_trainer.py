@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
+from tests.support.batches import batch_of
 from torchrec_xd.distributed.process_group import Processes
-from torchrec_xd.outputs import Output
+from torchrec_xd.models.model import Model
+from torchrec_xd.outputs import Output, Predictions
 from torchrec_xd.training import trainer
 from torchrec_xd.training.trainer import Stopwatch, TrainerSettings, Training, train_step
 
@@ -102,3 +106,24 @@ def test_importing_the_package_changes_nothing():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split()[-1] == "same"
+
+
+def test_predicting_asks_for_no_loss_with_rows_or_without():
+    class Net(nn.Module):
+        def forward(self, batch):
+            seen.append(len(batch))
+            return Predictions({}, {"click@a": batch.label_BT[:, 0]})
+
+    def refuse(predictions, batch):
+        raise AssertionError("labels may be unknown: there is no loss")
+
+    seen = []
+    rows = batch_of((0, 3, 3), [1.0, 0.0, 1.0])
+    loader = SimpleNamespace(batches=lambda: iter([rows, batch_of((0, 0, 0), [])]))
+    model = Model(nn.Identity(), Net(), refuse)
+    [(batch, output)] = trainer.predict(model, loader, SimpleNamespace(device=torch.device("cpu")))
+    assert len(batch) == 3
+    assert output.score["click@a"].tolist() == [1.0, 0.0, 1.0]
+    assert output.loss == {}
+    assert seen == [3, 1]
+    assert not model.training
