@@ -38,9 +38,9 @@ class PredictionColumns:
 
     def table(self, user_B: Tensor, score_TB: Sequence[Tensor]) -> PredictionTable:
         """Rows of one batch: users `[B]`, then for each column its predictions `[B]`."""
-        values = [score_B.float() for score_B in score_TB]
+        values = [score_B.float().cpu() for score_B in score_TB]
         values[: len(self.tasks)] = [score_B.clamp(0, 1) for score_B in values[: len(self.tasks)]]
-        return pa.table([user_B.numpy(), *(score_B.numpy() for score_B in values)], schema=self.schema)
+        return pa.table([user_B.cpu().numpy(), *(score_B.numpy() for score_B in values)], schema=self.schema)
 
     def concat(self, tables: Iterable[PredictionTable]) -> PredictionTable:
         """Tables of batches, one after the other."""

@@ -61,7 +61,9 @@ def shard(
         look_up_side_by_side(model, threads)
     _fill_shards(model, tables)
     if processes.size > 1:
-        model.init_data_parallel()  # DDP is unnecessary for one process, and would copy all gradients
+        model.init_data_parallel()  # moves the dense part to the device, and wraps it in DDP
+    else:
+        model.module.to(processes.device)  # DDP is unnecessary for one process, and would copy all gradients
     unfused = {n: p for n, p in in_backward_optimizer_filter(model.named_parameters()) if p.requires_grad}
     dense = {name: parameter for name, parameter in unfused.items() if name not in tables}
     replicated = {name: parameter for name, parameter in unfused.items() if name in tables}
