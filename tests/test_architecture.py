@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     ("errors", "atomic_write", "private_names"),
-    ("settings", "run_folder", "shipped", "error_boundary", "doctor", "table_types"),
+    ("settings", "run_folder", "run_lock", "shipped", "error_boundary", "doctor", "table_types"),
     ("schema", "batch", "log", "modules", "losses"),
     ("outputs", "evaluation", "embeddings", "data"),
     ("reports",),

@@ -103,6 +103,26 @@ class RunConfig(Settings):
         """The resolved config as YAML, schema included: a run folder needs nothing else."""
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
+    def changes_from(self, other: RunConfig, most: int = 3) -> str:
+        """What differs from another config, as `key was …, is …`, the first ones; empty where nothing does."""
+        if self.dump() == other.dump():
+            return ""
+        there, here = (_flat(yaml.safe_load(config.dump())) for config in (other, self))
+        keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+        if not keys:
+            return "the order of domains or of other keys"
+        more = f" and {len(keys) - most} more" if len(keys) > most else ""
+        return "; ".join(f"{key} was {there.get(key)!r}, is {here.get(key)!r}" for key in keys[:most]) + more
+
+
+def _flat(content: Any, key: str = "") -> dict[str, Any]:
+    """Nested mappings as `a.b` to value."""
+    if not isinstance(content, dict):
+        return {key: content}
+    return {
+        name: value for k, below in content.items() for name, value in _flat(below, f"{key}.{k}".lstrip(".")).items()
+    }
+
 
 def load_config(path: str | Path, assignments: list[str] | None = None, schema: str | Path | None = None) -> RunConfig:
     """Read a config file, its `extends` and its schema file (or `schema` in place of it); apply `--set` assignments.

@@ -47,6 +47,16 @@ class RunFolder:
         return self.path / "transfer.json"
 
     @property
+    def source(self) -> Path:
+        """The resolved config of the run whose model this one starts from: that run is not needed again."""
+        return self.path / "source.yaml"
+
+    @property
+    def data(self) -> Path:
+        """Names, sizes and row counts of the files that the run reads."""
+        return self.path / "data.json"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"

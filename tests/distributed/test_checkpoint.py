@@ -158,8 +158,7 @@ def pass_over_what_is_damaged(base, checkpoints, model, optimizers):
     data.write_bytes(data.read_bytes()[:-1])
     assert copy.resume(model, optimizers, said.append).step == steps[-2]
     assert (
-        f"step_{steps[-1]:09d} is damaged: {data.name} is missing, cut short or changed; trying the one before"
-        in said[0]
+        f"step_{steps[-1]:09d} is damaged: {data.name} is missing, cut short or changed; trying the next one" in said[0]
     )
     with pytest.raises(UserError, match="is damaged"):
         copy.load(model, newest)

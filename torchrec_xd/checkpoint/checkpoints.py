@@ -1,22 +1,24 @@
 """Checkpoints: everything a run needs to go on, written whole or not at all.
 
 A checkpoint is a folder `step_<global step>`: torch's distributed checkpoint files (tables, dense weights, optimizer
-state and each rank's random generator) and `position.json`, which holds a checksum of every other file.
+state and each rank's random generator) and `position.json`, which holds a checksum of every other file. Whatever else
+lies beside them is not touched.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import PositiveInt
+from pydantic import PositiveInt, TypeAdapter
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
@@ -24,7 +26,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 from torchrec_xd.batch import LoaderState
 from torchrec_xd.checkpoint.reading import causes, load
 from torchrec_xd.checkpoint.resharding import convert, moved_states
-from torchrec_xd.distributed.process_group import Processes
+from torchrec_xd.distributed.process_group import Processes, seed_generators
+from torchrec_xd.distributed.sharding import local_pieces
 from torchrec_xd.errors import UserError
 from torchrec_xd.private_names import checkpoint_files
 from torchrec_xd.settings import Settings
@@ -34,6 +37,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 POSITION = "position.json"
+_OURS = re.compile(r"(step|partial)_\d{9,}")
+
+CheckpointChoice = Literal["best", "last"]
+"""The checkpoint with the best validation score, or the last one."""
 
 
 class CheckpointSettings(Settings):
@@ -50,7 +57,7 @@ class Saved:
     """The content of a checkpoint's `position.json`."""
 
     step: int
-    """Optimizer steps since the run began."""
+    """Optimizer steps since the run began, whatever the number of processes that took them."""
     position: LoaderState
     world_size: int
     schema: str
@@ -59,6 +66,8 @@ class Saved:
     """The monitored validation metric, where it was measured; larger is better."""
     files: dict[str, int] = field(default_factory=dict)
     """CRC-32 of every other file."""
+    epoch_steps: int | None = None
+    """Steps of an epoch, for the processes and files that `position` counts in; None in runs of 0.2 and before."""
 
 
 class Checkpoints:
@@ -68,16 +77,24 @@ class Checkpoints:
         self.directory, self.settings, self.processes, self.schema = directory, settings, processes, schema
 
     def save(
-        self, model: nn.Module, optimizers: Optimizers, position: LoaderState, step: int, score: float | None
+        self,
+        model: nn.Module,
+        optimizers: Optimizers,
+        position: LoaderState,
+        step: int,
+        score: float | None,
+        epoch_steps: int | None = None,
     ) -> None:
         """Write a checkpoint (a collective): into a temporary folder, renamed when all ranks are done.
 
         Raises:
-            UserError: on all ranks, if one could not write; the checkpoints that are there stay.
+            UserError: on all ranks, if one could not write, or holds weights that are not finite; the checkpoints that
+                are there stay.
         """
-        final = self.directory / f"step_{step:09d}"
-        partial = self.directory / f"partial_{step:09d}"
+        final, partial = (self.directory / f"{kind}_{step:09d}" for kind in ("step", "partial"))
         rank = self.processes.rank
+        state = _state(model, optimizers, rank)
+        self._refuse_infinite(state, step)
 
         def make_room() -> None:
             if self.processes.is_main_process:
@@ -92,12 +109,11 @@ class Checkpoints:
                 self._prune()
 
         self._together(make_room, step)
-        self._together(lambda: save_distributed(_state(model, optimizers, rank), checkpoint_id=partial), step)
+        self._together(lambda: save_distributed(state, checkpoint_id=partial), step)
         mine = checkpoint_files(partial, rank)
-        sums = self.processes.all_gather_object({path.name: checksum(path) for path in mine})
-        saved = Saved(
-            step, position, self.processes.size, self.schema, score, {k: v for part in sums for k, v in part.items()}
-        )
+        parts = self.processes.all_gather_object({path.name: checksum(path) for path in mine})
+        sums = {name: value for part in parts for name, value in part.items()}
+        saved = Saved(step, position, self.processes.size, self.schema, score, sums, epoch_steps)
         self._together(finish, step)
 
     def _together(self, action: Callable[[], object], step: int) -> None:
@@ -128,7 +144,10 @@ class Checkpoints:
             UserError: all are damaged, or the last whole one was written for a incompatible schema, or by another
                 kind of optimizer. Nothing has been loaded then.
         """
-        folder = self._last_whole(say)
+        if self.processes.is_main_process:
+            for killed in self._ours("partial"):  # while it was being written
+                shutil.rmtree(killed, ignore_errors=True)
+        folder = self.choose("last", say)
         if folder is None:
             return None
         saved = read_saved(folder)
@@ -151,16 +170,22 @@ class Checkpoints:
         if exact:
             torch.set_rng_state(generators[str(self.processes.rank)])
         else:
-            torch.manual_seed(zlib.crc32(f"{torch.initial_seed()}/{saved.step}/{self.processes.rank}".encode()))
+            seed_generators(torch.initial_seed(), saved.step, self.processes.rank)
         return saved
 
-    def load(self, model: nn.Module, folder: Path) -> None:
+    def load(self, model: nn.Module, folder: Path, *, checked: bool = False) -> None:
         """Load weights alone, whatever the number of processes that wrote them (a collective).
+
+        Args:
+            model: to be filled.
+            folder: the checkpoint.
+            checked: whether its files have been compared with their checksums already, as `choose` does.
 
         Raises:
             UserError: the checkpoint is damaged, or of an incompatible schema.
         """
-        self.check(folder)
+        if not checked:
+            self.check(folder)
         self._check_schema(folder, read_saved(folder))
         load({"model": model.state_dict()}, folder)
 
@@ -174,7 +199,7 @@ class Checkpoints:
         try:
             files = read_saved(folder).files
             for name in sorted(files)[self.processes.rank :: self.processes.size]:
-                if not (folder / name).is_file() or checksum(folder / name) != files[name]:
+                if Path(name).name != name or not (folder / name).is_file() or checksum(folder / name) != files[name]:
                     problem = f"{folder} is damaged: {name} is missing, cut short or changed"
         except UserError as error:
             problem = str(error)
@@ -182,13 +207,21 @@ class Checkpoints:
         if problems:
             raise UserError(problems[0])
 
-    def _last_whole(self, say: Callable[[str], None]) -> Path | None:
-        folders = sorted(self._all(), reverse=True)
+    def choose(self, which: CheckpointChoice, say: Callable[[str], None] = logger.warning) -> Path | None:
+        """The best or the last checkpoint that is whole (a collective); None where there is none at all.
+
+        The best is the one with the best score, the last one where none has a score. A damaged one is passed over, with
+        a message to `say`.
+
+        Raises:
+            UserError: all are damaged.
+        """
+        folders = self.processes.broadcast_object(self._in_order(which) if self.processes.is_main_process else None)
         for folder in folders:
             try:
                 self.check(folder)
             except UserError as error:
-                say(f"{error}; trying the one before")
+                say(f"{error}; trying the next one")
                 continue
             return folder
         if folders:
@@ -197,22 +230,48 @@ class Checkpoints:
 
     def last(self) -> Path | None:
         """The latest checkpoint."""
-        return max(self._all(), default=None)
+        return next(iter(self._in_order("last")), None)
 
     def best(self) -> Path | None:
         """The checkpoint with the best score; the latest one where none has a score."""
-        scored = {folder: read_saved(folder).score for folder in self._all() if (folder / POSITION).is_file()}
-        scores = {folder: score for folder, score in scored.items() if score is not None}
-        return max(scores, key=lambda folder: scores[folder]) if scores else self.last()
+        return next(iter(self._in_order("best")), None)
 
-    def _all(self) -> list[Path]:
-        return sorted(self.directory.glob("step_*")) if self.directory.is_dir() else []
+    def _in_order(self, which: CheckpointChoice) -> list[Path]:
+        """All checkpoints, the best or the last one first."""
+        folders = self._ours("step")[::-1]
+        return folders if which == "last" else sorted(folders, key=_score, reverse=True)
+
+    def _ours(self, kind: Literal["step", "partial"]) -> list[Path]:
+        """The folders that `save` made, by step: nothing that merely looks like them."""
+        if not self.directory.is_dir():
+            return []
+        names = [path for path in self.directory.iterdir() if _OURS.fullmatch(path.name) and path.name.startswith(kind)]
+        return sorted((path for path in names if path.is_dir() and not path.is_symlink()), key=_step)
 
     def _prune(self) -> None:
-        keep = {*self._all()[-self.settings.keep :], self.best()}
-        for folder in self._all():
+        keep = {*self._in_order("last")[: self.settings.keep], self.best()}
+        for folder in self._ours("step"):
             if folder not in keep:
-                shutil.rmtree(folder)
+                # First out of sight: a kill in between must not leave half a checkpoint that counts as one.
+                partial = self.directory / f"partial_{_step(folder):09d}"
+                try:
+                    folder.rename(partial)
+                    shutil.rmtree(partial)
+                except OSError as error:
+                    logger.warning("an old checkpoint could not be removed: %s", error)
+
+    def _refuse_infinite(self, state: dict[str, Any], step: int) -> None:
+        """The loss of this step was computed before its update: weights can be infinite where it was not."""
+        entries = {**state["model"], **{k: part for k, parts in state["optimizer"].items() for part in parts.values()}}
+        bad = [name for name, value in entries.items() if not all(map(_finite, local_pieces(value)))]
+        found = sorted({name for names in self.processes.all_gather_object(bad) for name in names})
+        if found:
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+            raise UserError(
+                f"after step {step} these weights or their optimizer states are NaN or infinite: "
+                f"{', '.join(found[:5])}{more}. Nothing was saved, the last checkpoint stays. Lower optimizer.dense.lr "
+                "or optimizer.tables.lr, or set optimizer.dense.clip_norm"
+            )
 
     def _check_schema(self, folder: Path, saved: Saved) -> None:
         if saved.schema != self.schema:
@@ -229,10 +288,33 @@ def read_saved(folder: Path) -> Saved:
         UserError: the folder is no checkpoint of ours.
     """
     try:
-        content = json.loads((folder / POSITION).read_text())
-        return Saved(**{**content, "position": LoaderState(**content["position"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder} is no checkpoint: position.json: {error}") from None
+        saved = TypeAdapter(Saved).validate_json((folder / POSITION).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is no checkpoint: {POSITION}: {error}") from None
+    if _OURS.fullmatch(folder.name) and _step(folder) != saved.step:
+        raise UserError(f"{folder} was renamed: it holds step {saved.step}")
+    return saved
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("_")[2])
+
+
+def _score(folder: Path) -> tuple[bool, float]:
+    """What the best checkpoint is known by; one without a score, or damaged, comes last."""
+    try:
+        score = read_saved(folder).score
+    except UserError:
+        score = None
+    return score is not None, score or 0.0
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """Whether no entry is NaN or infinite; in one pass, without a copy."""
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    low, high = torch.aminmax(tensor.detach())
+    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def checksum(path: Path) -> int:

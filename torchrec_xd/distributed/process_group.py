@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,6 +75,12 @@ class Processes:
         reduced = torch.tensor(value, device=self.device)
         dist.all_reduce(reduced, dist.ReduceOp.MIN, self.group)
         return int(reduced.item())
+
+
+def seed_generators(*key: int) -> None:
+    """Seed torch's generators, of CPU and GPUs, by what is in `key`: seed, rank, step."""
+    # 32 bits, as the CPU's generator drops the upper half of a longer seed.
+    torch.manual_seed(zlib.crc32("/".join(map(str, key)).encode()))
 
 
 @contextmanager

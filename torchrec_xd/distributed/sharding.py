@@ -86,11 +86,11 @@ def table_bytes(model: nn.Module, optimizers: Optimizers) -> int:
         _, _, name = key.partition(".")  # in front stands which optimizer it is
         if name in held:
             held[name].extend(state.values())
-    pieces = [piece for values in held.values() for value in values for piece in _local(value)]
+    pieces = [piece for values in held.values() for value in values for piece in local_pieces(value)]
     return sum(piece.numel() * piece.element_size() for piece in pieces)
 
 
-def _local(held: Any) -> list[torch.Tensor]:
+def local_pieces(held: Any) -> list[torch.Tensor]:
     """What of a tensor, sharded or not, lies on this rank."""
     if hasattr(held, "local_shards"):
         return [shard.tensor for shard in held.local_shards()]

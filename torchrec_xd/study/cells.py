@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from torchrec_xd.config import RunConfig, load_config
+from torchrec_xd.config import RunConfig, load_config, load_run
 from torchrec_xd.datasets import prepare_world
 from torchrec_xd.errors import UserError
 from torchrec_xd.run_folder import RunFolder
@@ -62,7 +60,7 @@ class Cell:
         """
         begun = RunFolder(self.folder).config
         if begun.is_file():
-            self._check_config(begun)
+            self._check_config()
             self._check_age(begun)
         return self.trained() and (self.task is None or self.scores.is_file())
 
@@ -74,14 +72,12 @@ class Cell:
         """metrics.json, once it is finished."""
         return RunFolder(self.folder).read_metrics()
 
-    def _check_config(self, begun: Path) -> None:
-        there, here = (_flat(yaml.safe_load(text)) for text in (begun.read_text(encoding="utf-8"), self.config.dump()))
-        keys = [key for key in {**there, **here} if there.get(key) != here.get(key) and not key.startswith("sharding.")]
-        if keys:
-            changes = "; ".join(f"{key} was {there.get(key)!r}, is {here.get(key)!r}" for key in keys[:3])
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    def _check_config(self) -> None:
+        may_change = {"sharding": self.config.sharding, "init_from": self.config.init_from}  # as --out is spelled
+        begun = load_run(self.folder).model_copy(update=may_change)
+        if changes := self.config.changes_from(begun):
             raise UserError(
-                f"{self.folder} was begun with another config ({changes}{more}): delete the folder to train it anew, "
+                f"{self.folder} was begun with another config ({changes}): delete the folder to train it anew, "
                 "or name another --out"
             )
 
@@ -183,12 +179,3 @@ def _check(config: RunConfig, model: StudyModel, data: StudyData, origin: str) -
         raise UserError(
             f"{origin}: init_from is {config.init_from}, a run outside of the study: set parent: MODEL instead"
         )
-
-
-def _flat(content: Any, key: str = "") -> dict[str, Any]:
-    """Nested mappings as `a.b` to value."""
-    if not isinstance(content, dict):
-        return {key: content}
-    return {
-        name: value for k, below in content.items() for name, value in _flat(below, f"{key}.{k}".lstrip(".")).items()
-    }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from torchrec_xd.config import RunConfig, load_run
+from torchrec_xd.config import RunConfig, load_config, load_run
 from torchrec_xd.distributed.optimizers import Optimizers, fuse_optimizers
-from torchrec_xd.distributed.process_group import Processes
+from torchrec_xd.distributed.process_group import Processes, seed_generators
 from torchrec_xd.distributed.sharders import sharders
 from torchrec_xd.distributed.sharding import shard
 from torchrec_xd.errors import UserError
@@ -15,10 +15,15 @@ from torchrec_xd.models import find_model
 from torchrec_xd.models.model import Model
 from torchrec_xd.models.transfer import SourceRun
 from torchrec_xd.planner import RunPlan, plan_run, this_machine
+from torchrec_xd.run_folder import RunFolder
 
 
-def source_run(config: RunConfig) -> SourceRun | None:
-    """What the run that `init_from` names has trained; None where the config names none.
+def source_config(config: RunConfig, folder: RunFolder | None = None) -> RunConfig | None:
+    """The config of the run that has trained what the model is built on; None where it starts from no other run.
+
+    Args:
+        config: the run's.
+        folder: of a run that has begun: it keeps that config, and the other run may be gone.
 
     Raises:
         UserError: there is no such run, or it trained a model that this one cannot start from.
@@ -26,16 +31,23 @@ def source_run(config: RunConfig) -> SourceRun | None:
     transfer = find_model(config.model.name).transfer
     if config.init_from is None or transfer is None:
         return None
+    if folder is not None and folder.source.is_file():
+        return load_config(folder.source)
     source = load_run(config.init_from)
-    while continues(config, source):
-        assert source.init_from is not None
-        source = load_run(source.init_from)
+    if continues(config, source):
+        return source_config(source, RunFolder(config.init_from))
     if source.model.name != transfer.source:
         raise UserError(
             f"init_from: {config.init_from} trained '{source.model.name}'; "
             f"'{config.model.name}' starts from a run of '{transfer.source}'"
         )
-    return SourceRun(source.schema_in_use, source.model, source.embeddings)
+    return source
+
+
+def source_run(config: RunConfig, folder: RunFolder | None = None) -> SourceRun | None:
+    """What `source_config`'s run has trained; arguments and errors as there."""
+    source = source_config(config, folder)
+    return None if source is None else SourceRun(source.schema_in_use, source.model, source.embeddings)
 
 
 def continues(config: RunConfig, source: RunConfig) -> bool:
@@ -86,8 +98,13 @@ def plan_sharding(model: Model, config: RunConfig, processes: Processes) -> RunP
 
 
 def shard_by(plan: RunPlan, model: Model, config: RunConfig, processes: Processes) -> tuple[nn.Module, Optimizers]:
-    """The model on its ranks, and its optimizers (a collective)."""
-    return shard(model, plan.sharding_plan, config.optimizer, processes, config.sharding.communication)
+    """The model on its ranks, and its optimizers (a collective).
+
+    From here on every rank draws numbers of its own (dropout), on CPU and GPU.
+    """
+    sharded = shard(model, plan.sharding_plan, config.optimizer, processes, config.sharding.communication)
+    seed_generators(config.seed, processes.rank)
+    return sharded
 
 
 def build_sharded(

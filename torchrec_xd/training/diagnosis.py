@@ -14,6 +14,7 @@ from torch import nn
 
 from torchrec_xd.atomic_write import write_json
 from torchrec_xd.batch import Batch
+from torchrec_xd.checkpoint import CheckpointChoice
 from torchrec_xd.config import RunConfig, load_run
 from torchrec_xd.data.loader import Loader
 from torchrec_xd.data.shards import ShardSpec
@@ -30,7 +31,7 @@ from torchrec_xd.models.spec import DiagnosedRun
 from torchrec_xd.reports.page import Grid, save_page
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.schema import Feature, Schema, Split
-from torchrec_xd.training.inference import CheckpointChoice, load_sharded
+from torchrec_xd.training.inference import load_sharded
 from torchrec_xd.training.split_evaluation import columns_of
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor, nn
 
-from torchrec_xd.checkpoint import Checkpoints
+from torchrec_xd.checkpoint import CheckpointChoice, Checkpoints
 from torchrec_xd.config import RunConfig, load_run
 from torchrec_xd.data.loader import Loader
 from torchrec_xd.data.predictions import PredictionColumns, PredictionWriter
@@ -26,11 +27,10 @@ from torchrec_xd.training.building import build_sharded, source_run
 from torchrec_xd.training.split_evaluation import SplitEvaluation
 from torchrec_xd.training.trainer import predict as predict_batches
 
+logger = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from torchrec_xd.data.predictions import PredictionTable
-
-CheckpointChoice = Literal["best", "last"]
-"""The checkpoint with the best validation score, or the last one."""
 
 
 def checkpoints_of(config: RunConfig, folder: RunFolder, processes: Processes) -> Checkpoints:
@@ -38,25 +38,39 @@ def checkpoints_of(config: RunConfig, folder: RunFolder, processes: Processes) -
     return Checkpoints(folder.checkpoints, config.checkpoint, processes, config.schema_in_use.fingerprint())
 
 
-def checkpoint_folder(config: RunConfig, folder: RunFolder, which: CheckpointChoice, processes: Processes) -> Path:
-    """The folder of one checkpoint.
+def choose_checkpoint(
+    checkpoints: Checkpoints, which: CheckpointChoice, say: Callable[[str], None] = logger.warning
+) -> Path:
+    """The best or the last checkpoint that is whole (a collective); damaged ones are named to `say`.
 
     Raises:
-        UserError: the run has none yet.
+        UserError: there is none.
     """
-    checkpoints = checkpoints_of(config, folder, processes)
-    found = checkpoints.best() if which == "best" else checkpoints.last()
+    found = checkpoints.choose(which, say)
     if found is None:
-        raise UserError(f"{folder.path} has no checkpoint yet; train it first")
+        raise UserError(f"{checkpoints.directory.parent} has no checkpoint yet; train it first")
     return found
 
 
 def load_sharded(config: RunConfig, folder: RunFolder, which: CheckpointChoice, processes: Processes) -> nn.Module:
     """The model of a run on its ranks, with the weights of a checkpoint (a collective)."""
-    checkpoint = checkpoint_folder(config, folder, which, processes)
-    model, _ = build_sharded(config, processes, source_run(config))
-    checkpoints_of(config, folder, processes).load(model, checkpoint)
+    checkpoints = checkpoints_of(config, folder, processes)
+    checkpoint = choose_checkpoint(checkpoints, which)
+    model, _ = build_sharded(config, processes, source_run(config, folder))
+    while not _loaded(model, checkpoints, checkpoint, processes):
+        checkpoint = choose_checkpoint(checkpoints, which)
     return model
+
+
+def _loaded(model: nn.Module, checkpoints: Checkpoints, checkpoint: Path, processes: Processes) -> bool:
+    """Load a checkpoint; False where a run that is still training has replaced it by a later one meanwhile."""
+    try:
+        checkpoints.load(model, checkpoint, checked=True)
+    except UserError:
+        if processes.any(checkpoint.exists()):
+            raise
+        return False
+    return True
 
 
 @contextmanager

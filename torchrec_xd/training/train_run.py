@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,9 @@ from torchrec_xd.models import find_model
 from torchrec_xd.models.transfer import EVERYTHING
 from torchrec_xd.planner import RankMeasured, RunPlan
 from torchrec_xd.run_folder import RunFolder
-from torchrec_xd.training.building import build, continues, plan_sharding, shard_by, source_run
-from torchrec_xd.training.inference import checkpoint_folder, checkpoints_of
+from torchrec_xd.run_lock import LOCK, run_lock
+from torchrec_xd.training.building import build, continues, plan_sharding, shard_by, source_config, source_run
+from torchrec_xd.training.inference import checkpoints_of, choose_checkpoint
 from torchrec_xd.training.split_evaluation import SplitEvaluation, has_rows
 from torchrec_xd.training.trainer import Summary, Training, fit
 
@@ -54,26 +57,26 @@ def train(
     resume = resume or (restartable and folder.exists())
     _check_folder(config, folder, resume)
     schema = config.schema_in_use
-    with process_group(config.trainer) as processes:
+    with process_group(config.trainer) as processes, _only_job(folder, processes):
         resume = processes.any(resume)  # a node may see late what another one wrote into a shared folder
         if restartable and (
-            done := processes.broadcast_object(_finished(folder) if processes.is_main_process else None)
+            done := processes.broadcast_object(_finished(config, folder) if processes.is_main_process else None)
         ):
             return done
         loader = Loader(schema, config.loader, "train", ShardSpec(processes.rank, processes.size, config.seed))
         _refuse_empty_batches(loader, processes)
         valid = SplitEvaluation(config, "valid", processes) if has_rows(schema, "valid") else None
         final = SplitEvaluation(config, config.evaluate_on, processes)
-        built = build(config, source_run(config))
+        built = build(config, source_run(config, folder))
         parameters = built.parameter_counts()
         plan = plan_sharding(built, config, processes)
         _begin_folder(config, plan, folder, processes)
         with RunLog(folder.path, processes.rank) as log:
             model, optimizers = shard_by(plan, built, config, processes)
-            if config.init_from is not None:
-                _load_source_weights(config, config.init_from, model, folder, processes)
             checkpoints = checkpoints_of(config, folder, processes)
             saved = checkpoints.resume(model, optimizers, log.say) if resume else None
+            if saved is None and config.init_from is not None:
+                _load_source_weights(config, config.init_from, model, folder, processes)
             start = _loader_state(saved, loader, config, log) if saved else LoaderState(0, 0)
             log.truncate_after(saved.step if saved else 0)
             log.say(f"{directory}: {config.model.name} on {', '.join(schema.domains)}, {loader.rows:,} rows an epoch")
@@ -84,12 +87,12 @@ def train(
                 checkpoints,
                 lambda: None if valid is None else valid.monitored(model, config),
                 start=start,
+                step=saved.step if saved else 0,
             )
             ranks = processes.all_gather_object(_measured(model, optimizers, summary, processes))
-            chosen = checkpoints.best()
-            assert chosen is not None
+            chosen = choose_checkpoint(checkpoints, "best", log.say)
             if chosen != checkpoints.last():
-                checkpoints.load(model, chosen)
+                checkpoints.load(model, chosen, checked=True)
             content: dict[str, Any] = {
                 **final.report(model),
                 "split": config.evaluate_on,
@@ -128,37 +131,82 @@ def _check_folder(config: RunConfig, folder: RunFolder, resume: bool) -> None:
     if resume and not folder.exists():
         raise UserError(f"--resume: {folder.path} holds no run; leave --resume out to begin one")
     if resume:
-        begun = load_run(folder.path)
-        if begun.model_copy(update={"sharding": config.sharding}).dump() != config.dump():
-            raise UserError(
-                f"--resume: the config is not the one that {folder.path} began with (only `sharding` may change); "
-                f"resume with {folder.config}"
-            )
-    if not resume and folder.path.exists() and any(folder.path.iterdir()):
+        _check_config(config, folder)
+    elif folder.path.exists() and any(path.name != LOCK for path in folder.path.iterdir()):
         raise UserError(f"--run-dir {folder.path} is not empty; name another folder, or go on with --resume")
 
 
-def _finished(folder: RunFolder) -> dict[str, Any]:
-    """The content of metrics.json; empty where the run has not finished."""
-    return folder.read_metrics() if folder.finished() else {}
+def _check_config(config: RunConfig, folder: RunFolder) -> None:
+    """Whether a run that has begun can go on with this config."""
+    begun = load_run(folder.path)
+    if config.trainer.epochs < begun.trainer.epochs:
+        raise UserError(
+            f"--resume: trainer.epochs is {config.trainer.epochs}, and {folder.path} began with "
+            f"{begun.trainer.epochs}: it may grow only"
+        )
+    trainer = begun.trainer.model_copy(update={"epochs": config.trainer.epochs})
+    may_change = {"sharding": config.sharding, "trainer": trainer, "init_from": config.init_from}
+    if changes := config.changes_from(begun.model_copy(update=may_change)):
+        raise UserError(
+            f"--resume: the config is not the one that {folder.path} began with ({changes}). Only `sharding` may "
+            f"change, and `trainer.epochs` may grow; resume with {folder.config}"
+        )
+    same_path = begun.init_from == config.init_from
+    if not same_path and source_run(config) != source_run(begun, folder):
+        raise UserError(
+            f"--resume: init_from is {config.init_from}, another run than {begun.init_from}, from which {folder.path} "
+            f"began; resume with {folder.config}"
+        )
+
+
+@contextmanager
+def _only_job(folder: RunFolder, processes: Processes) -> Iterator[None]:
+    """No other job writes into the folder meanwhile (a collective).
+
+    Raises:
+        UserError: on all ranks: one does.
+    """
+    with ExitStack() as held:
+        problem = ""
+        if processes.is_main_process:
+            try:
+                held.enter_context(run_lock(folder.path))
+            except UserError as error:
+                problem = str(error)
+        problem = processes.broadcast_object(problem)
+        if problem:
+            raise UserError(problem)
+        yield
+
+
+def _finished(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
+    """The content of metrics.json; empty where the run has not finished, or is to be given more epochs."""
+    finished = folder.finished() and load_run(folder.path).trainer.epochs == config.trainer.epochs
+    return folder.read_metrics() if finished else {}
 
 
 def _loader_state(saved: Saved, loader: Loader, config: RunConfig, log: RunLog) -> LoaderState:
-    """Where reading goes on; with another number of processes at the same share of the epoch, which is cut anew."""
-    steps = -(-loader.rows // (saved.world_size * config.loader.batch_size))
+    """Where reading goes on: where epochs have another number of steps now, at the same share of the epoch."""
+    steps = saved.epoch_steps or -(-loader.rows // (saved.world_size * config.loader.batch_size))
     if steps == loader.steps:
         return saved.position
     log.say(
-        f"the checkpoint was written by {saved.world_size} processes, whose steps had other rows: training goes on at "
-        "the same share of the epoch; some of its rows may be read twice, and others not"
+        f"the checkpoint was written where an epoch had {steps} steps ({saved.world_size} processes), it now has "
+        f"{loader.steps}: training goes on at the same share of the epoch; some of its rows may be read twice, and "
+        "others not"
     )
     return LoaderState(saved.position.epoch, round(saved.position.step * loader.steps / steps))
 
 
 def _begin_folder(config: RunConfig, plan: RunPlan, folder: RunFolder, processes: Processes) -> None:
     if processes.is_main_process:
-        write_text(folder.config, config.dump())
+        if folder.exists() and load_run(folder.path).trainer.epochs < config.trainer.epochs:
+            folder.metrics.unlink(missing_ok=True)  # the run is not finished any more
+        source = source_config(config, folder)
+        if source is not None:
+            write_text(folder.source, source.dump())
         plan.plan.save(folder.plan)
+        write_text(folder.config, config.dump())  # last: it makes the folder a run
     processes.barrier()
 
 
@@ -169,8 +217,7 @@ def _load_source_weights(
     declared = find_model(config.model.name).transfer
     assert declared is not None
     trained = load_run(source)
-    checkpoint = checkpoint_folder(trained, RunFolder(source), config.init_checkpoint, processes)
-    checkpoints_of(trained, RunFolder(source), processes).check(checkpoint)
+    checkpoint = choose_checkpoint(checkpoints_of(trained, RunFolder(source), processes), config.init_checkpoint)
     if continues(config, trained):
         report = transfer(model, checkpoint, EVERYTHING, ())
     else:

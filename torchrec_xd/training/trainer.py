@@ -83,56 +83,59 @@ def fit(
     validate: Callable[[], float | None],
     *,
     start: LoaderState,
+    step: int = 0,
 ) -> Summary:
     """Train from `start` to the last epoch.
 
-    At the end of every epoch `validate` is called (larger is better) and a checkpoint is written.
+    At the end of every epoch `validate` is called (larger is better) and a checkpoint is written. Steps are counted on
+    from `step`: where a resumed run has longer or shorter epochs than before, `start` alone says how much is left.
 
     Raises:
-        UserError: the loss is not finite; the last checkpoint stays.
+        UserError: the loss or a weight is not finite; the last checkpoint stays.
         InterruptedRunError: SIGINT or SIGTERM was received; a checkpoint has been written.
     """
     settings, processes = training.settings, training.processes
-    total = settings.epochs * loader.steps
-    first = step = start.epoch * loader.steps + start.step
+    planned = settings.epochs * loader.steps
+    first, total = step, step + planned - _position(start, loader)
     rows, since = 0, Stopwatch(first)
     began = time.perf_counter()
     training.model.train()
     with log.progress(total, step) as progress, _stop_requests() as stop:
         stopping = False
         for batch in loader.batches(start, settings.epochs):
-            training.optimizers.set_lr(step, total)
+            training.optimizers.set_lr(_position(batch.position, loader) - 1, planned)
             loss, output = train_step(training, batch)
             step += 1
             rows += len(batch) * processes.size
             epoch_ends = batch.position.step == loader.steps
             saves = epoch_ends or step % (checkpoints.settings.every_steps or total + 1) == 0
-            if (
-                step % settings.log_every == 0 or saves or (processes.size == 1 and stop)
-            ):  # nothing infinite is ever saved
+            logs = step % settings.log_every == 0 or saves
+            if logs or (processes.size == 1 and stop):  # nothing infinite is ever saved
                 values = _losses(loss, output)
                 if processes.any(not math.isfinite(values["loss"])):
                     raise UserError(_divergence(values["loss"], step, batch, loader))
+                stopping = processes.any(bool(stop))
+            if logs:
                 speed = since.lap(rows, step)
                 log.metrics(step, {**values, "epoch": batch.position.epoch, "rows_per_second": speed})
                 progress.update(step, f"loss {values['loss']:.4f}  {speed:,.0f} rows/s")
-                stopping = processes.any(bool(stop))
-            if epoch_ends:
-                with since.stopped():
-                    score = validate()
-                training.model.train()
-                if score is not None:
-                    log.metrics(step, {"valid": score})
             if saves or stopping:
                 with since.stopped():
-                    checkpoints.save(
-                        training.model, training.optimizers, batch.position, step, score if epoch_ends else None
-                    )
+                    score = validate() if epoch_ends else None
+                    training.model.train()
+                    if score is not None:
+                        log.metrics(step, {"valid": score})
+                    checkpoints.save(training.model, training.optimizers, batch.position, step, score, loader.steps)
             if stopping:
                 raise InterruptedRunError(
                     f"stopped after step {step} of {total}; a checkpoint was written; go on with --resume"
                 )
     return Summary(step - first, rows, time.perf_counter() - began, since.median())
+
+
+def _position(state: LoaderState, loader: Loader) -> int:
+    """Steps of the present epochs that lie before a position of the loader."""
+    return state.epoch * loader.steps + state.step
 
 
 def train_step(training: Training, batch: Batch) -> tuple[Tensor, Output]:

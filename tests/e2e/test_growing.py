@@ -1,0 +1,197 @@
+"""A run goes on with another number of processes, or with more epochs: what was trained last is kept and measured."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.support.feeds import schema_at, write_feed
+from torchrec_xd.config import RunConfig
+from torchrec_xd.errors import UserError
+from torchrec_xd.settings import validate
+from torchrec_xd.training import trainer
+from torchrec_xd.training.inference import evaluate
+from torchrec_xd.training.train_run import train
+
+KILLED = 50
+
+
+class KilledError(Exception):
+    pass
+
+
+def content_of(folder, **changes):
+    return {
+        "schema": schema_at(write_feed(folder / "feed")),
+        "model": {"name": "single", "widths": [4]},
+        "domains": ["post"],
+        "train_on_valid": True,
+        "loader": {"batch_size": 20},
+        "trainer": {"epochs": 2, "log_every": 5, "threads": 1},
+        "checkpoint": {"every_steps": 10, "keep": 1},
+        **changes,
+    }
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved(run):
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def killed_after(monkeypatch, config, run, steps):
+    """Train, and die without a word when so many steps are done."""
+    step, done = trainer.train_step, []
+
+    def counted(training, batch):
+        if len(done) == steps:
+            raise KilledError
+        done.append(1)
+        return step(training, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "train_step", counted)
+        with pytest.raises(KilledError):
+            train(config, run)
+
+
+def torchrun(processes, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone", "-m",
+         "torchrec_xd.cli", *map(str, arguments)],
+        capture_output=True, check=False, text=True, timeout=300,
+    )  # fmt: skip
+    return done
+
+
+def test_a_run_that_grows_keeps_and_measures_what_it_trained_last(tmp_path, monkeypatch):
+    """600 rows are 30 steps of 20 rows; two processes need 15, and their step 15 + 10 comes after the old step 50."""
+    content = content_of(tmp_path)
+    config, run = validate(RunConfig, content, "test"), tmp_path / "run"
+    killed_after(monkeypatch, config, run, KILLED)
+    assert saved(run) == ["step_000000050"]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    done = torchrun(2, "train", tmp_path / "run.yaml", "--run-dir", run, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "at the same share of the epoch" in done.stderr
+    assert saved(run) == ["step_000000055"]  # 10 of the second epoch's 15 steps count as done, so 5 are left
+    assert json.loads((run / "metrics.json").read_text())["checkpoint"] == "step_000000055"
+    steps = [line["step"] for line in lines(run)]
+    assert steps == [*range(5, 60, 5)]
+    position = json.loads((run / "checkpoints" / "step_000000055" / "position.json").read_text())
+    assert position["position"] == {"epoch": 1, "step": 15}
+    assert (position["epoch_steps"], position["world_size"]) == (15, 2)
+
+
+def test_a_finished_run_is_given_more_epochs(tmp_path):
+    def config(epochs):
+        trainer = {"epochs": epochs, "log_every": 5, "threads": 1}
+        return validate(RunConfig, content_of(tmp_path, trainer=trainer), "test")
+
+    train(config(3), tmp_path / "whole")
+    train(config(2), tmp_path / "grown")
+    assert saved(tmp_path / "grown") == ["step_000000060"]
+    content = train(config(3), tmp_path / "grown", restartable=True)
+    assert content["checkpoint"] == "step_000000090"
+    assert content["eval"] == json.loads((tmp_path / "whole" / "metrics.json").read_text())["eval"]
+    losses = [[(line["step"], line.get("loss")) for line in lines(tmp_path / run)] for run in ("whole", "grown")]
+    assert losses[0] == losses[1]
+    with pytest.raises(UserError, match=r"trainer.epochs is 2, and .*grown began with 3: it may grow only"):
+        train(config(2), tmp_path / "grown", resume=True)
+
+
+def test_a_run_that_was_stopped_between_two_lines_has_the_lines_of_one_left_alone(tmp_path, monkeypatch):
+    """Stopped after step 8, where no line is due: step 8 is saved, and not a line of metrics.jsonl."""
+    config = validate(RunConfig, content_of(tmp_path), "test")
+    train(config, tmp_path / "whole")
+    step, calls = trainer.train_step, []
+
+    def stop_in_the_eighth(training, batch):
+        calls.append(1)
+        if len(calls) == 8:
+            trainer.signal.raise_signal(trainer.signal.SIGTERM)
+        return step(training, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "train_step", stop_in_the_eighth)
+        with pytest.raises(trainer.InterruptedRunError, match="stopped after step 8 of 60"):
+            train(config, tmp_path / "stopped")
+    assert saved(tmp_path / "stopped") == ["step_000000008"]
+    train(config, tmp_path / "stopped", resume=True)
+    found = [
+        [{k: v for k, v in line.items() if k != "rows_per_second"} for line in lines(tmp_path / name)]
+        for name in ("whole", "stopped")
+    ]
+    assert found[0] == found[1]
+    assert len(found[0]) == 12
+
+
+def test_what_is_not_ours_in_the_folder_of_checkpoints_stays(tmp_path, monkeypatch):
+    config, run = validate(RunConfig, content_of(tmp_path), "test"), tmp_path / "run"
+    killed_after(monkeypatch, config, run, 20)
+    folder = run / "checkpoints"
+    shutil.copytree(folder / "step_000000020", folder / "step_000000020_mine")
+    (folder / "step_000000010.tar.gz").write_bytes(b"mine")
+    (folder / "step_000000015").write_bytes(b"a file")
+    (folder / "partial_mine").mkdir()
+    shutil.copytree(folder / "step_000000020", tmp_path / "elsewhere")
+    (folder / "step_000000099").symlink_to(tmp_path / "elsewhere")
+    killed = folder / "partial_000000031"
+    killed.mkdir()
+    (killed / "__0_0.distcp").write_bytes(b"half")
+    mine = {"step_000000020_mine", "step_000000010.tar.gz", "step_000000015", "partial_mine", "step_000000099"}
+    content = train(config, run, resume=True)
+    assert {path.name for path in folder.iterdir()} == {*mine, "step_000000060"}
+    assert (tmp_path / "elsewhere" / "position.json").exists()
+    assert content["checkpoint"] == "step_000000060"
+    assert content["train"]["steps"] == 40
+
+
+def test_a_checkpoint_that_was_renamed_is_passed_over(tmp_path, monkeypatch):
+    config, run = (
+        validate(RunConfig, content_of(tmp_path, checkpoint={"every_steps": 10, "keep": 2}), "t"),
+        tmp_path / "r",
+    )
+    killed_after(monkeypatch, config, run, 20)
+    folder = run / "checkpoints"
+    (folder / "step_000000020").rename(folder / "step_000000077")
+    assert train(config, run, resume=True)["train"]["steps"] == 50
+    assert "step_000000077 was renamed: it holds step 20; trying the next one" in (run / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("damage", ["cut", "position"])
+def test_a_damaged_best_checkpoint_gives_way_to_the_next_best(tmp_path, damage):
+    trainer_settings = {"epochs": 3, "log_every": 5, "threads": 1}
+    changes = {"train_on_valid": False, "trainer": trainer_settings, "checkpoint": {"keep": 9}}
+    config, run = validate(RunConfig, content_of(tmp_path, **changes), "test"), tmp_path / "run"
+    train(config, run)
+    order = sorted((run / "checkpoints").iterdir())
+    for folder, score in zip(order, (0.9, 0.8, 0.7), strict=True):
+        position = json.loads((folder / "position.json").read_text())
+        (folder / "position.json").write_text(json.dumps({**position, "score": score}))
+    best = order[0].name
+    data = order[0] / "position.json" if damage == "position" else next(order[0].glob("__0_*"))
+    data.write_bytes(data.read_bytes()[:-9])
+    (run / "metrics.json").unlink()
+    content = train(config, run, resume=True)
+    assert content["checkpoint"] == order[1].name
+    assert json.loads((run / "metrics.json").read_text())["checkpoint"] == order[1].name
+    if damage == "cut":
+        assert f"{best} is damaged: {data.name} is missing, cut short or changed" in (run / "log.txt").read_text()
+        assert evaluate(run)["eval"] == content["eval"]
+
+
+def test_infinite_weights_are_never_saved_though_the_loss_was_finite(tmp_path):
+    """The loss of a step is computed before its update."""
+    changes = {"optimizer": {"dense": {"lr": 1e38}}, "checkpoint": {"every_steps": 1, "keep": 9}}
+    config = validate(RunConfig, content_of(tmp_path, **changes), "test")
+    with pytest.raises(
+        UserError, match=r"after step \d+ these weights .* are NaN or infinite: .*net\..*Nothing was saved"
+    ):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists() or saved(tmp_path / "run") == []
