@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from torchrec_xd.data.files import ParquetFiles
+from torchrec_xd.data.files import FileStamp, ParquetFiles
 from torchrec_xd.errors import UserError
 
 
@@ -94,6 +96,31 @@ def test_row_groups_know_where_they_lie(tmp_path: Path) -> None:
         ("b.parquet", 1, 3, 3),
         ("b.parquet", 2, 6, 1),
     ]
+
+
+def test_stamps_say_name_size_rows_and_footer_and_travel_with_a_copy(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    write(here / "set" / "a.parquet", rows=0)
+    write(here / "set" / "b.parquet", rows=7, row_group_size=3)
+    stamps = opened("set", here).stamps
+    assert [(s.name, s.size, s.rows) for s in stamps] == [
+        (name, (here / name).stat().st_size, rows) for name, rows in (("set/a.parquet", 0), ("set/b.parquet", 7))
+    ]
+    shutil.copytree(here, there)
+    assert opened("set", there).stamps == opened(str(there / "set"), f"file://{there}").stamps == stamps
+    assert opened(str(there / "set"), here).stamps[0].name == str(there / "set" / "a.parquet")
+    pq.write_table(pq.read_table(here / "set" / "b.parquet").set_column(0, "x", pa.array([*range(6), 7])), there / "x")
+    assert opened("x", there).stamps[0].footer != stamps[1].footer
+
+
+def test_a_footer_longer_than_the_first_read(tmp_path: Path) -> None:
+    names = [f"column_{i:04}" for i in range(1000)]
+    pq.write_table(pa.table({name: [1] for name in names}), tmp_path / "wide.parquet")
+    files = opened("wide.parquet", tmp_path)
+    whole = (tmp_path / "wide.parquet").read_bytes()
+    footer = whole[-8 - int.from_bytes(whole[-8:-4], "little") :]
+    assert len(footer) > 65_536
+    assert files.stamps == (FileStamp("wide.parquet", len(whole), 1, sha256(footer).hexdigest()[:16]),)
 
 
 def test_only_the_columns_asked_for_are_read(tmp_path: Path) -> None:

@@ -205,6 +205,15 @@ def test_a_position_beyond_the_epoch(root: Path) -> None:
         loader.batches(LoaderState(0, 4))
 
 
+def test_stamps_of_the_files_by_domain(root: Path) -> None:
+    schema, _ = write(root, [[[3], [2, 2]], [[4]]])
+    stamps = Loader(with_domains(schema, d1={"test": None}), LoaderSettings(), "test").stamps()
+    assert {name: [(stamp.name, stamp.rows) for stamp in own] for name, own in stamps.items()} == {
+        "d0": [("d0/0.parquet", 3), ("d0/1.parquet", 4)],
+        "d1": [],
+    }
+
+
 # ---- files that are not as they should be ----------------------------------------------------------------------------
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +23,21 @@ _OPEN_FILES = 32
 _NAMES = 20
 _ARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 """PyArrow's own; options in a location of theirs are for it, while fsspec would read them as part of the path."""
+_TAIL = 65_536
+"""Bytes read from the end of a file: most footers are shorter."""
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """A file as it was when its footer was read; the same on every machine that has a copy of it."""
+
+    name: str
+    """Its path below the schema's root, or its whole path where it lies elsewhere."""
+    size: int
+    """Bytes."""
+    rows: int
+    footer: str
+    """Hash of the footer: schema, offsets of all column chunks, statistics."""
 
 
 class ParquetFiles:
@@ -39,9 +56,12 @@ class ParquetFiles:
     def __init__(self, locations: Sequence[str], root: str, check: Callable[[str, pa.Schema], None]):
         self._filesystem, files = _find_all([_join(root, location) for location in locations])
         self._check = check
+        self._base = _filesystem_of(root)[1].rstrip("/") + "/"
         with ThreadPoolExecutor() as pool:
             found = list(pool.map(self._footer, files))
-        self.row_groups: tuple[RowGroup, ...] = tuple(group for groups in found for group in groups)
+        self.stamps: tuple[FileStamp, ...] = tuple(stamp for stamp, _ in found)
+        """Every file as it was found."""
+        self.row_groups: tuple[RowGroup, ...] = tuple(group for _, groups in found for group in groups)
         """All row groups that hold rows, file by file."""
 
     def reader(self, columns: Sequence[str]) -> Callable[[RowGroup], pa.Table]:
@@ -60,16 +80,21 @@ class ParquetFiles:
 
         return read
 
-    def _footer(self, file: str) -> list[RowGroup]:
-        with self._open(file) as parquet:
-            self._check(file, parquet.schema_arrow)
-            groups, first_row = [], 0
-            for index in range(parquet.num_row_groups):
-                rows = parquet.metadata.row_group(index).num_rows
-                if rows:
-                    groups.append(RowGroup(file, index, first_row, rows))
-                first_row += rows
-            return groups
+    def _footer(self, file: str) -> tuple[FileStamp, list[RowGroup]]:
+        try:
+            with self._filesystem.open_input_file(file) as stream:
+                size, tail = stream.size(), _tail(stream)
+            parquet = pq.ParquetFile(pa.BufferReader(tail))
+        except (OSError, pa.ArrowException) as error:
+            raise _damaged(file, error, "footer") from error
+        self._check(file, parquet.schema_arrow)
+        groups, first_row = [], 0
+        for index in range(parquet.num_row_groups):
+            rows = parquet.metadata.row_group(index).num_rows
+            if rows:
+                groups.append(RowGroup(file, index, first_row, rows))
+            first_row += rows
+        return FileStamp(file.removeprefix(self._base), size, first_row, _digest(tail)), groups
 
     def _open(self, file: str) -> pq.ParquetFile:
         try:
@@ -79,12 +104,24 @@ class ParquetFiles:
             raise _damaged(file, error, "footer") from error
 
 
+def _tail(stream: pa.NativeFile) -> bytes:
+    """The footer, its length and the closing magic number, as they stand at the end of a file."""
+    size = stream.size()
+    tail: bytes = stream.read_at(min(size, _TAIL), max(size - _TAIL, 0))
+    length = min(int.from_bytes(tail[-8:-4], "little") + 8, size)
+    return tail[-length:] if length <= len(tail) else stream.read_at(length, size - length)
+
+
+def _digest(tail: bytes) -> str:
+    return hashlib.sha256(tail).hexdigest()[:16]
+
+
 def _damaged(file: str, error: Exception, part: str) -> UserError:
     return UserError(f"{file}: not a readable Parquet file ({part}: {error}); write it again or move it away")
 
 
 def _join(root: str, location: str) -> str:
-    if "://" in location:
+    if "://" in location or Path(location).is_absolute():
         return location
     return f"{root.rstrip('/')}/{location}" if "://" in root else str(Path(root, location))
 

@@ -16,7 +16,7 @@ from pydantic import Field, PositiveInt
 from torchrec_xd.batch import Batch, LoaderState
 from torchrec_xd.data.arrow import Decoder, Origin
 from torchrec_xd.data.collate import Collator, Rows
-from torchrec_xd.data.files import ParquetFiles
+from torchrec_xd.data.files import FileStamp, ParquetFiles
 from torchrec_xd.data.shards import RowGroup, Shard, ShardSpec, Window, mixed_rows
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema, Split
@@ -75,6 +75,7 @@ class Loader:
             _open_domain(schema, name, split, share, labels=labels, extra=extra, window_rows=settings.shuffle_rows)
             for name in schema.domains
         ]
+        self._names = tuple(schema.domains)
         self.collate = Collator(schema, len(extra))
         totals = {name: domain.shard.total_rows for name, domain in zip(schema.domains, self._domains, strict=True)}
         epoch_rows = totals
@@ -89,6 +90,10 @@ class Loader:
         """No rank's batch has fewer rows."""
         parts = [share.of(rows) for rows in epoch_rows.values()]
         self._epoch_rows = [stop - start for start, stop in parts]
+
+    def stamps(self) -> dict[str, tuple[FileStamp, ...]]:
+        """The files of every domain as they were when their footers were read."""
+        return {name: domain.files.stamps for name, domain in zip(self._names, self._domains, strict=True)}
 
     def batches(self, start: LoaderState = LoaderState(0, 0), epochs: int = 1) -> Iterator[Batch]:  # noqa: B008 - frozen
         """Batches from `start` (an epoch and its steps already done) to the end of epoch `epochs - 1`.
