@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -38,6 +41,7 @@ def tree(tmp_path: Path) -> Path:
     (tmp_path / "day=1" / "_SUCCESS").touch()
     (tmp_path / "day=1" / "notes.txt").write_text("no Parquet")
     write(tmp_path / "_temporary" / "half.parquet")
+    write(tmp_path / "_region=eu" / "p.parquet")
     write(tmp_path / ".hidden.parquet")
     return tmp_path
 
@@ -47,14 +51,25 @@ def tree(tmp_path: Path) -> Path:
     [
         ("a.parquet", ["a.parquet"]),
         ("./c.pq", ["c.pq"]),
-        (".", ["a.parquet", "b.parquet", "day=1/p.parquet", "day=2/deep/q.parquet", "day=2/p.parquet"]),
+        (
+            ".",
+            [
+                "_region=eu/p.parquet",
+                "a.parquet",
+                "b.parquet",
+                "day=1/p.parquet",
+                "day=2/deep/q.parquet",
+                "day=2/p.parquet",
+            ],
+        ),
         ("day=2/", ["day=2/deep/q.parquet", "day=2/p.parquet"]),
         ("*.parquet", ["a.parquet", "b.parquet"]),
         ("[bc].*", ["b.parquet", "c.pq"]),
         ("day=?", ["day=1/p.parquet", "day=2/deep/q.parquet", "day=2/p.parquet"]),
-        ("*/p.parquet", ["day=1/p.parquet", "day=2/p.parquet"]),
+        ("*/p.parquet", ["_region=eu/p.parquet", "day=1/p.parquet", "day=2/p.parquet"]),
+        ("_region=eu", ["_region=eu/p.parquet"]),
         ("**/q.parquet", ["day=2/deep/q.parquet"]),
-        ("**/p.parquet", ["day=1/p.parquet", "day=2/p.parquet"]),
+        ("**/p.parquet", ["_region=eu/p.parquet", "day=1/p.parquet", "day=2/p.parquet"]),
         ("**/a.parquet", ["a.parquet"]),
     ],
 )
@@ -147,6 +162,66 @@ def test_nothing_there_names_what_is_near(tmp_path: Path) -> None:
         opened("trian.parquet", tmp_path)
 
 
+@pytest.mark.parametrize("location", [".", "*.parquet", "lost.parquet"])
+def test_a_link_to_nothing_is_named(tmp_path: Path, location: str) -> None:
+    write(tmp_path / "train.parquet")
+    (tmp_path / "lost.parquet").symlink_to("gone.parquet")
+    with pytest.raises(
+        UserError, match=r"lost\.parquet: links to 'gone\.parquet', where no file is; correct or remove"
+    ):
+        opened(location, tmp_path)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    write(tmp_path / "real" / "a.parquet")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "b.parquet").symlink_to(tmp_path / "real" / "a.parquet")
+    (tmp_path / "set" / "day").symlink_to(tmp_path / "real")
+    assert found("set", tmp_path) == ["set/b.parquet", "set/day/a.parquet"]
+    (tmp_path / "set" / "up").symlink_to("..")
+    with pytest.raises(UserError, match=r"set/up: links to a folder that it lies in; its files would be read many"):
+        opened("set", tmp_path)
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: is no regular file"):
+        opened(".", tmp_path)
+
+
+@pytest.mark.parametrize("location", ["", " "])
+def test_an_empty_location(tmp_path: Path, location: str) -> None:
+    write(tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=r"an empty path \(' ?'\) would read everything below '/.*'; name a file"):
+        opened(location, tmp_path)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet")
+    (tmp_path / os.fsdecode(b"notes\xff.txt")).touch()
+    assert found(".", tmp_path) == ["a.parquet"]
+    with pytest.raises(UserError, match=r"b\.parquet: no Parquet file is there.* there is: a\.parquet\)"):
+        opened("b.parquet", tmp_path)
+    (tmp_path / os.fsdecode(b"b\xff.parquet")).touch()
+    for location in (".", "*.parquet", os.fsdecode(b"b\xff.parquet")):
+        with pytest.raises(UserError, match=r"b'.*/b\\xff\.parquet': the name is not UTF-8; rename it"):
+            opened(location, tmp_path)
+
+
+def test_where_a_relative_path_starts_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        opened("train", "data/shop")
+    assert str(error.value) == (
+        f"{tmp_path}/data/shop/train: no Parquet file is there; name a file, a folder with .parquet files or a glob "
+        f"(in '{tmp_path}/data/shop' there is: nothing); 'train' starts at the schema's root 'data/shop', and that at "
+        f"the current folder {tmp_path}: run the command where root lies, or make root an absolute path"
+    )
+    for location, root in ((f"{tmp_path}/x", "."), ("x", str(tmp_path)), ("x", f"file://{tmp_path}")):
+        with pytest.raises(UserError, match=r"there is: nothing\)$"):
+            opened(location, root)
+
+
 def test_an_unknown_file_system(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"neither PyArrow \(.*\) nor fsspec \(.*\) can open a file system 'nosuch'"):
         opened("nosuch://bucket/x.parquet", tmp_path)
@@ -184,6 +259,79 @@ def test_damaged_pages_are_named_when_read(tmp_path: Path) -> None:
     files = opened("a.parquet", tmp_path)
     with pytest.raises(UserError, match=r"a\.parquet: not a readable Parquet file \(row group 0: "):
         files.reader(["x"])(files.row_groups[0])
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_checksums_of_pages_are_verified(tmp_path: Path, version: str) -> None:
+    """One bit of a dense value: nothing else would tell."""
+    path = tmp_path / "a.parquet"
+    table = pa.table({"price": [0.5, 1.5, 2.5]})
+    options = {
+        "write_page_checksum": True,
+        "use_dictionary": False,
+        "compression": "none",
+        "data_page_version": version,
+    }
+    pq.write_table(table, path, **options)
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(np.float64(1.5).tobytes())] ^= 1
+    path.write_bytes(bytes(whole))
+    files = opened("a.parquet", tmp_path)
+    with pytest.raises(UserError, match=r"a\.parquet: not a readable Parquet file \(row group 0: .*CRC"):
+        files.reader(["price"])(files.row_groups[0])
+
+
+def _rewritten(path: Path) -> None:
+    write(path, rows=99)
+
+
+def _inverted(path: Path) -> None:
+    """Other values, of the same size and statistics."""
+    footer, times = opened(path.name, path.parent).stamps, path.stat()
+    table = pq.read_table(path)
+    pq.write_table(pa.table({"x": [0, 2, 1, 3], "y": table["y"]}), path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 1))  # a later write, however quick this test is
+    assert opened(path.name, path.parent).stamps == footer
+
+
+def _renamed_over(path: Path) -> None:
+    times = path.stat()
+    write(path.with_name("other"), rows=99)
+    os.utime(path.with_name("other"), ns=(times.st_atime_ns, times.st_mtime_ns))
+    path.with_name("other").rename(path)
+
+
+def _truncated(path: Path) -> None:
+    os.truncate(path, 100)
+
+
+@pytest.mark.parametrize("change", [_rewritten, _inverted, _renamed_over, _truncated, Path.unlink])
+@pytest.mark.parametrize("held_open", [True, False])
+def test_a_file_that_changes_while_reading(tmp_path: Path, change: Callable[[Path], None], held_open: bool) -> None:
+    write(tmp_path / "a.parquet", rows=4)
+    files = opened("a.parquet", tmp_path)
+    read = files.reader(["x"])
+    if held_open:
+        read(files.row_groups[0])
+    change(tmp_path / "a.parquet")
+    with pytest.raises(
+        UserError, match=r"a\.parquet changed while reading \(.*\); leave files alone while a run reads"
+    ):
+        read(files.row_groups[0])
+
+
+def test_an_object_that_changes_between_openings(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    for rows, said in ((4, None), (5, "its footer is another one"), (0, "it is gone")):
+        write(tmp_path / "a.parquet", rows=rows)
+        memory.pipe("/bucket/a.parquet", (tmp_path / "a.parquet").read_bytes())
+        if said is None:
+            files = opened("memory://bucket/a.parquet", tmp_path)
+        elif not rows:
+            memory.rm("/bucket", recursive=True)
+        if said is not None:
+            with pytest.raises(UserError, match=rf"bucket/a\.parquet changed while reading \(.*{said}\)"):
+                files.reader(["x"])(files.row_groups[0])
 
 
 def test_several_locations_in_their_order(tmp_path: Path) -> None:

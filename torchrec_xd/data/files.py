@@ -1,30 +1,28 @@
-"""The Parquet files of one domain and split: found on any file system, footers read once, row groups read on demand."""
+"""The Parquet files of one domain and split: footers read once, row groups read on demand, changes noticed."""
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 from pyarrow import fs
 
+from torchrec_xd.data.locations import filesystem_of, find_files
 from torchrec_xd.data.shards import RowGroup
 from torchrec_xd.errors import UserError
 
 _OPEN_FILES = 32
-_NAMES = 20
-_ARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
-"""PyArrow's own; options in a location of theirs are for it, while fsspec would read them as part of the path."""
 _TAIL = 65_536
 """Bytes read from the end of a file: most footers are shorter."""
+_READ_ERRORS = (OSError, ValueError, LookupError, pa.ArrowException)
+"""What PyArrow and file systems raise over bytes that are not as they should be."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,24 @@ class FileStamp:
     """Hash of the footer: schema, offsets of all column chunks, statistics."""
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What the values of a column must keep to, as far as the statistics of a row group can tell."""
+
+    column: str
+    low: float | None = None
+    high: float | None = None
+    nulls: bool = True
+
+    def broken_by(self, found: pq.Statistics) -> bool:
+        """Whether some value of a row group with these statistics may break the limits."""
+        if not self.nulls and found.has_null_count and found.null_count:
+            return True
+        if not found.has_min_max or not isinstance(found.min, int | float | Decimal):
+            return False
+        return (self.low is not None and found.min < self.low) or (self.high is not None and found.max > self.high)
+
+
 class ParquetFiles:
     """Files of equal meaning, in the order of their names.
 
@@ -47,61 +63,158 @@ class ParquetFiles:
         locations: files, folders (their `.parquet` files at any depth) or globs; local, or URIs (`s3://…`, `file://…`),
             all on one file system.
         root: what a relative location starts from; may be a URI too.
-        check: called with each file's name and Arrow schema; raises UserError where columns are not as they should be.
+        check: called with every Arrow schema that occurs, after the name of the first file that has it; raises
+            UserError where columns are not as they should be.
+        limits: what row groups are compared with, by their statistics.
 
     Raises:
         UserError: a location holds nothing, or lies on another file system, or a file is no readable Parquet.
     """
 
-    def __init__(self, locations: Sequence[str], root: str, check: Callable[[str, pa.Schema], None]):
-        self._filesystem, files = _find_all([_join(root, location) for location in locations])
-        self._check = check
-        self._base = _filesystem_of(root)[1].rstrip("/") + "/"
+    def __init__(
+        self,
+        locations: Sequence[str],
+        root: str,
+        check: Callable[[str, pa.Schema], None],
+        limits: Sequence[Limits] = (),
+    ):
+        self._filesystem, files = find_files(locations, root)
+        self._base = filesystem_of(root)[1].rstrip("/") + "/"
+        self._limits = limits
         with ThreadPoolExecutor() as pool:
             found = list(pool.map(self._footer, files))
-        self.stamps: tuple[FileStamp, ...] = tuple(stamp for stamp, _ in found)
+        self._found = dict(zip(files, found, strict=True))
+        self.schemas: dict[pa.Schema, str] = {}
+        """Every Arrow schema that occurs, and the first file with it."""
+        for file, footer in self._found.items():
+            self.schemas.setdefault(footer.schema, file)
+        for schema, file in self.schemas.items():
+            check(file, schema)
+        self.stamps: tuple[FileStamp, ...] = tuple(footer.stamp for footer in found)
         """Every file as it was found."""
-        self.row_groups: tuple[RowGroup, ...] = tuple(group for _, groups in found for group in groups)
+        self.row_groups: tuple[RowGroup, ...] = tuple(group for footer in found for group in footer.row_groups)
         """All row groups that hold rows, file by file."""
+        self.doubtful: tuple[RowGroup, ...] = tuple(group for footer in found for group in footer.doubtful)
+        """Those whose statistics lie outside the limits."""
 
     def reader(self, columns: Sequence[str]) -> Callable[[RowGroup], pa.Table]:
         """A function that reads those `columns` of a row group which its file has; some files stay open.
 
         Raises:
-            UserError: a row group is damaged.
+            UserError: a row group is damaged, or its file has changed since its footer was read.
         """
         opened = functools.lru_cache(_OPEN_FILES)(self._open)
 
         def read(row_group: RowGroup) -> pa.Table:
+            file, part = row_group.file, f"row group {row_group.index}"
             try:
-                return opened(row_group.file).read_row_group(row_group.index, columns=list(columns))
-            except (OSError, pa.ArrowException) as error:
-                raise _damaged(row_group.file, error, f"row group {row_group.index}") from error
+                table = opened(file).read_row_group(row_group.index, columns=list(columns))
+            except UserError:
+                raise
+            except _READ_ERRORS as error:
+                self._open(file)  # tells a file that changed from one that is damaged
+                raise _damaged(file, error, part) from error
+            self._check_unwritten(file)
+            if table.num_rows != row_group.rows:
+                raise _damaged(file, f"{table.num_rows} rows, the footer says {row_group.rows}", part)
+            return table
 
         return read
 
-    def _footer(self, file: str) -> tuple[FileStamp, list[RowGroup]]:
+    def _footer(self, file: str) -> _Footer:
+        written = self._written(file)
         try:
             with self._filesystem.open_input_file(file) as stream:
                 size, tail = stream.size(), _tail(stream)
             parquet = pq.ParquetFile(pa.BufferReader(tail))
-        except (OSError, pa.ArrowException) as error:
+            schema = parquet.schema_arrow.remove_metadata()
+            groups, doubtful = _row_groups(file, parquet.metadata, _leaves(schema, self._limits))
+        except _READ_ERRORS as error:
             raise _damaged(file, error, "footer") from error
-        self._check(file, parquet.schema_arrow)
-        groups, first_row = [], 0
-        for index in range(parquet.num_row_groups):
-            rows = parquet.metadata.row_group(index).num_rows
-            if rows:
-                groups.append(RowGroup(file, index, first_row, rows))
-            first_row += rows
-        return FileStamp(file.removeprefix(self._base), size, first_row, _digest(tail)), groups
+        rows = sum(group.rows for group in groups)
+        stamp = FileStamp(file.removeprefix(self._base), size, rows, _digest(tail))
+        return _Footer(stamp, written, schema, groups, doubtful)
 
     def _open(self, file: str) -> pq.ParquetFile:
+        """The file, if it is still the one whose footer was read."""
+        self._check_unwritten(file)
+        stamp = self._found[file].stamp
         try:
-            remote = not isinstance(self._filesystem, fs.LocalFileSystem)
-            return pq.ParquetFile(file, filesystem=self._filesystem, pre_buffer=remote)
-        except (OSError, pa.ArrowException) as error:
+            stream = self._filesystem.open_input_file(file)
+            tail = _tail(stream)
+        except FileNotFoundError:
+            raise _changed(file, "it is gone") from None
+        except _READ_ERRORS as error:
             raise _damaged(file, error, "footer") from error
+        if (stream.size(), _digest(tail)) != (stamp.size, stamp.footer):
+            raise _changed(file, f"{stamp.size} bytes, now {stream.size()}; its footer is another one")
+        remote = not isinstance(self._filesystem, fs.LocalFileSystem)
+        metadata = pq.read_metadata(pa.BufferReader(tail))
+        return pq.ParquetFile(stream, metadata=metadata, pre_buffer=remote, page_checksum_verification=True)
+
+    def _written(self, file: str) -> tuple[int, int] | None:
+        """Size and time of the last write; of local files only, as others tell times of differing precision."""
+        if not isinstance(self._filesystem, fs.LocalFileSystem):
+            return None
+        try:
+            found = os.stat(file)
+        except OSError:
+            return None
+        return found.st_size, found.st_mtime_ns
+
+    def _check_unwritten(self, file: str) -> None:
+        before, now = self._found[file].written, self._written(file)
+        if before != now:
+            raise _changed(file, "it is gone" if now is None else "it was written again")
+
+
+@dataclass(frozen=True)
+class _Footer:
+    """What is kept of a footer."""
+
+    stamp: FileStamp
+    written: tuple[int, int] | None
+    schema: pa.Schema
+    row_groups: list[RowGroup]
+    doubtful: list[RowGroup]
+
+
+def _row_groups(
+    file: str, metadata: pq.FileMetaData, limits: Sequence[tuple[int, Limits]]
+) -> tuple[list[RowGroup], list[RowGroup]]:
+    """The row groups that hold rows; and those of them whose statistics break a limit of a leaf column."""
+    groups, doubtful, first_row = [], [], 0
+    for index in range(metadata.num_row_groups):
+        found = metadata.row_group(index)
+        if found.num_rows < 0:
+            raise ValueError(f"row group {index} has {found.num_rows} rows")
+        if found.num_rows:
+            groups.append(RowGroup(file, index, first_row, found.num_rows))
+            statistics = ((found.column(leaf).statistics, limit) for leaf, limit in limits)
+            if any(known is not None and limit.broken_by(known) for known, limit in statistics):
+                doubtful.append(groups[-1])
+        first_row += found.num_rows
+    if metadata.num_rows != first_row:
+        raise ValueError(f"{metadata.num_rows} rows, its row groups have {first_row}")
+    return groups, doubtful
+
+
+def _leaves(schema: pa.Schema, limits: Sequence[Limits]) -> list[tuple[int, Limits]]:
+    """The limits of columns that have one leaf column, with its index."""
+    first, leaf = 0, {}
+    for field in schema:
+        count = _leaf_count(field.type)
+        if count == 1:
+            leaf[field.name] = first
+        first += count
+    return [(leaf[limit.column], limit) for limit in limits if limit.column in leaf]
+
+
+def _leaf_count(kind: pa.DataType) -> int:
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    inner: Iterator[pa.Field] = (kind.field(i) for i in range(kind.num_fields))
+    return sum(_leaf_count(field.type) for field in inner) if kind.num_fields else 1
 
 
 def _tail(stream: pa.NativeFile) -> bytes:
@@ -116,98 +229,9 @@ def _digest(tail: bytes) -> str:
     return hashlib.sha256(tail).hexdigest()[:16]
 
 
-def _damaged(file: str, error: Exception, part: str) -> UserError:
+def _damaged(file: str, error: Exception | str, part: str) -> UserError:
     return UserError(f"{file}: not a readable Parquet file ({part}: {error}); write it again or move it away")
 
 
-def _join(root: str, location: str) -> str:
-    if "://" in location or Path(location).is_absolute():
-        return location
-    return f"{root.rstrip('/')}/{location}" if "://" in root else str(Path(root, location))
-
-
-def _filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
-    """The file system and the path in it: local, one that PyArrow knows, else one that fsspec knows."""
-    scheme, is_uri, rest = location.partition("://")
-    if not is_uri:
-        return fs.LocalFileSystem(), str(Path(location).absolute())
-    rest, question, query = rest.partition("?")
-    host, _, path = rest.partition("/")
-    try:
-        filesystem, base = fs.FileSystem.from_uri(f"{scheme}://{host}/{question}{query}")
-        return filesystem, f"{base.rstrip('/')}/{path}"
-    except (ValueError, NotImplementedError, ImportError) as error:  # unknown, not built in, a package is missing
-        if query and isinstance(error, pa.ArrowInvalid) and scheme in _ARROW_SCHEMES:
-            raise UserError(f"{location}: {error}; correct what follows the question mark") from error
-        return _fsspec(scheme, location, error)
-    except OSError as error:
-        raise UserError(f"{location}: the file system cannot be reached: {error}") from error
-
-
-def _fsspec(scheme: str, location: str, refusal: Exception) -> tuple[fs.FileSystem, str]:
-    """What fsspec makes of a location that PyArrow has refused; if nothing, the error tells both reasons."""
-    try:
-        filesystem, path = url_to_fs(location)
-    except (ValueError, ImportError) as error:
-        raise UserError(
-            f"{location}: neither PyArrow ({refusal}) nor fsspec ({error}) can open a file system '{scheme}'; "
-            "install its package, or use a local path"
-        ) from error
-    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
-
-
-def _find_all(locations: Sequence[str]) -> tuple[fs.FileSystem, list[str]]:
-    """The files at all locations, in their order, and the one file system that they are on."""
-    found = [_find(location) for location in locations]
-    filesystem = found[0][0] if found else fs.LocalFileSystem()
-    for location, (other, _) in zip(locations, found, strict=True):
-        if not other.equals(filesystem):
-            raise UserError(f"{location} is on another file system than {locations[0]}; a split's files lie on one")
-    return filesystem, [file for _, files in found for file in files]
-
-
-def _find(location: str) -> tuple[fs.FileSystem, list[str]]:
-    """The file system and the files in it, sorted."""
-    filesystem, path = _filesystem_of(location)
-    parent, _, name = path.rstrip("/").rpartition("/")
-    try:
-        if files := _files_at(filesystem, path):
-            return filesystem, files
-        others = filesystem.get_file_info(fs.FileSelector(parent or "/", allow_not_found=True))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be listed: {error}") from error
-    names = sorted(info.base_name for info in others)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    there = ", ".join(names[:_NAMES]) + (", …" if len(names) > _NAMES else "")
-    raise UserError(
-        f"{path}: no Parquet file is there{hint}; name a file, a folder with .parquet files or a glob "
-        f"(in '{parent or '/'}' there is: {there or 'nothing'})"
-    )
-
-
-def _files_at(filesystem: fs.FileSystem, path: str) -> list[str]:
-    """The file itself, the .parquet files below a folder, or what a glob matches; `_SUCCESS` and the like left out."""
-    kind = filesystem.get_file_info(path).type
-    if kind == fs.FileType.File:
-        return [path]
-    parts = path.rstrip("/").split("/")
-    globs = [i for i, part in enumerate(parts) if any(char in part for char in "*?[")]
-    fixed = globs[0] if globs and kind != fs.FileType.Directory else len(parts)
-    base, pattern = "/".join(parts[:fixed]), parts[fixed:]
-    files = []
-    for info in filesystem.get_file_info(fs.FileSelector(base or "/", allow_not_found=True, recursive=True)):
-        below = info.path.split("/")[fixed:]
-        wanted = _matches(below, pattern) or _matches(below, [*pattern, "**", "*.parquet"])
-        if info.type == fs.FileType.File and wanted and not any(part.startswith(("_", ".")) for part in below):
-            files.append(info.path)
-    return sorted(files)
-
-
-def _matches(parts: list[str], pattern: list[str]) -> bool:
-    """Whether a path matches a glob, folder by folder; `**` stands for any number of folders."""
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        return _matches(parts, pattern[1:]) or (bool(parts) and _matches(parts[1:], pattern))
-    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+def _changed(file: str, how: str) -> UserError:
+    return UserError(f"{file} changed while reading ({how}); leave files alone while a run reads them")
