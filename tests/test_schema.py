@@ -139,7 +139,16 @@ def test_paths_by_split() -> None:
         ({"tasks": [*CONTENT["tasks"], CONTENT["tasks"][0]]}, "task 'bought@product' is written twice"),
         (added(column="clicked", kind="dense", group="user"), "'clicked' is a label of domain 'coupon'"),
         (added(column="age", kind="dense", group="user"), "feature 'age' is written twice"),
-        (added(column="a.b", kind="dense", group="user"), "'a.b' is empty or has a dot"),
+        (
+            added(column="a.b", kind="dense", group="user"),
+            "'a.b' is empty or has a dot; rename it, a column in the files",
+        ),
+        (
+            {"tasks": [*CONTENT["tasks"], {"label": "click.v2", "domain": "coupon"}]},
+            "domains, labels, columns and tables name torch modules: 'click.v2' is empty or has a dot; rename it",
+        ),
+        ({"tasks": [*CONTENT["tasks"], {"label": "", "domain": "coupon"}]}, "'' is empty or has a dot"),
+        ({"tasks": [*CONTENT["tasks"], {"label": "a@b", "domain": "coupon"}]}, "'a@b' has an '@', which separates"),
         (feature("item", table="a.b"), "'a.b' is empty or has a dot"),
         (feature("tags", domains=["copon"]), "feature 'tags' names domain 'copon'; domains are: product, coupon"),
         (feature("tags", domains=[]), "feature 'tags' is in no domain"),
@@ -163,13 +172,21 @@ def test_paths_by_split() -> None:
         (feature("price", domains=["product", "coupon"]), "feature 'price' is specific: name its one domain"),
         (
             feature("past", dim=None),
-            "table 'item' is shared by 'item' (rows 100, dim 8) and 'past' (rows 100, dim 4); features that share",
+            "table 'item' is shared by 'item' (rows 100, dim 8, hash none) and 'past' (rows 100, dim 4, hash none)",
         ),
         (
             feature("item", rows=99),
-            "table 'item' is shared by 'item' (rows 99, dim 8) and 'past' (rows 100, dim 8); features that share",
+            "table 'item' is shared by 'item' (rows 99, dim 8, hash none) and 'past' (rows 100, dim 8, hash none)",
         ),
-        (feature("tags", table="age"), "table 'age' is shared by 'age' (rows 10, dim 4) and 'tags' (rows 50, dim 4)"),
+        (
+            feature("past", hash="xxhash"),
+            "table 'item' is shared by 'item' (rows 100, dim 8, hash none) and 'past' (rows 100, dim 8, hash xxhash); "
+            "features that share a table need equal rows, dim and hash",
+        ),
+        (
+            feature("tags", table="age"),
+            "table 'age' is shared by 'age' (rows 10, dim 4, hash none) and 'tags' (rows 50, dim 4, hash none)",
+        ),
     ],
 )
 def test_a_fault_is_named(changes: dict[str, Any], message: str) -> None:

@@ -27,6 +27,11 @@ class RunFolder:
         return self.path / "plan.json"
 
     @property
+    def id_kinds(self) -> Path:
+        """Whether the hashed ids of each table were integers or strings, and in which file."""
+        return self.path / "id_kinds.json"
+
+    @property
     def metrics(self) -> Path:
         """The final metrics; there once the run has finished."""
         return self.path / "metrics.json"

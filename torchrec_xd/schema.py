@@ -160,9 +160,16 @@ class Schema(Settings):
                 raise ValueError(f"feature '{feature.column}' is written twice")
             for domain in feature.domains or ():
                 self._check_domain(f"feature '{feature.column}'", domain)
-        for name in (*self.domains, *columns, *(table.name.removeprefix("t_") for table in self.tables())):
+        labels = [task.label for task in self.tasks]
+        for name in (*self.domains, *labels, *columns, *(table.name.removeprefix("t_") for table in self.tables())):
             if not name or "." in name:
-                raise ValueError(f"domains, columns and tables name torch modules: '{name}' is empty or has a dot")
+                raise ValueError(
+                    f"domains, labels, columns and tables name torch modules: '{name}' is empty or has a dot; "
+                    "rename it, a column in the files too"
+                )
+        for name in (*self.domains, *labels):
+            if "@" in name:
+                raise ValueError(f"'{name}' has an '@', which separates label and domain in the names of tasks")
         return self
 
     def _check_domain(self, who: str, domain: str) -> None:
@@ -185,7 +192,7 @@ class Schema(Settings):
         """All embedding tables, by first use.
 
         Raises:
-            ValueError: features share a table with different `rows` or `dim`, or its width is no multiple of 4.
+            ValueError: features share a table with different `rows`, `dim` or `hash`, or its width is no multiple of 4.
         """
         by_name: dict[str, list[Feature]] = {}
         for feature in self.features:
@@ -195,11 +202,14 @@ class Schema(Settings):
         for name, features in by_name.items():
             first = features[0]
             for other in features[1:]:
-                if (other.rows, self.dim_of(other)) != (first.rows, self.dim_of(first)):
+                if self._table_keys(other) != self._table_keys(first):
+                    one, two = (
+                        f"'{feature.column}' ({', '.join(f'{k} {v}' for k, v in self._table_keys(feature).items())})"
+                        for feature in (first, other)
+                    )
                     raise ValueError(
-                        f"table '{first.table or first.column}' is shared by '{first.column}' (rows {first.rows}, "
-                        f"dim {self.dim_of(first)}) and '{other.column}' (rows {other.rows}, "
-                        f"dim {self.dim_of(other)}); features that share a table need equal rows and dim"
+                        f"table '{first.table or first.column}' is shared by {one} and {two}; features that share a "
+                        "table need equal rows, dim and hash"
                     )
             assert first.rows is not None
             if self.dim_of(first) % 4:
@@ -210,6 +220,10 @@ class Schema(Settings):
                 )
             tables.append(Table(name, first.rows, self.dim_of(first), tuple(features)))
         return tuple(tables)
+
+    def _table_keys(self, feature: Feature) -> dict[str, object]:
+        """What features that share a table have in common, or an id of one would mean another thing to the other."""
+        return {"rows": feature.rows, "dim": self.dim_of(feature), "hash": feature.hash}
 
     def targets(self) -> tuple[str, ...]:
         """Names of the target domains."""

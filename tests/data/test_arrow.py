@@ -74,6 +74,8 @@ def test_columns_of_nothing_but_null() -> None:
     assert one_column({"kind": "id", "hash": "xxhash"}, pa.nulls(2, pa.string()).dictionary_encode()) == [[], []]
     assert one_column({"kind": "bag"}, pa.array([[], [None]], pa.list_(pa.null()))) == [[], []]
     assert one_column({"kind": "sequence", "length": 2}, pa.nulls(2, pa.list_(pa.int8()))) == [[], []]
+    for feature in ({"kind": "bag"}, {"kind": "sequence", "length": 2}, {"kind": "bag", "hash": "xxhash"}):
+        assert one_column(feature, pa.nulls(2)) == [[], []]
 
 
 def test_mod_is_never_negative() -> None:
@@ -188,6 +190,9 @@ def test_extra_columns() -> None:
         ("weight", [1.0, 0.0], "row 101, column 'weight': 0.0 is no row weight"),
         ("weight", [1.0, None], "row 101, column 'weight': None is no row weight"),
         ("weight", [1.0, -2.0], "row 101, column 'weight': -2.0 is no row weight"),
+        ("weight", pa.nulls(1), "row 100, column 'weight': None is no row weight"),
+        ("click", pa.nulls(1), "row 100, column 'click': None is no label"),
+        ("user", pa.nulls(1), "row 100, column 'user': None is no user"),
         ("weight", [float("inf")], "row 100, column 'weight': inf is no row weight"),
         ("user", [1, 2, None], "row 102, column 'user': None is no user"),
         ("user", pa.array([1, 2**63], pa.uint64()), "row 101, column 'user': 9223372036854775808 does not fit"),

@@ -247,14 +247,125 @@ def test_types_may_differ_from_file_to_file(root: Path) -> None:
     assert content(batch)["user"] == content(batch)["bags"][0] == content(batch)["sequences"][0] == [0, 1, 2, 3]
 
 
-def spoil(root: Path) -> Schema:
-    """A second file whose row 7 (of row group 1) has an item outside the table."""
-    schema, _ = write(root, [[[20], [5, 5]]])
-    path = root / "d0" / "1.parquet"
+def test_a_column_to_slice_by_that_no_file_has(root: Path) -> None:
+    schema, _ = write(root, [[[2]], [[2]]])
+    path = root / "d1" / "0.parquet"
+    pq.write_table(pq.read_table(path).append_column("recent", pa.array([5, None])), path)
+    assert Loader(schema, LoaderSettings(), "test", extra=("recent",)).rows == 4
+    else_by = "'metrics.slices' or a diagnostic"
+    for slices, activity, by in ((("user", "recnt"), None, else_by), (("recnt",), "recnt", "the schema's 'activity'")):
+        with pytest.raises(UserError) as error:
+            Loader(schema.model_copy(update={"activity": activity}), LoaderSettings(), "test", extra=slices)
+        assert str(error.value) == (
+            f"no file of the test split has the column 'recnt', which {by} names; did you "
+            "mean 'recent'?; columns there: history, item, recent, user, y"
+        )
+
+
+def change(path: Path, row: int, column: str, value: object, **options: Any) -> None:
+    """Write a file again, row groups of 5, with another value."""
     table = pq.read_table(path)
-    items = table.column("item").to_pylist()
-    items[7] = 10
-    pq.write_table(table.set_column(1, "item", pa.array(items, pa.int32())), path, row_group_size=5)
+    values = table.column(column).to_pylist()
+    values[row] = value
+    kind = table.schema.field(column).type
+    index = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(index, column, pa.array(values, kind)), path, row_group_size=5, **options)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("item", 10, r"row 7, column 'item': 10 lies outside \[0, 10\)"),
+        ("item", -1, r"row 7, column 'item': -1 lies outside \[0, 10\)"),
+        ("history", [3, 12], r"row 7, column 'history': 12 lies outside \[0, 10\)"),
+        ("y", 2, "row 7, column 'y': 2.* is no label"),
+        ("y", None, "row 7, column 'y': None is no label"),
+        ("user", None, "row 7, column 'user': None is no user"),
+    ],
+)
+def test_statistics_lead_to_bad_values_before_anything_is_read(
+    root: Path, read: list[int], column: str, value: object, said: str
+) -> None:
+    schema, _ = write(root, [[[20], [5, 5]]])
+    change(root / "d0" / "1.parquet", 7, column, value)
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match=rf"d0/1\.parquet: {said}"):
+            Loader(schema, LoaderSettings(), split)
+    assert read == [1, 1]
+
+
+def test_ids_that_a_sequence_does_not_keep_may_lie_anywhere(root: Path, read: list[int]) -> None:
+    schema, _ = write(root, [[[20], [5, 5]]])
+    change(root / "d0" / "1.parquet", 7, "history", [99, 1, 2, 3, 4])
+    loader = Loader(schema, LoaderSettings(), "test")
+    assert read == [1]
+    assert loader.rows == 30
+
+
+def test_hashed_ids_have_no_bounds(root: Path, read: list[int]) -> None:
+    schema, _ = write(root, [[[10]]])
+    change(root / "d0" / "0.parquet", 7, "item", -5)
+    for hash in ("mod", "xxhash"):
+        features = (schema.features[0].model_copy(update={"hash": hash}), *schema.features[1:])
+        assert Loader(schema.model_copy(update={"features": features}), LoaderSettings(), "test").rows == 10
+    assert read == []
+
+
+def hashed(schema: Schema, table: str | None = None) -> Schema:
+    """The schema with hashed items and histories, both in `table` where one is named."""
+    update = {"hash": "xxhash", **({"table": table} if table else {})}
+    return schema.model_copy(update={"features": tuple(f.model_copy(update=update) for f in schema.features)})
+
+
+def as_strings(path: Path, column: str, kind: pa.DataType) -> None:
+    table = pq.read_table(path)
+    lists = pa.types.is_list(table.schema.field(column).type)
+    values = [[str(i) for i in v] if lists else str(v) for v in table.column(column).to_pylist()]
+    index = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(index, column, pa.array(values, pa.list_(kind) if lists else kind)), path)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_binary(), pa.dictionary(pa.int8(), pa.string())], ids=str)
+@pytest.mark.parametrize(
+    ("file", "column", "table"),
+    [
+        pytest.param("d0/1.parquet", "item", None, id="in two files"),
+        pytest.param("d1/0.parquet", "item", None, id="in two domains"),
+        pytest.param("d0/0.parquet", "history", "thing", id="in two columns of one table"),
+    ],
+)
+def test_a_table_whose_ids_are_integers_here_and_strings_there(
+    root: Path, kind: pa.DataType, file: str, column: str, table: str | None
+) -> None:
+    schema, _ = write(root, [[[3], [2]], [[4]]])
+    assert Loader(hashed(schema, table), LoaderSettings(), "test").rows == 9
+    as_strings(root / file, column, kind)
+    with pytest.raises(UserError) as error:
+        Loader(hashed(schema, table), LoaderSettings(), "test")
+    assert str(error.value) == (
+        f"table '{table or 'item'}': ids are integers in {root}/d0/0.parquet (column 'item') and strings in "
+        f"{root}/{file} (column '{column}'); hashed, the same id would get different rows: write both with one type, "
+        "or give them tables of their own"
+    )
+
+
+def test_integers_of_any_width_and_columns_of_null_are_one_kind(root: Path) -> None:
+    schema, _ = write(root, [[[3], [2], [2]]])
+    for i, kind in ((1, pa.uint64()), (2, pa.null())):
+        table = pq.read_table(root / "d0" / f"{i}.parquet")
+        column = pa.nulls(2) if kind == pa.null() else table["item"].cast(kind).dictionary_encode()
+        pq.write_table(table.set_column(1, "item", column), root / "d0" / f"{i}.parquet")
+    loader = Loader(hashed(schema), LoaderSettings(), "test")
+    assert {name: (found.kind, found.column) for name, found in loader.id_kinds.items()} == {
+        "t_item": ("integers", "item"),
+        "t_digit": ("integers", "history"),
+    }
+
+
+def spoil(root: Path) -> Schema:
+    """A second file, without statistics, whose row 7 (of row group 1) has an item outside the table."""
+    schema, _ = write(root, [[[20], [5, 5]]])
+    change(root / "d0" / "1.parquet", 7, "item", 10, write_statistics=False)
     return schema
 
 

@@ -1,5 +1,7 @@
 """A feed of three domains, and small runs on it."""
 
+import shutil
+
 import pytest
 
 from tests.support.feeds import schema_at, write_feed
@@ -11,9 +13,12 @@ from torchrec_xd.schema import Schema
 
 @pytest.fixture(scope="session")
 def feed(tmp_path_factory):
-    """A feed whose domains all have test rows: the run's own training rows."""
-    content = schema_at(write_feed(tmp_path_factory.mktemp("feed"), rows=160))
-    return {**content, "domains": {k: {**v, "test": v["train"]} for k, v in content["domains"].items()}}
+    """A feed whose domains all have test rows: copies of the run's own training rows."""
+    folder = write_feed(tmp_path_factory.mktemp("feed"), rows=160)
+    content = schema_at(folder)
+    for name in content["domains"]:
+        shutil.copy(folder / name / "train.parquet", folder / name / "copy.parquet")
+    return {**content, "domains": {k: {**v, "test": f"{k}/copy.parquet"} for k, v in content["domains"].items()}}
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,9 @@ No loop runs over rows: list columns become values and lengths by slicing Arrow'
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +16,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from torchrec_xd.data.collate import Floats, IdType, Integers, Jagged, Rows, spans
+from torchrec_xd.data.files import Limits
 from torchrec_xd.data.hashing import Hashes, hash_bytes, hash_integers
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Feature, Schema
 
 Keys = NDArray[np.int64] | NDArray[np.uint64]
+IdKind = Literal["integers", "strings"]
 
 _NAMES = 30
+_INT64, _FLOAT32 = np.iinfo(np.int64), np.finfo(np.float32)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Decoder:
         self._needed = tuple(dict.fromkeys(needed))
         self.columns: tuple[str, ...] = tuple(dict.fromkeys([*self._needed, *self._extra]))
         """What to read; a file may lack the extra ones."""
+        self.limits: tuple[Limits, ...] = tuple(self._limits())
+        """What the columns keep to; a row group whose statistics say otherwise is better decoded than trusted."""
         self.id_types: tuple[IdType, ...] = tuple(_id_type(feature) for feature in self._ids)
         """For every feature but the dense ones, the narrowest type that holds its ids."""
 
@@ -82,6 +88,28 @@ class Decoder:
             faults += _type_faults(found, column, _is_integer, "a column that metrics slice by holds integers")
         if faults:
             raise UserError("\n".join(f"{file} (domain '{self._domain}'): {fault}" for fault in faults))
+
+    def id_kinds(self, found: pa.Schema) -> Iterator[tuple[Feature, IdKind]]:
+        """What the hashed features of a checked file hold; those of type null hold neither."""
+        for feature in self._features:
+            kind = found.field(feature.column).type
+            kind = kind.value_type if _is_list(kind) else kind
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if feature.hash == "xxhash" and not pa.types.is_null(kind):
+                yield feature, "strings" if _is_string(kind) else "integers"
+
+    def _limits(self) -> Iterator[Limits]:
+        for feature in self._features:
+            if feature.kind == "dense":
+                yield Limits(feature.column, float(_FLOAT32.min), float(_FLOAT32.max))
+            elif feature.hash == "none":
+                assert feature.rows is not None
+                yield Limits(feature.column, 0, feature.rows - 1)
+        yield from (Limits(label, 0, 1, nulls=False) for label in self._labels if label)
+        yield Limits(self._user, high=int(_INT64.max), nulls=False)
+        if self._weight:
+            yield Limits(self._weight, float(_FLOAT32.smallest_subnormal), float(_FLOAT32.max), nulls=False)
+        yield from (Limits(column, high=int(_INT64.max)) for column in self._extra)
 
     def decode(self, batch: pa.RecordBatch, origin: Origin) -> Rows:
         """Convert rows of a checked file.
@@ -149,7 +177,7 @@ def _expectation(feature: Feature) -> tuple[Callable[[pa.DataType], bool], str]:
     if feature.kind == "id":
         return lambda kind: _is_key(kind, feature), f"a feature of kind 'id' holds one integer per row{remedy}"
     return (
-        lambda kind: _is_list(kind) and _is_key(kind.value_type, feature),
+        lambda kind: pa.types.is_null(kind) or (_is_list(kind) and _is_key(kind.value_type, feature)),
         f"a feature of kind '{feature.kind}' holds a list of integers per row{remedy}",
     )
 
@@ -190,6 +218,8 @@ def _is_key(kind: pa.DataType, feature: Feature) -> bool:
 
 def _ids(array: pa.Array, feature: Feature, origin: Origin) -> Jagged:
     """The ids of one feature: nulls dropped, a sequence cut to its last ids, every id in [0, rows)."""
+    if pa.types.is_null(array.type) and feature.kind != "id":
+        return Jagged.empty(len(array))
     lengths, values = None, array
     if _is_list(array.type):
         lengths, values = pc.list_value_length(array).fill_null(0).to_numpy().astype(np.int64), array.flatten()
@@ -279,7 +309,7 @@ def _integers(array: pa.Array, column: str, origin: Origin) -> Integers:
     try:
         integers: Integers = array.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:
-        row = int(np.argmax(array.fill_null(0).to_numpy(zero_copy_only=False) > np.iinfo(np.int64).max))
+        row = int(np.argmax(array.fill_null(0).to_numpy(zero_copy_only=False) > _INT64.max))
         raise origin.fault(column, row, array[row].as_py(), "does not fit into a signed 64-bit integer") from None
     return integers
 

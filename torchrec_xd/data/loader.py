@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import pyarrow as pa
 from pydantic import Field, PositiveInt
 
 from torchrec_xd.batch import Batch, LoaderState
+from torchrec_xd.data.agreement import FoundKind, agreed
 from torchrec_xd.data.arrow import Decoder, Origin
 from torchrec_xd.data.collate import Collator, Rows
 from torchrec_xd.data.files import FileStamp, ParquetFiles
@@ -48,11 +50,12 @@ class Loader:
         split: which files.
         share: rank, world size, seed, and whether to shuffle.
         labels: whether labels are read; if not they are NaN, and files need no label columns.
-        extra: integer columns for metrics to slice by, -1 where null or absent.
+        extra: integer columns for metrics to slice by, -1 where null or absent; some file of the split has each.
 
     Raises:
         UserError: no domain has the split, a domain has no train rows, files are missing, unreadable or of a wrong
-            type, or `mixing` does not fit the domains. (A domain without the split gives no rows.)
+            type, statistics in their footers lead to a value that breaks a rule, a table's ids are integers here and
+            strings there, or `mixing` does not fit the domains. (A domain without the split gives no rows.)
     """
 
     def __init__(
@@ -76,6 +79,11 @@ class Loader:
             for name in schema.domains
         ]
         self._names = tuple(schema.domains)
+        _refuse_absent(extra, split, self._domains, schema)
+        self.id_kinds: dict[str, FoundKind] = agreed(kind for domain in self._domains for kind in _id_kinds(domain))
+        """For every hashed embedding table the first column that is looked up in it."""
+        for domain in self._domains:
+            _refuse_bad_values(domain)
         self.collate = Collator(schema, len(extra))
         totals = {name: domain.shard.total_rows for name, domain in zip(schema.domains, self._domains, strict=True)}
         epoch_rows = totals
@@ -161,12 +169,46 @@ def _open_domain(
 ) -> _Domain:
     paths = schema.domains[name].paths(split)
     decoder = Decoder(schema, name, labels=labels, extra=extra)
-    files = ParquetFiles(paths, schema.root, decoder.check)
+    files = ParquetFiles(paths, schema.root, decoder.check, decoder.limits)
     if split == "train" and not files.row_groups:
         raise UserError(
             f"domain '{name}': the train files hold no rows ({', '.join(paths)}); there is nothing to learn from"
         )
     return _Domain(files, Shard(name, files.row_groups, share, window_rows), decoder)
+
+
+def _refuse_absent(extra: tuple[str, ...], split: Split, domains: list[_Domain], schema: Schema) -> None:
+    """A column that no file has would only give empty slices."""
+    there = sorted({name for domain in domains for found in domain.files.schemas for name in found.names})
+    for column in extra if there else ():
+        if column not in there:
+            near = difflib.get_close_matches(column, there, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            named_by = "the schema's 'activity'" if column == schema.activity else "'metrics.slices' or a diagnostic"
+            raise UserError(
+                f"no file of the {split} split has the column '{column}', which {named_by} names{hint}; "
+                f"columns there: {', '.join(there)}"
+            )
+
+
+def _id_kinds(domain: _Domain) -> Iterator[FoundKind]:
+    for schema, file in domain.files.schemas.items():
+        for feature, kind in domain.decoder.id_kinds(schema):
+            yield FoundKind(feature.table_name, kind, feature.column, file)
+
+
+def _refuse_bad_values(domain: _Domain) -> None:
+    """Decode the row groups that statistics make suspicious, so that a bad value is found before training."""
+    read = domain.files.reader(domain.decoder.columns)
+    for group in domain.files.doubtful:
+        for _ in _decoded(read(group), domain.decoder, group.file, group.first_row):
+            pass
+
+
+def _decoded(table: pa.Table, decoder: Decoder, file: str, first_row: int) -> Iterator[Rows]:
+    for batch in table.to_batches():
+        yield decoder.decode(batch, Origin(file, first_row))
+        first_row += batch.num_rows
 
 
 class _Stream:
@@ -212,12 +254,11 @@ class _WindowReader:
 
     def read(self, window: Window) -> list[Rows]:
         """The rows of a window, in their order."""
-        parts = []
+        parts: list[Rows] = []
         for piece in self._domain.shard.pieces(window):
+            table = self._table(piece.row_group).slice(piece.start, piece.stop - piece.start)
             first_row = piece.row_group.first_row + piece.start
-            for batch in self._table(piece.row_group).slice(piece.start, piece.stop - piece.start).to_batches():
-                parts.append(self._domain.decoder.decode(batch, Origin(piece.row_group.file, first_row)))
-                first_row += batch.num_rows
+            parts += _decoded(table, self._domain.decoder, piece.row_group.file, first_row)
         order = self._domain.shard.order(window)
         return parts if order is None else [Rows.gather(parts, order, self._domain.decoder.id_types)]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torchrec_xd.checkpoint import CheckpointChoice, Checkpoints
 from torchrec_xd.config import RunConfig, load_run
+from torchrec_xd.data.agreement import agreed, read_kinds
 from torchrec_xd.data.loader import Loader
 from torchrec_xd.data.predictions import PredictionColumns, PredictionWriter
 from torchrec_xd.data.shards import ShardSpec
@@ -118,6 +119,7 @@ def evaluate(
                 f"the report of '{config.model.name}' is made in one process; run evaluate --report without torchrun"
             )
         evaluation = SplitEvaluation(config, split, processes, diagnostics)
+        _refuse_other_ids(directory, evaluation.loader)
         with RunLog(None, processes.rank):
             model = load_sharded(config, RunFolder(Path(directory)), checkpoint, processes)
             report = evaluation.report(model)
@@ -191,7 +193,7 @@ def _predicted(
     schema = config.schema_in_use
     if domain not in schema.domains:
         raise UserError(f"--domain {domain}: the run's domains are: {', '.join(schema.domains)}")
-    own = schema.domains[domain].test if rows is None else str(Path(rows).absolute())
+    own = schema.domains[domain].test if rows is None else _absolute(str(rows))
     domains = {
         name: entry.model_copy(update={"test": own if name == domain else None})
         for name, entry in schema.domains.items()
@@ -204,6 +206,7 @@ def _predicted(
             raise UserError("score runs in one process; split the input to use several")
         given = schema.model_copy(update={"domains": domains})
         loader = Loader(given, config.loader, "test", ShardSpec(shuffle=False), labels=False)
+        _refuse_other_ids(directory, loader)
         with RunLog(None):
             model = load_sharded(config, RunFolder(Path(directory)), checkpoint, processes)
             batches = (
@@ -211,3 +214,13 @@ def _predicted(
                 for batch, output in predict_batches(model, loader, processes)
             )
             return consume(PredictionColumns(schema.user, tuple(tasks), tuple(scores)), batches)
+
+
+def _absolute(rows: str) -> str:
+    """Rows start at the current folder, whatever the schema's root; a URI starts nowhere."""
+    return rows if "://" in rows else str(Path(rows).absolute())
+
+
+def _refuse_other_ids(directory: str | Path, loader: Loader) -> None:
+    """Hashed ids are of the type that the run was trained on, or they would be looked up in other rows."""
+    agreed([*read_kinds(RunFolder(Path(directory)).id_kinds), *loader.id_kinds.values()])

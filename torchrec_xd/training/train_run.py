@@ -15,6 +15,7 @@ from torchrec_xd.atomic_write import write_json, write_text
 from torchrec_xd.batch import LoaderState
 from torchrec_xd.checkpoint import Saved, transfer
 from torchrec_xd.config import RunConfig, load_run
+from torchrec_xd.data.agreement import agreed, refuse_shared_files, save_kinds
 from torchrec_xd.data.loader import Loader
 from torchrec_xd.data.shards import ShardSpec
 from torchrec_xd.distributed.memory import peak_memory
@@ -63,14 +64,19 @@ def train(
             done := processes.broadcast_object(_finished(config, folder) if processes.is_main_process else None)
         ):
             return done
+        refuse_shared_files(schema)
         loader = Loader(schema, config.loader, "train", ShardSpec(processes.rank, processes.size, config.seed))
         _refuse_empty_batches(loader, processes)
         valid = SplitEvaluation(config, "valid", processes) if has_rows(schema, "valid") else None
         final = SplitEvaluation(config, config.evaluate_on, processes)
+        loaders = [loader, *(evaluation.loader for evaluation in (valid, final) if evaluation)]
+        id_kinds = agreed(kind for each in loaders for kind in each.id_kinds.values())
         built = build(config, source_run(config, folder))
         parameters = built.parameter_counts()
         plan = plan_sharding(built, config, processes)
         _begin_folder(config, plan, folder, processes)
+        if processes.is_main_process:
+            save_kinds(folder.id_kinds, id_kinds.values())
         with RunLog(folder.path, processes.rank) as log:
             model, optimizers = shard_by(plan, built, config, processes)
             checkpoints = checkpoints_of(config, folder, processes)
