@@ -126,14 +126,20 @@ def test_another_config_is_refused_before_anything_is_run(lab):
     assert finished(lab) == before
 
 
-def test_data_that_were_prepared_since_are_refused(lab):
-    manifest = lab.parent / "feed" / "manifest.json"
-    manifest.write_text("{}")
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_runs_on_other_data_are_refused(lab, split):
+    """The labels of the same rows turned round: the old verdicts would stand beside other numbers."""
+    file = lab.parent / "feed" / "post" / f"{split}.parquet"
+    content = file.read_bytes()
+    table = pq.read_table(file)
+    flipped = pc.subtract(pa.scalar(1, table["click"].type), table["click"])
+    pq.write_table(table.set_column(table.schema.get_field_index("click"), "click", flipped), file)
     try:
-        with pytest.raises(UserError, match=r"trained before .*manifest.json was written"):
+        with pytest.raises(UserError, match=r"trained or measured on other data:\n") as error:
             run_study(load_study(lab), lab, lab.parent / "out")
+        assert f"{split} files of domain 'post': post/{split}.parquet was written again" in str(error.value)
     finally:
-        manifest.unlink()
+        file.write_bytes(content)
 
 
 def test_what_fails_takes_along_only_what_starts_from_it(tmp_path):

@@ -20,12 +20,17 @@ def train(
         bool,
         typer.Option("--restartable", help="Resume if --run-dir holds this run, else begin; leave a finished one."),
     ] = False,
+    accept_changed_data: Annotated[
+        bool, typer.Option("--accept-changed-data", help="Resume although the data files have changed.")
+    ] = False,
 ) -> None:
     """Train, validate and evaluate one model."""
     from torchrec_xd.config import load_config
     from torchrec_xd.training.train_run import train as run_train
 
     settings = load_config(config, assign)
-    content = run_train(settings, run_dir, resume=resume, restartable=restartable)
+    content = run_train(
+        settings, run_dir, resume=resume, restartable=restartable, accept_changed_data=accept_changed_data
+    )
     if is_main_process():
         screen.print(metric_table(content, f"{run_dir}: {settings.model.name}, {content['split']}"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrec_xd.config import RunConfig, load_config, load_run
+from torchrec_xd.data.stamps import current_stamps, data_changes, read_stamps
 from torchrec_xd.datasets import prepare_world
 from torchrec_xd.errors import UserError
 from torchrec_xd.run_folder import RunFolder
@@ -56,12 +57,12 @@ class Cell:
         """Whether nothing is left to do, scores included.
 
         Raises:
-            UserError: the folder holds a run of another config, or its data were prepared anew since.
+            UserError: the folder holds a run of another config, or its data have changed since.
         """
         begun = RunFolder(self.folder).config
         if begun.is_file():
             self._check_config()
-            self._check_age(begun)
+            self._check_data()
         return self.trained() and (self.task is None or self.scores.is_file())
 
     def trained(self) -> bool:
@@ -81,12 +82,12 @@ class Cell:
                 "or name another --out"
             )
 
-    def _check_age(self, begun: Path) -> None:
-        manifest = Path(self.schema.root) / MANIFEST
-        if manifest.is_file() and manifest.stat().st_mtime > begun.stat().st_mtime:
+    def _check_data(self) -> None:
+        before = read_stamps(RunFolder(self.folder).data)
+        if changes := data_changes(before, current_stamps(self.config.schema_in_use, before)):
             raise UserError(
-                f"{self.folder} was trained before {manifest} was written: the data have changed; delete the folder "
-                "to train it anew, or name another --out"
+                f"{self.folder} was trained or measured on other data:\n{changes}\ndelete the folder to train it anew, "
+                "put the data back, or name another --out"
             )
 
 

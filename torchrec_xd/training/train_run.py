@@ -18,6 +18,7 @@ from torchrec_xd.config import RunConfig, load_run
 from torchrec_xd.data.agreement import agreed, refuse_shared_files, save_kinds
 from torchrec_xd.data.loader import Loader
 from torchrec_xd.data.shards import ShardSpec
+from torchrec_xd.data.stamps import DataStamps, current_stamps, data_changes, read_stamps, save_stamps
 from torchrec_xd.distributed.memory import peak_memory
 from torchrec_xd.distributed.optimizers import Optimizers
 from torchrec_xd.distributed.process_group import Processes, process_group
@@ -38,7 +39,12 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    config: RunConfig, directory: str | Path, *, resume: bool = False, restartable: bool = False
+    config: RunConfig,
+    directory: str | Path,
+    *,
+    resume: bool = False,
+    restartable: bool = False,
+    accept_changed_data: bool = False,
 ) -> dict[str, Any]:
     """Train, validate after every epoch, evaluate at the end; returns the content of metrics.json.
 
@@ -50,9 +56,12 @@ def train(
         resume: go on from the last checkpoint.
         restartable: resume where the folder holds a begun run, return the metrics of a finished one, else begin: for
             launchers that may start a job any number of times.
+        accept_changed_data: resume although the files are not those that the run began with: at the same share of the
+            epoch.
 
     Raises:
-        UserError: the folder holds another run, or config and data do not fit together; nothing is written.
+        UserError: the folder holds another run or is in use, config and data do not fit together, or the data have
+            changed since the run began; nothing is written.
     """
     folder = RunFolder(Path(directory))
     resume = resume or (restartable and folder.exists())
@@ -71,10 +80,14 @@ def train(
         final = SplitEvaluation(config, config.evaluate_on, processes)
         loaders = [loader, *(evaluation.loader for evaluation in (valid, final) if evaluation)]
         id_kinds = agreed(kind for each in loaders for kind in each.id_kinds.values())
+        stamps: DataStamps = {"train": loader.stamps(), config.evaluate_on: final.loader.stamps()}
+        if valid is not None:
+            stamps["valid"] = valid.loader.stamps()
+        changed = _changed_data(folder, stamps, accept_changed_data) if resume else ""
         built = build(config, source_run(config, folder))
         parameters = built.parameter_counts()
         plan = plan_sharding(built, config, processes)
-        _begin_folder(config, plan, folder, processes)
+        _begin_folder(config, plan, folder, processes, stamps)
         if processes.is_main_process:
             save_kinds(folder.id_kinds, id_kinds.values())
         with RunLog(folder.path, processes.rank) as log:
@@ -82,9 +95,11 @@ def train(
             checkpoints = checkpoints_of(config, folder, processes)
             saved = checkpoints.resume(model, optimizers, log.say) if resume else None
             if saved is None and config.init_from is not None:
-                _load_source_weights(config, config.init_from, model, folder, processes)
+                _load_source_weights(config, config.init_from, model, folder, processes, log)
             start = _loader_state(saved, loader, config, log) if saved else LoaderState(0, 0)
             log.truncate_after(saved.step if saved else 0)
+            if changed:
+                log.say(f"the data have changed since the run began:\n{changed}")
             log.say(f"{directory}: {config.model.name} on {', '.join(schema.domains)}, {loader.rows:,} rows an epoch")
             summary = fit(
                 Training(model, optimizers, config.trainer, processes),
@@ -165,6 +180,17 @@ def _check_config(config: RunConfig, folder: RunFolder) -> None:
         )
 
 
+def _changed_data(folder: RunFolder, stamps: DataStamps, accepted: bool) -> str:
+    """What has changed in the files since the run began, where that is accepted."""
+    changed = data_changes(read_stamps(folder.data), stamps)
+    if changed and not accepted:
+        raise UserError(
+            f"--resume: the data are not those that {folder.path} began with:\n{changed}\n"
+            "put them back, begin another run, or go on with --accept-changed-data"
+        )
+    return changed
+
+
 @contextmanager
 def _only_job(folder: RunFolder, processes: Processes) -> Iterator[None]:
     """No other job writes into the folder meanwhile (a collective).
@@ -204,7 +230,9 @@ def _loader_state(saved: Saved, loader: Loader, config: RunConfig, log: RunLog) 
     return LoaderState(saved.position.epoch, round(saved.position.step * loader.steps / steps))
 
 
-def _begin_folder(config: RunConfig, plan: RunPlan, folder: RunFolder, processes: Processes) -> None:
+def _begin_folder(
+    config: RunConfig, plan: RunPlan, folder: RunFolder, processes: Processes, stamps: DataStamps
+) -> None:
     if processes.is_main_process:
         if folder.exists() and load_run(folder.path).trainer.epochs < config.trainer.epochs:
             folder.metrics.unlink(missing_ok=True)  # the run is not finished any more
@@ -212,18 +240,30 @@ def _begin_folder(config: RunConfig, plan: RunPlan, folder: RunFolder, processes
         if source is not None:
             write_text(folder.source, source.dump())
         plan.plan.save(folder.plan)
+        save_stamps(folder.data, stamps)
         write_text(folder.config, config.dump())  # last: it makes the folder a run
     processes.barrier()
 
 
+def _changes_since(config: RunConfig, folder: RunFolder) -> str:
+    """What has become of the files that a run was trained on; empty where they are not here any more."""
+    try:
+        return data_changes(read_stamps(folder.data), current_stamps(config.schema_in_use, ["train"]))
+    except UserError as error:
+        logger.info("the data of %s cannot be looked at: %s", folder.path, error)
+        return ""
+
+
 def _load_source_weights(
-    config: RunConfig, source: Path, model: nn.Module, folder: RunFolder, processes: Processes
+    config: RunConfig, source: Path, model: nn.Module, folder: RunFolder, processes: Processes, log: RunLog
 ) -> None:
     """Load the declared weights of the source run, and write down what became of all of them: transfer.json."""
     declared = find_model(config.model.name).transfer
     assert declared is not None
     trained = load_run(source)
     checkpoint = choose_checkpoint(checkpoints_of(trained, RunFolder(source), processes), config.init_checkpoint)
+    if changed := _changes_since(trained, RunFolder(source)):
+        log.say(f"init_from: the data that {source} was trained on have changed since:\n{changed}")
     if continues(config, trained):
         report = transfer(model, checkpoint, EVERYTHING, ())
     else:

@@ -1,0 +1,116 @@
+"""A run knows its data: what changed between two starts is found, in resumed runs and in studies."""
+
+import copy
+import json
+import shutil
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.feeds import schema_at, write_feed
+from torchrec_xd.config import RunConfig
+from torchrec_xd.errors import InterruptedRunError, UserError
+from torchrec_xd.settings import validate
+from torchrec_xd.training import trainer
+from torchrec_xd.training.train_run import train
+
+
+@pytest.fixture
+def feed(tmp_path):
+    """Train files in a folder, so that one can be added."""
+    feed = write_feed(tmp_path / "feed")
+    (feed / "post" / "train").mkdir()
+    (feed / "post" / "train.parquet").rename(feed / "post" / "train" / "0.parquet")
+    return feed
+
+
+@pytest.fixture
+def config(feed):
+    schema = copy.deepcopy(schema_at(feed))
+    schema["domains"]["post"]["train"] = "post/train"
+    return validate(
+        RunConfig,
+        {
+            "schema": schema,
+            "model": {"name": "single", "widths": [4]},
+            "domains": ["post"],
+            "loader": {"batch_size": 64},
+            "trainer": {"epochs": 2, "threads": 1},
+        },
+        "test",
+    )
+
+
+def stopped(config, run, monkeypatch):
+    """A run that is asked to stop in its third step of seven."""
+    step, calls = trainer.train_step, []
+
+    def stop(training, batch):
+        calls.append(1)
+        if len(calls) == 3:
+            trainer.signal.raise_signal(trainer.signal.SIGTERM)
+        return step(training, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "train_step", stop)
+        with pytest.raises(InterruptedRunError):
+            train(config, run)
+
+
+def test_a_file_that_was_added_is_named_and_can_be_accepted(config, feed, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    stopped(config, run, monkeypatch)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    shutil.copy(feed / "post" / "train" / "0.parquet", feed / "post" / "train" / "1.parquet")
+    with pytest.raises(UserError, match="data are not those") as error:
+        train(config, run, resume=True)
+    assert "train files of domain 'post': post/train/1.parquet was added (400 rows)" in str(error.value)
+    assert "--accept-changed-data" in str(error.value)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    content = train(config, run, resume=True, accept_changed_data=True)
+    # 3 of 7 steps are 6 of the 13 that 800 rows need: 7 are left of this epoch, and 13 of the next
+    assert content["train"]["steps"] == 20
+    assert content["checkpoint"] in ("step_000000010", "step_000000023")
+    assert len(json.loads((run / "data.json").read_text())["train"]["post"]) == 2
+    assert "post/train/1.parquet was added" in (run / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_a_file_that_was_written_again_is_named(config, feed, tmp_path, monkeypatch, split):
+    run = tmp_path / "run"
+    stopped(config, run, monkeypatch)
+    file = feed / "post" / ("train/0.parquet" if split == "train" else f"{split}.parquet")
+    table = pq.read_table(file)
+    flipped = pc.subtract(pa.scalar(1, table["click"].type), table["click"])
+    pq.write_table(table.set_column(table.schema.get_field_index("click"), "click", flipped), file)
+    with pytest.raises(UserError, match=rf"{split} files of domain 'post': post/.* was written again"):
+        train(config, run, resume=True)
+
+
+def test_a_file_that_is_gone_is_named(config, feed, tmp_path, monkeypatch):
+    shutil.copy(feed / "post" / "train" / "0.parquet", feed / "post" / "train" / "1.parquet")
+    stopped(config, tmp_path / "run", monkeypatch)
+    (feed / "post" / "train" / "0.parquet").unlink()
+    with pytest.raises(UserError, match=r"post/train/0.parquet is gone \(400 rows\)"):
+        train(config, tmp_path / "run", resume=True)
+
+
+def test_data_that_moved_to_another_machine_are_the_same(config, feed, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    stopped(config, run, monkeypatch)
+    shutil.copytree(feed, tmp_path / "copy")
+    shutil.rmtree(feed)
+    shutil.move(tmp_path / "copy", feed)  # other inodes, other times
+    assert train(config, run, resume=True)["train"]["steps"] == 11
+
+
+def test_who_starts_from_a_run_is_told_that_its_data_have_changed(config, feed, tmp_path):
+    train(config, tmp_path / "source")
+    shutil.copy(feed / "post" / "train" / "0.parquet", feed / "post" / "train" / "1.parquet")
+    later = config.model_copy(update={"init_from": tmp_path / "source"})
+    train(later, tmp_path / "run")
+    said = (tmp_path / "run" / "log.txt").read_text()
+    assert f"init_from: the data that {tmp_path / 'source'} was trained on have changed since" in said
+    assert "post/train/1.parquet was added" in said

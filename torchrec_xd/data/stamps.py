@@ -1,0 +1,74 @@
+"""The files that a run reads, written down with it, and what has become of them since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+from pydantic import TypeAdapter
+
+from torchrec_xd.atomic_write import write_json
+from torchrec_xd.data.files import FileStamp, ParquetFiles
+from torchrec_xd.errors import UserError
+from torchrec_xd.schema import Schema, Split
+
+DataStamps: TypeAlias = dict[Split, dict[str, tuple[FileStamp, ...]]]
+"""Split, then domain, to its files."""
+_STAMPS = TypeAdapter(DataStamps)
+
+
+def current_stamps(schema: Schema, splits: Iterable[Split]) -> DataStamps:
+    """The files as they lie there now; only their footers are read.
+
+    Raises:
+        UserError: files are missing or damaged.
+    """
+    return {
+        split: {
+            name: ParquetFiles(domain.paths(split), schema.root, lambda file, columns: None).stamps
+            for name, domain in schema.domains.items()
+        }
+        for split in splits
+    }
+
+
+def save_stamps(path: Path, stamps: DataStamps) -> None:
+    """Write them down as JSON."""
+    write_json(path, _STAMPS.dump_python(stamps, mode="json"))
+
+
+def read_stamps(path: Path) -> DataStamps:
+    """What `save_stamps` wrote; nothing of a run by version 0.2 or before, which wrote nothing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return _STAMPS.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def data_changes(before: DataStamps, now: DataStamps, most: int = 5) -> str:
+    """What differs between the files of the splits that both have, a line each; empty where nothing does."""
+    found = [
+        f"  {split} files of domain '{domain}': {change}"
+        for split in now
+        if split in before
+        for domain in {**before[split], **now[split]}
+        for change in _changes(before[split].get(domain, ()), now[split].get(domain, ()))
+    ]
+    return "\n".join([*found[:most], *([f"  and {len(found) - most} more"] if len(found) > most else [])])
+
+
+def _changes(before: tuple[FileStamp, ...], now: tuple[FileStamp, ...]) -> Iterator[str]:
+    there, here = ({stamp.name: stamp for stamp in stamps} for stamps in (before, now))
+    yield from (f"{name} was added ({here[name].rows:,} rows)" for name in here if name not in there)
+    yield from (f"{name} is gone ({there[name].rows:,} rows)" for name in there if name not in here)
+    for name in here:
+        if name in there and here[name] != there[name]:
+            sizes = [f"{stamp.rows:,} rows and {stamp.size:,} bytes" for stamp in (there[name], here[name])]
+            yield f"{name} was written again ({sizes[0]} before, {sizes[1]} now)"
