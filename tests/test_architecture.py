@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     ("errors", "atomic_write", "private_names"),
+    ("strict_yaml",),
     ("settings", "run_folder", "run_lock", "shipped", "error_boundary", "doctor", "table_types"),
     ("schema", "batch", "log", "modules", "losses"),
     ("outputs", "evaluation", "embeddings", "data"),

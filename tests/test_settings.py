@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -115,9 +116,17 @@ def test_a_fault_names_key_value_rule_and_choices(content: dict[str, Any], messa
     assert str(error.value).startswith(message)
 
 
-def test_a_truth_value_is_no_number() -> None:
-    with pytest.raises(UserError, match=r"'dense': 'steps' must not be a boolean; YAML reads yes, no, on, off as True"):
-        validate(Run, yaml.safe_load("{seed: 0, dense: {steps: yes}}"), "run.yaml")
+@pytest.mark.parametrize("value", [True, [1, True], {"a": [False]}])
+def test_a_truth_value_is_no_number(value: object) -> None:
+    with pytest.raises(UserError, match=rf"'dense': 'steps' must not be a boolean \(got {re.escape(repr(value))}\)"):
+        validate(Run, {"seed": 0, "dense": {"steps": value}}, "run.yaml")
+
+
+def test_long_values_are_cut_in_messages() -> None:
+    with pytest.raises(UserError) as error:
+        validate(Run, {"seed": "x" * 9999}, "f")
+    assert len(str(error.value)) < 300
+    assert str(error.value).endswith("xxx…)")
 
 
 def test_an_unknown_variant_lists_the_known_ones() -> None:
@@ -132,9 +141,10 @@ def test_an_unknown_variant_lists_the_known_ones() -> None:
         ("a:\n  b: 1\n  b: 1\n", "f.yaml:3: key 'b' is written twice"),
         ("a: [{b: 1, b: 2}]\n", "f.yaml:1: key 'b' is written twice"),
         ("? [x, y]\n: 1\n", "f.yaml:1: key ['x', 'y'] is a list or mapping"),
-        ("a: [1\n", "f.yaml: not valid YAML"),
-        ("a: !!python/object/apply:os.system [ls]\n", "f.yaml: not valid YAML"),
-        ("a: &a {b: *a}\n", "f.yaml: not valid YAML"),
+        ("a: [1\n", "f.yaml:2: not valid YAML"),
+        ("a: !!python/object/apply:os.system [ls]\n", "f.yaml:1: not valid YAML"),
+        ("b: 1\na: &a {b: *a}\n", "f.yaml:2: an alias stands for a value that it is part of"),
+        ("a: 1\nb: 0100\n", "f.yaml:2: 0100 begins with 0"),
         ("", "f.yaml: expected a mapping of settings, got NoneType"),
         ("- a\n", "f.yaml: expected a mapping of settings, got list"),
         ("extends:\n", "f.yaml: 'extends' names one other file, not None"),
@@ -261,6 +271,8 @@ def test_set_applies_in_order_and_is_validated_like_a_file() -> None:
         ("dense.=3", "--set dense.=3: expected KEY.KEY=VALUE"),
         ("dense=[1", "--set dense=[1: '[1' is not a valid YAML value"),
         ("dense={a: 1, a: 2}", "key 'a' is written twice"),
+        ("dense.steps=0100", "--set dense.steps=0100: '0100' is not a valid YAML value: 0100 begins with 0"),
+        ("dense=" + "[" * 3000, "is not a valid YAML value: values lie in one another more than 50 deep; quote it"),
         ("seed.a=3", "--set seed.a=3: 'seed' is 0, which has no keys"),
         ("dense.rate.a.b=3", "--set dense.rate.a.b=3: 'dense.rate' is 0.5, which has no keys"),
         ("layers.0.rate=3", "--set layers.0.rate=3: 'layers' is [1, 2], which has no keys"),

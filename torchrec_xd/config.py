@@ -107,7 +107,7 @@ class RunConfig(Settings):
         """What differs from another config, as `key was …, is …`, the first ones; empty where nothing does."""
         if self.dump() == other.dump():
             return ""
-        there, here = (_flat(yaml.safe_load(config.dump())) for config in (other, self))
+        there, here = (_flat(config.model_dump(mode="json", by_alias=True)) for config in (other, self))
         keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
         if not keys:
             return "the order of domains or of other keys"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from torchrec_xd.errors import UserError
+from torchrec_xd.strict_yaml import parse_value, parse_yaml
+
+_SHOWN = 120
+"""Characters of a wrong value that a message shows."""
 
 
 class Settings(BaseModel):
@@ -24,39 +27,26 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_truth_values_for_numbers(cls, content: Any) -> Any:
-        """YAML reads yes, no, on and off as truth values, which would pass as the numbers 1 and 0."""
+        """Python takes true and false for the numbers 1 and 0, also in lists and mappings of numbers."""
         for name, field in cls.model_fields.items():
             value = content.get(field.alias or name) if isinstance(content, dict) else None
-            if isinstance(value, bool) and "bool" not in str(field.annotation):
-                raise ValueError(
-                    f"'{name}' must not be a boolean; YAML reads yes, no, on, off as {value}: quote it if meant as text"
-                )
+            if _holds_truth_value(value) and _is_plain(field.annotation) and "bool" not in str(field.annotation):
+                raise ValueError(f"'{name}' must not be a boolean (got {value!r}); quote it if meant as text")
         return content
 
 
+def _holds_truth_value(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(_holds_truth_value(inner) for inner in (value.values() if isinstance(value, dict) else value))
+    return isinstance(value, bool)
+
+
+def _is_plain(annotation: Any) -> bool:
+    """Whether a field's type is made of plain types alone; settings within settings look after themselves."""
+    return annotation is not Any and not _models_in(annotation)
+
+
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
-
-
-class StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice, which plain YAML lets the last one win."""
-
-
-def _construct_mapping(loader: StrictLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
-    seen: set[Hashable] = set()
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":
-            continue
-        key = loader.construct_object(key_node, deep=True)
-        mark = key_node.start_mark
-        if not isinstance(key, Hashable):
-            raise UserError(f"{mark.name}:{mark.line + 1}: key {key} is a list or mapping; keys are plain names")
-        if key in seen:
-            raise UserError(f"{mark.name}:{mark.line + 1}: key '{key}' is written twice; keep one of the two")
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -73,15 +63,13 @@ def _load_yaml(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path}: 'extends' runs in a circle: {' -> '.join(str(p) for p in (*children, path))}")
     try:
         with path.open(encoding="utf-8") as stream:
-            content = yaml.load(stream, StrictLoader)  # noqa: S506 - a SafeLoader
+            content = parse_yaml(stream.read(), str(path))
     except FileNotFoundError:
         others = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; files there: {', '.join(others)}" if others else ""
         raise UserError(f"{path}: no such file{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping of settings, got {type(content).__name__}")
     if "extends" not in content:
@@ -113,10 +101,7 @@ def override(content: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
         keys = dotted.split(".")
         if not equals or not all(keys):
             raise UserError(f"--set {assignment}: expected KEY.KEY=VALUE, for example trainer.epochs=2")
-        try:
-            value: Any = yaml.load(text, StrictLoader)  # noqa: S506 - a SafeLoader
-        except yaml.YAMLError:
-            raise UserError(f"--set {assignment}: {text!r} is not a valid YAML value; quote it") from None
+        value = parse_value(text, f"--set {assignment[:_SHOWN]}")
         walked: Any = content
         for depth, key in enumerate(keys):
             if not isinstance(walked, dict):
@@ -153,7 +138,12 @@ def _fault(kind: type[BaseModel], content: Any, fault: Any) -> str:
     if fault["type"] == "missing":
         return f"'{key}' is required"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"'{key}': {message}" + ("" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})")
+    return f"'{key}': {message}" + ("" if isinstance(fault["input"], dict) else f" (got {_shown(fault['input'])})")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 @dataclass(frozen=True)

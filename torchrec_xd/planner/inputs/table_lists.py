@@ -12,7 +12,8 @@ import yaml
 from torchrec_xd.errors import UserError
 from torchrec_xd.planner.inputs.constraints import Constraint
 from torchrec_xd.planner.inputs.tables import TableList, TableSpec
-from torchrec_xd.settings import SettingsT, StrictLoader, validate
+from torchrec_xd.settings import SettingsT, validate
+from torchrec_xd.strict_yaml import parse_with_nodes
 
 Entry = tuple[int, Any]
 """Line number and content."""
@@ -92,13 +93,7 @@ def _csv_entries(path: Path) -> Iterator[Entry]:
 
 def _yaml_lists(path: Path, keys: Sequence[str]) -> dict[str, list[Entry]]:
     """The lists under `keys` in a YAML mapping. A file that is a list itself stands for the first key."""
-    loader = StrictLoader(_read(path))
-    loader.name = str(path)  # appears in its error messages
-    try:
-        root = loader.get_single_node()
-        content: Any = None if root is None else loader.construct_document(root)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+    root, content = parse_with_nodes(_read(path), str(path))
     if isinstance(root, yaml.SequenceNode):
         return {keys[0]: _lines(root, content)}
     if not isinstance(root, yaml.MappingNode):
