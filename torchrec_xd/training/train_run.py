@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,7 @@ from torch import nn
 
 from torchrec_xd.atomic_write import write_json, write_text
 from torchrec_xd.batch import LoaderState
-from torchrec_xd.checkpoint import Saved, transfer
+from torchrec_xd.checkpoint import POSITION, Saved, checksum, transfer
 from torchrec_xd.config import RunConfig, load_run
 from torchrec_xd.data.agreement import agreed, refuse_shared_files, save_kinds
 from torchrec_xd.data.loader import Loader
@@ -245,6 +246,14 @@ def _begin_folder(
     processes.barrier()
 
 
+def _weights_before(folder: RunFolder) -> int | None:
+    """The checksum of what a run loaded from its source when it began; None where it begins now."""
+    if not folder.transfer.is_file():
+        return None
+    content: dict[str, Any] = json.loads(folder.transfer.read_text(encoding="utf-8"))
+    return content.get("checksum")
+
+
 def _changes_since(config: RunConfig, folder: RunFolder) -> str:
     """What has become of the files that a run was trained on; empty where they are not here any more."""
     try:
@@ -262,6 +271,11 @@ def _load_source_weights(
     assert declared is not None
     trained = load_run(source)
     checkpoint = choose_checkpoint(checkpoints_of(trained, RunFolder(source), processes), config.init_checkpoint)
+    weights = checksum(checkpoint / POSITION)
+    if _weights_before(folder) not in (None, weights):
+        raise UserError(
+            f"init_from: {source} has been trained again since {folder.path} began; begin another run, or put it back"
+        )
     if changed := _changes_since(trained, RunFolder(source)):
         log.say(f"init_from: the data that {source} was trained on have changed since:\n{changed}")
     if continues(config, trained):
@@ -270,5 +284,5 @@ def _load_source_weights(
         prefixes = {**declared.prefixes, **declared.further(config.schema_in_use, trained.schema_in_use)}
         report = transfer(model, checkpoint, prefixes, declared.prunable)
     if processes.is_main_process:
-        write_json(folder.transfer, {"from": str(checkpoint), **asdict(report)})
+        write_json(folder.transfer, {"from": str(checkpoint), "checksum": weights, **asdict(report)})
     logger.info("transfer: %d loaded, %d fresh, %d pruned", *(len(part) for part in asdict(report).values()))
