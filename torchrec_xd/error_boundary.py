@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
 from rich.console import Console
 from rich.text import Text
 
-from torchrec_xd.errors import InterruptedRunError, UserError
+from torchrec_xd.errors import InterruptedRunError, ReportedError, UserError
 
 EXIT_USER_ERROR = 2
 """Something the user can correct; the message explains what."""
 EXIT_INTERRUPTED = 75
 """EX_TEMPFAIL: the run was stopped, wrote a checkpoint, and can go on with --resume."""
+OTHERS_SECONDS = 3.0
+"""What a process that has nothing to say leaves to the one that reports an error."""
+_CORRECTABLE = (
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EISDIR,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
+"""Files that cannot be written: full disks, folders of others."""
 
 
 def run_command(command: Callable[[], object]) -> None:
@@ -29,19 +44,26 @@ def run_command(command: Callable[[], object]) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         command()
-    except UserError as error:
+    except ReportedError as error:
         if "--debug" in sys.argv[1:2]:
             raise
         fail(error)
-    except InterruptedRunError as error:
+    except OSError as error:
+        if "--debug" in sys.argv[1:2] or error.errno not in _CORRECTABLE:
+            raise
+        fail(UserError(f"{error}; make room, or name another place"))
+
+
+def fail(error: ReportedError) -> NoReturn:
+    """Print an error's message on stderr, unless another process does, and leave."""
+    told = error.told if error.told is not None else os.environ.get("LOCAL_RANK", "0") != "0"
+    if told:
+        time.sleep(OTHERS_SECONDS)  # torchrun ends all processes when one has ended
+    elif isinstance(error, InterruptedRunError):
         _say(str(error), "yellow")
-        sys.exit(EXIT_INTERRUPTED)
-
-
-def fail(error: UserError) -> NoReturn:
-    """Print an error's message on stderr, and leave."""
-    _say(f"error: {error}", "red")
-    sys.exit(EXIT_USER_ERROR)
+    else:
+        _say(f"error: {error}", "red")
+    sys.exit(EXIT_INTERRUPTED if isinstance(error, InterruptedRunError) else EXIT_USER_ERROR)
 
 
 def _say(text: str, style: str) -> None:

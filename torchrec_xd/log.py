@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from pathlib import Path
@@ -54,6 +55,9 @@ class RunLog:
 
     def __enter__(self) -> RunLog:
         if self.directory is None:
+            with ExitStack() as opened:
+                opened.enter_context(_quiet_torch())
+                self._opened = opened.pop_all()
             return self
         self.directory.mkdir(parents=True, exist_ok=True)
         path = RunFolder(self.directory).log(self.rank)
@@ -61,6 +65,7 @@ class RunLog:
             file = opened.enter_context(path.open("a", buffering=1, encoding="utf-8"))
             screen = opened.enter_context(_stderr_into(file))
             opened.enter_context(_logging_into(file))
+            opened.enter_context(_quiet_torch())
             self._console = _console(screen, self.rank)
             self._opened = opened.pop_all()
         return self
@@ -204,6 +209,23 @@ def _stderr_into(file: TextIO) -> Iterator[TextIO]:
         sys.stderr.flush()
         os.dup2(screen, 2)
         os.close(screen)
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Leave out what torch has to say about the code of torchrec: nothing that a user can act on."""
+    logger = logging.getLogger("torch.fx._symbolic_trace")
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("is_fx_tracing will return true")
+
+    logger.addFilter(wanted)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            yield
+    finally:
+        logger.removeFilter(wanted)
 
 
 @contextmanager

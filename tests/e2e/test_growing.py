@@ -8,7 +8,9 @@ import sys
 import pytest
 import yaml
 
+from tests.support.commands import command
 from tests.support.feeds import schema_at, write_feed
+from torchrec_xd.checkpoint import Checkpoints
 from torchrec_xd.config import RunConfig
 from torchrec_xd.errors import UserError
 from torchrec_xd.settings import validate
@@ -195,3 +197,35 @@ def test_infinite_weights_are_never_saved_though_the_loss_was_finite(tmp_path):
     ):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists() or saved(tmp_path / "run") == []
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_gives_way_to_the_later_one(tmp_path, monkeypatch):
+    """Evaluating a run that is still training: it prunes the checkpoint that was chosen."""
+    content = content_of(tmp_path, checkpoint={"keep": 9}, train_on_valid=False)
+    config, run = validate(RunConfig, content, "test"), tmp_path / "run"
+    train(config, run)
+    first, last = sorted((run / "checkpoints").iterdir())
+    position = json.loads((first / "position.json").read_text())
+    (first / "position.json").write_text(json.dumps({**position, "score": 1.0}))
+    assert evaluate(run, "test", "best") != evaluate(run, "test", "last")
+    load, seen = Checkpoints.load, []
+
+    def pruned(checkpoints, model, folder, **options):
+        seen.append(folder.name)
+        if folder == first:
+            shutil.rmtree(first)
+        load(checkpoints, model, folder, **options)
+
+    monkeypatch.setattr(Checkpoints, "load", pruned)
+    assert evaluate(run, "test", "best") == evaluate(run, "test", "last")
+    assert seen == [first.name, last.name, last.name]
+
+
+def test_commands_show_nothing_of_what_torch_says_about_torchrec(tmp_path):
+    config, run = validate(RunConfig, content_of(tmp_path), "test"), tmp_path / "run"
+    train(config, run)
+    assert command("evaluate", run).stderr == ""
+    done = torchrun(2, "evaluate", run)
+    assert done.returncode == 0
+    assert "FutureWarning" not in done.stderr
+    assert "is_fx_tracing" not in done.stderr

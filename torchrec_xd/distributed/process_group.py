@@ -8,16 +8,21 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from pydantic import NonNegativeInt
+from torch.distributed.rendezvous import rendezvous
 
 from torchrec_xd.distributed.memory import keep_freed_memory
+from torchrec_xd.errors import ReportedError, UserError
 from torchrec_xd.settings import Settings
 
 T = TypeVar("T")
+_START = (
+    "start several processes with torchrun, which sets all of these; for one process alone unset RANK and WORLD_SIZE"
+)
 
 
 class ProcessSettings(Settings):
@@ -87,32 +92,62 @@ def seed_generators(*key: int) -> None:
 def process_group(settings: ProcessSettings | None = None) -> Iterator[Processes]:
     """The process group that torchrun described in the environment, or one of this process alone.
 
-    Threads are as before when the block ends.
+    Threads are as before when the block ends. An error that leaves the block on several ranks is reported by one.
+
+    Raises:
+        UserError: the environment describes half a group.
     """
     settings = settings or ProcessSettings()
+    rank, size, local_rank, local_size = _launched()
     if settings.keep_freed_memory:
         keep_freed_memory()
     threads = torch.get_num_threads()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    size = int(os.environ.get("WORLD_SIZE", "1"))
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if size == local_size and any(n == "lo" for _, n in socket.if_nameindex()):
         # All processes are on this machine: gloo's sockets need not be reachable from outside.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    store = next(iter(rendezvous("env://")))[0] if size > 1 else dist.HashStore()  # type: ignore[attr-defined]
     backend = "cuda:nccl,cpu:gloo" if cuda else "gloo"
-    if size > 1:
-        dist.init_process_group(backend)
-    else:
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    own = dist.PrefixStore("group", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=own, rank=rank, world_size=size)
     assert dist.group.WORLD is not None
     try:
-        yield Processes(dist.get_rank(), size, local_size, device, dist.group.WORLD, torch.get_num_threads())
+        yield Processes(rank, size, local_size, device, dist.group.WORLD, torch.get_num_threads())
+    except ReportedError as error:
+        error.told = _told(store, str(error))
+        raise
     finally:
         dist.destroy_process_group()
         torch.set_num_threads(threads)
+
+
+def _launched() -> tuple[int, int, int, int]:
+    """Rank, world size, rank and size on this machine, as torchrun writes them into the environment."""
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        return 0, 1, 0, 1
+    found = {}
+    for name, otherwise in {"RANK": None, "WORLD_SIZE": None, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
+        value = os.environ.get(name, otherwise)
+        if value is None or not value.isdecimal():
+            raise UserError(f"{name} {'is not set' if value is None else f'is {value!r}, no number'}; {_START}")
+        found[name] = int(value)
+    rank, size, local_rank, local_size = found.values()
+    if rank >= size or local_rank >= local_size > 1:
+        raise UserError(f"{', '.join(f'{name}={value}' for name, value in found.items())}: no such rank; {_START}")
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if size > 1 and not os.environ.get(name)]
+    if missing:
+        raise UserError(f"WORLD_SIZE is {size}, and {' and '.join(missing)} missing from the environment; {_START}")
+    return rank, size, local_rank, local_size
+
+
+def _told(store: Any, text: str) -> bool:
+    """Whether another rank has reported this already."""
+    try:
+        return int(store.add(f"told/{zlib.crc32(text.encode())}", 1)) > 1
+    except RuntimeError:  # the process that kept the store has ended
+        return False
