@@ -245,7 +245,7 @@ def test_every_fault_of_a_file_is_told_at_once() -> None:
         ({"kind": "sequence", "length": 1}, {"x": [[1.5]]}, "a feature of kind 'sequence' holds a list of integers"),
         ({"kind": "dense", "rows": None}, {"x": ["a"]}, "'x' has type string; a dense feature is a boolean or number"),
         ({"kind": "id"}, {"click": ["yes"]}, "'click' has type string; a label is 0 or 1"),
-        ({"kind": "id"}, {"user": ["anna"]}, "'user' has type string; the user column holds integers"),
+        ({"kind": "id"}, {"user": ["anna"]}, "'user' has type string; the user column holds integers: add one that"),
         ({"kind": "id"}, {"weight": [True], "recent": [1.5]}, "'recent' has type double; a column that metrics slice"),
         ({"kind": "id"}, {"weight": ["w"]}, "'weight' has type string; row weights are numbers"),
     ],

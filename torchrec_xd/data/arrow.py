@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from torchrec_xd.data.collate import Floats, IdType, Integers, Jagged, Rows, spans
-from torchrec_xd.data.files import Limits
 from torchrec_xd.data.hashing import Hashes, hash_bytes, hash_integers
+from torchrec_xd.data.statistics import Limits
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Feature, Schema
 
@@ -25,6 +25,10 @@ Keys = NDArray[np.int64] | NDArray[np.uint64]
 IdKind = Literal["integers", "strings"]
 
 _NAMES = 30
+_USER_RULE = (
+    "the user column holds integers: add one that is made of it, alike in all files (DuckDB: hash(x) >> 1, Spark: "
+    "xxhash64(x)), and name that as the schema's 'user'"
+)
 _INT64, _FLOAT32 = np.iinfo(np.int64), np.finfo(np.float32)
 
 
@@ -82,7 +86,7 @@ class Decoder:
             faults += _type_faults(found, feature.column, *_expectation(feature))
         for label in self._labels:
             faults += _type_faults(found, label, _is_number, "a label is 0 or 1, in a boolean or number column")
-        faults += _type_faults(found, self._user, _is_integer, "the user column holds integers")
+        faults += _type_faults(found, self._user, _is_integer, _USER_RULE)
         faults += _type_faults(found, self._weight, _is_number, "row weights are numbers")
         for column in self._extra:
             faults += _type_faults(found, column, _is_integer, "a column that metrics slice by holds integers")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +15,7 @@ from pyarrow import fs
 
 from torchrec_xd.data.locations import filesystem_of, find_files
 from torchrec_xd.data.shards import RowGroup
+from torchrec_xd.data.statistics import Limits, Statistics
 from torchrec_xd.errors import UserError
 
 _OPEN_FILES = 32
@@ -38,24 +38,6 @@ class FileStamp:
     """Hash of the footer: schema, offsets of all column chunks, statistics."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What the values of a column must keep to, as far as the statistics of a row group can tell."""
-
-    column: str
-    low: float | None = None
-    high: float | None = None
-    nulls: bool = True
-
-    def broken_by(self, found: pq.Statistics) -> bool:
-        """Whether some value of a row group with these statistics may break the limits."""
-        if not self.nulls and found.has_null_count and found.null_count:
-            return True
-        if not found.has_min_max or not isinstance(found.min, int | float | Decimal):
-            return False
-        return (self.low is not None and found.min < self.low) or (self.high is not None and found.max > self.high)
-
-
 class ParquetFiles:
     """Files of equal meaning, in the order of their names.
 
@@ -65,7 +47,7 @@ class ParquetFiles:
         root: what a relative location starts from; may be a URI too.
         check: called with every Arrow schema that occurs, after the name of the first file that has it; raises
             UserError where columns are not as they should be.
-        limits: what row groups are compared with, by their statistics.
+        limits: what the statistics of local files are compared with.
 
     Raises:
         UserError: a location holds nothing, or lies on another file system, or a file is no readable Parquet.
@@ -80,9 +62,10 @@ class ParquetFiles:
     ):
         self._filesystem, files = find_files(locations, root)
         self._base = filesystem_of(root)[1].rstrip("/") + "/"
-        self._limits = limits
+        self._local = isinstance(self._filesystem, fs.LocalFileSystem)
+        read = functools.partial(self._footer, Statistics(limits if self._local else ()))
         with ThreadPoolExecutor() as pool:
-            found = list(pool.map(self._footer, files))
+            found = list(pool.map(read, files))
         self._found = dict(zip(files, found, strict=True))
         self.schemas: dict[pa.Schema, str] = {}
         """Every Arrow schema that occurs, and the first file with it."""
@@ -121,16 +104,18 @@ class ParquetFiles:
 
         return read
 
-    def _footer(self, file: str) -> _Footer:
+    def _footer(self, statistics: Statistics, file: str) -> _Footer:
         written = self._written(file)
         try:
             with self._filesystem.open_input_file(file) as stream:
                 size, tail = stream.size(), _tail(stream)
             parquet = pq.ParquetFile(pa.BufferReader(tail))
             schema = parquet.schema_arrow.remove_metadata()
-            groups, doubtful = _row_groups(file, parquet.metadata, _leaves(schema, self._limits))
+            groups = _row_groups(file, parquet.metadata)
         except _READ_ERRORS as error:
             raise _damaged(file, error, "footer") from error
+        known = statistics.doubtful(file, schema)
+        doubtful = [group for group in groups if group.index in known]
         rows = sum(group.rows for group in groups)
         stamp = FileStamp(file.removeprefix(self._base), size, rows, _digest(tail))
         return _Footer(stamp, written, schema, groups, doubtful)
@@ -148,13 +133,12 @@ class ParquetFiles:
             raise _damaged(file, error, "footer") from error
         if (stream.size(), _digest(tail)) != (stamp.size, stamp.footer):
             raise _changed(file, f"{stamp.size} bytes, now {stream.size()}; its footer is another one")
-        remote = not isinstance(self._filesystem, fs.LocalFileSystem)
         metadata = pq.read_metadata(pa.BufferReader(tail))
-        return pq.ParquetFile(stream, metadata=metadata, pre_buffer=remote, page_checksum_verification=True)
+        return pq.ParquetFile(stream, metadata=metadata, pre_buffer=not self._local, page_checksum_verification=True)
 
     def _written(self, file: str) -> tuple[int, int] | None:
         """Size and time of the last write; of local files only, as others tell times of differing precision."""
-        if not isinstance(self._filesystem, fs.LocalFileSystem):
+        if not self._local:
             return None
         try:
             found = os.stat(file)
@@ -179,42 +163,19 @@ class _Footer:
     doubtful: list[RowGroup]
 
 
-def _row_groups(
-    file: str, metadata: pq.FileMetaData, limits: Sequence[tuple[int, Limits]]
-) -> tuple[list[RowGroup], list[RowGroup]]:
-    """The row groups that hold rows; and those of them whose statistics break a limit of a leaf column."""
-    groups, doubtful, first_row = [], [], 0
+def _row_groups(file: str, metadata: pq.FileMetaData) -> list[RowGroup]:
+    """The row groups that hold rows."""
+    groups, first_row = [], 0
     for index in range(metadata.num_row_groups):
-        found = metadata.row_group(index)
-        if found.num_rows < 0:
-            raise ValueError(f"row group {index} has {found.num_rows} rows")
-        if found.num_rows:
-            groups.append(RowGroup(file, index, first_row, found.num_rows))
-            statistics = ((found.column(leaf).statistics, limit) for leaf, limit in limits)
-            if any(known is not None and limit.broken_by(known) for known, limit in statistics):
-                doubtful.append(groups[-1])
-        first_row += found.num_rows
+        rows = metadata.row_group(index).num_rows
+        if rows < 0:
+            raise ValueError(f"row group {index} has {rows} rows")
+        if rows:
+            groups.append(RowGroup(file, index, first_row, rows))
+        first_row += rows
     if metadata.num_rows != first_row:
         raise ValueError(f"{metadata.num_rows} rows, its row groups have {first_row}")
-    return groups, doubtful
-
-
-def _leaves(schema: pa.Schema, limits: Sequence[Limits]) -> list[tuple[int, Limits]]:
-    """The limits of columns that have one leaf column, with its index."""
-    first, leaf = 0, {}
-    for field in schema:
-        count = _leaf_count(field.type)
-        if count == 1:
-            leaf[field.name] = first
-        first += count
-    return [(leaf[limit.column], limit) for limit in limits if limit.column in leaf]
-
-
-def _leaf_count(kind: pa.DataType) -> int:
-    if isinstance(kind, pa.BaseExtensionType):
-        kind = kind.storage_type
-    inner: Iterator[pa.Field] = (kind.field(i) for i in range(kind.num_fields))
-    return sum(_leaf_count(field.type) for field in inner) if kind.num_fields else 1
+    return groups
 
 
 def _tail(stream: pa.NativeFile) -> bytes:
