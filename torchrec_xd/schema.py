@@ -40,7 +40,7 @@ class Task(Settings):
     """A binary label of one domain; its name is `<label>@<domain>`."""
 
     label: str
-    """Column of the label, 0 or 1."""
+    """Column of the label, 0 or 1; no dot or @ in its name."""
     domain: str
     """Domain whose rows have it."""
 
@@ -63,7 +63,8 @@ class Feature(Settings):
     domains: tuple[str, ...] | None = None
     """Domains whose files have the column. Default: all. A `specific` feature names exactly one."""
     table: str | None = None
-    """Embedding table; features that name the same one share it. Default: the column's own table."""
+    """Embedding table; features that name the same one share it, with equal `rows`, `dim` and `hash`. Default: the
+    column's own table."""
     rows: PositiveInt | None = None
     """Rows of the table; ids lie in [0, rows)."""
     dim: PositiveInt | None = None
@@ -71,7 +72,8 @@ class Feature(Settings):
     pooling: Literal["sum", "mean"] = "sum"
     """How a bag becomes one vector."""
     hash: Literal["none", "mod", "xxhash"] = "none"
-    """`none`: an id outside [0, rows) is an error; `mod`: id modulo rows; `xxhash`: strings or integers, hashed."""
+    """`none`: an id outside [0, rows) is an error; `mod`: id modulo rows; `xxhash`: hashed, a table's ids being all strings
+    or all integers."""
     length: PositiveInt | None = None
     """A sequence keeps its last `length` ids."""
 
@@ -134,7 +136,7 @@ class Schema(Settings):
     activity: str | None = None
     """Integer column with the user's recent actions; metrics are also given for < 10, 10-30 and >= 30."""
     root: str = "."
-    """Folder that relative paths start from; itself relative to where the command runs."""
+    """Folder that relative paths start from, or a URI; itself relative to the folder where the command runs."""
 
     @model_validator(mode="after")
     def _check_tasks(self) -> Schema:

@@ -52,7 +52,7 @@ PIECES = [
 
 
 def replace_a_value(text: str, random: Random) -> str:
-    lines = text.splitlines()
+    lines = text.splitlines() or [""]
     at = int(random.integers(len(lines)))
     key, colon, _ = lines[at].partition(":")
     lines[at] = f"{key}{colon} {random.choice(SCALARS)}"
@@ -70,7 +70,7 @@ def cut_out(text: str, random: Random) -> str:
 
 
 def repeat_a_line(text: str, random: Random) -> str:
-    lines = text.splitlines()
+    lines = text.splitlines() or [""]
     lines.insert(int(random.integers(len(lines))), lines[int(random.integers(len(lines)))])
     return "\n".join(lines)
 
@@ -120,7 +120,8 @@ def test_files(tmp_path: Path, fuzz_seeds: range) -> None:
         texts = {config: dumped(CONFIG, random), schema: dumped(SCHEMA, random)}
         damaged = [config, schema][int(random.integers(2))]
         for _ in range(int(random.integers(1, 3))):
-            texts[damaged] = MUTATIONS[int(random.integers(len(MUTATIONS)))](texts[damaged], random)
+            mutate = MUTATIONS[int(random.integers(len(MUTATIONS)))]
+            texts[damaged] = mutate(texts[damaged] or "a: b", random)
         for path, text in texts.items():
             path.write_text(text, encoding="utf-8", newline="")
         try:

@@ -92,3 +92,19 @@ def test_rows_of_another_id_type_than_the_run_was_trained_on(tmp_path: Path, fee
         with pytest.raises(UserError, match=r"ids are integers in .*train\.parquet .* and strings in .*test\.parquet"):
             ask()
     assert not (tmp_path / "strings.parquet").exists()
+
+
+def test_a_run_with_a_relative_root_tells_another_folder_where_it_belongs(
+    tmp_path: Path, feed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = trained(tmp_path, {**feed, "root": "feed"})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(UserError) as error:
+        evaluate(run)
+    assert str(error.value).startswith(f"{tmp_path}/elsewhere/feed/post/test.parquet: no Parquet file is there; ")
+    assert f"starts at the schema's root 'feed', and that at the current folder {tmp_path}/elsewhere" in str(
+        error.value
+    )
+    assert score(run, tmp_path / "feed" / "post" / "test.parquet", tmp_path / "scores.parquet", "post") == 32
