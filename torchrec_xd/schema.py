@@ -72,8 +72,8 @@ class Feature(Settings):
     pooling: Literal["sum", "mean"] = "sum"
     """How a bag becomes one vector."""
     hash: Literal["none", "mod", "xxhash"] = "none"
-    """`none`: an id outside [0, rows) is an error; `mod`: id modulo rows; `xxhash`: hashed, a table's ids being all strings
-    or all integers."""
+    """`none`: an id outside [0, rows) is an error; `mod`: id modulo rows; `xxhash`: hashed; the ids of a table are all
+    strings or all integers."""
     length: PositiveInt | None = None
     """A sequence keeps its last `length` ids."""
 
