@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import (
     BaseEmbeddingConfig,
@@ -31,7 +32,7 @@ from torchrec_xd.errors import UserError
 from torchrec_xd.modules.numeric import NumericEmbedding
 from torchrec_xd.modules.rows import concat
 from torchrec_xd.schema import Feature, Group, Schema, Table
-from torchrec_xd.settings import Settings
+from torchrec_xd.settings import MAX_FP32, Settings
 from torchrec_xd.table_types import PlannedDtype, TableDtype
 
 BLOCK_ROWS = 1 << 20
@@ -46,8 +47,9 @@ class EmbeddingSettings(Settings):
     """How the tables are stored and begin."""
 
     dtype: TableDtype = "fp32"
-    """Type of the weights; the optimizer state stays fp32."""
-    init_std: float = 0.01
+    """Type of the weights; the optimizer state stays fp32. fp16 keeps 11 bits: where weights are rounded to the nearest
+    value, as on CPU, updates below 1/4096 of a weight are lost (`optimizer.tables.stochastic_rounding`)."""
+    init_std: float = Field(default=0.01, ge=0, le=MAX_FP32)
     """Standard deviation of a table's first weights."""
 
 

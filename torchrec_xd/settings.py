@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torchrec_xd.errors import UserError
 from torchrec_xd.strict_yaml import parse_value, parse_yaml
 
+MAX_FP32 = 3e38
+"""Larger settings would be infinite where kernels read them, as fp32."""
+_INT64 = range(-(2**63), 2**63)
 _SHOWN = 120
 """Characters of a wrong value that a message shows."""
 
@@ -21,7 +24,12 @@ class Settings(BaseModel):
     """Base of every settings object: unknown keys are errors, objects are frozen, fields are documented."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True, validate_default=True
+        extra="forbid",
+        frozen=True,
+        strict=False,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
     )
 
     @model_validator(mode="before")
@@ -33,6 +41,23 @@ class Settings(BaseModel):
             if _holds_truth_value(value) and _is_plain(field.annotation) and "bool" not in str(field.annotation):
                 raise ValueError(f"'{name}' must not be a boolean (got {value!r}); quote it if meant as text")
         return content
+
+    @model_validator(mode="after")
+    def _no_integers_beyond_64_bits(self) -> Settings:
+        """Nothing below Python holds larger ones."""
+        for name, field in type(self).model_fields.items():
+            if any(value not in _INT64 for value in _integers(getattr(self, name))):
+                raise ValueError(f"'{field.alias or name}' holds a number beyond 64 bits")
+        return self
+
+
+def _integers(value: Any) -> Iterator[int]:
+    """The integers of a setting, also in lists and mappings; settings within settings look after themselves."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _integers(inner)
 
 
 def _holds_truth_value(value: Any) -> bool:

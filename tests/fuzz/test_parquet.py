@@ -1,5 +1,5 @@
 """Parquet files whose bytes or whose structure are damaged: told, or read as PyArrow reads them."""
-# ruff: noqa: PERF203, PT017, T201 - seeds and counts are printed; what a refusal says is checked case by case
+# ruff: noqa: PERF203, PT017 - seeds and counts are printed; what a refusal says is checked case by case
 
 from __future__ import annotations
 

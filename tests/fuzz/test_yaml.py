@@ -1,5 +1,5 @@
 """Configs, schemas and `--set` assignments whose text is damaged: told with their line, or read as YAML means them."""
-# ruff: noqa: PLR0911, PT017, T201 - seeds and counts are printed; what a refusal says is checked case by case
+# ruff: noqa: PLR0911, PT017 - seeds and counts are printed; what a refusal says is checked case by case
 
 from __future__ import annotations
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import Field, NonNegativeInt
 from torch import nn
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
@@ -17,8 +17,8 @@ from torchrec_xd.errors import UserError
 from torchrec_xd.models.model import Model
 from torchrec_xd.private_names import announce_optimizer as announce
 from torchrec_xd.private_names import apply_optimizer_in_backward
-from torchrec_xd.settings import Settings
-from torchrec_xd.table_types import TableOptimizer
+from torchrec_xd.settings import MAX_FP32, Settings
+from torchrec_xd.table_types import CPU_TABLE_OPTIMIZERS, TableOptimizer
 
 TABLE_OPTIMIZERS: dict[TableOptimizer, type[torch.optim.Optimizer]] = {
     "rowwise_adagrad": RowWiseAdagrad,
@@ -27,6 +27,10 @@ TABLE_OPTIMIZERS: dict[TableOptimizer, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 """All optimizers that tables may have."""
+Rate = Annotated[float, Field(gt=0, le=MAX_FP32)]
+"""A positive number that fp32 holds."""
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""The share of a moment that a step keeps."""
 
 
 class TableOptimizerSettings(Settings):
@@ -34,10 +38,14 @@ class TableOptimizerSettings(Settings):
 
     name: TableOptimizer = "rowwise_adagrad"
     """The optimizer."""
-    lr: PositiveFloat = 0.02
+    lr: Rate = 0.02
     """Learning rate, before the schedule's factor."""
-    eps: PositiveFloat = 1e-8
+    eps: Rate = 1e-8
     """Added to the denominator; not used by sgd."""
+    stochastic_rounding: bool | None = None
+    """For fp16 tables: round an updated weight up or down at random, by how near it lies, so that small updates count
+    on average. Default: true on GPUs. FBGEMM's CPU kernels round to the nearest value and lose updates below 1/4096 of
+    a weight: with sgd and a small rate most of them. Train fp32 tables there, or with rowwise_adagrad."""
 
     def optimizer_arguments(self) -> dict[str, Any]:
         """What the optimizer's constructor takes."""
@@ -47,15 +55,15 @@ class TableOptimizerSettings(Settings):
 class DenseOptimizerSettings(Settings):
     """Adam on everything that is no table."""
 
-    lr: PositiveFloat = 1e-3
+    lr: Rate = 1e-3
     """Learning rate, before the schedule's factor."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Adam's decay rates of the first and second moments."""
-    eps: PositiveFloat = 1e-8
+    eps: Rate = 1e-8
     """Added to the denominator."""
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: float = Field(default=0.0, ge=0, le=MAX_FP32)
     """Decoupled (AdamW)."""
-    clip_norm: PositiveFloat | None = None
+    clip_norm: Rate | None = None
     """Largest norm of all dense gradients together; tables update inside the backward pass and are not clipped."""
 
 
@@ -88,11 +96,32 @@ class OptimizerSettings(Settings):
     schedule: ScheduleSettings = ScheduleSettings()
 
 
+def check_device(settings: TableOptimizerSettings, device: torch.device) -> None:
+    """Check that FBGEMM has the optimizer for a device.
+
+    Raises:
+        UserError: it has not.
+    """
+    if device.type != "cpu":
+        return
+    if settings.name not in CPU_TABLE_OPTIMIZERS:
+        raise UserError(
+            f"optimizer.tables.name={settings.name}: FBGEMM has it on GPUs only; on CPU take one of: "
+            f"{', '.join(CPU_TABLE_OPTIMIZERS)}"
+        )
+    if settings.stochastic_rounding:
+        raise UserError(
+            "optimizer.tables.stochastic_rounding=true: FBGEMM has it on GPUs only; leave it out; on CPU train fp32 "
+            "tables (embeddings.dtype=fp32)"
+        )
+
+
 def fuse_optimizers(model: Model, settings: TableOptimizerSettings) -> None:
     """Give every table the optimizer that its backward pass will apply; before planning, which counts its state."""
-    apply_optimizer_in_backward(
-        TABLE_OPTIMIZERS[settings.name], table_parameters(model.embeddings), settings.optimizer_arguments()
-    )
+    arguments = settings.optimizer_arguments()
+    if settings.stochastic_rounding is not None:
+        arguments["stochastic_rounding"] = settings.stochastic_rounding
+    apply_optimizer_in_backward(TABLE_OPTIMIZERS[settings.name], table_parameters(model.embeddings), arguments)
     if model.teacher is not None:
         # Frozen tables get an optimizer without state and with a rate of zero: nothing to keep, nothing to apply. It
         # attaches to what wants a gradient; none will come, as the teacher runs under no_grad.

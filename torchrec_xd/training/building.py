@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from torchrec_xd.config import RunConfig, load_config, load_run
-from torchrec_xd.distributed.optimizers import Optimizers, fuse_optimizers
+from torchrec_xd.distributed.optimizers import Optimizers, check_device, fuse_optimizers
 from torchrec_xd.distributed.process_group import Processes, seed_generators
 from torchrec_xd.distributed.sharders import sharders
 from torchrec_xd.distributed.sharding import shard
@@ -68,7 +68,18 @@ def build(config: RunConfig, source: SourceRun | None = None) -> Model:
     """
     torch.manual_seed(config.seed)
     arguments = (config.schema_in_use, config.model, config.embeddings, config.seed)
-    return find_model(config.model.name).build(*arguments, *(() if source is None else (source,)))
+    try:
+        return find_model(config.model.name).build(*arguments, *(() if source is None else (source,)))
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or "allocate memory" in str(error) or "Storage size" in str(error):
+            raise UserError(
+                f"model: its dense layers do not fit into memory ({_first_line(error)}); make them narrower"
+            ) from None
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def plan_sharding(model: Model, config: RunConfig, processes: Processes) -> RunPlan:
@@ -79,6 +90,7 @@ def plan_sharding(model: Model, config: RunConfig, processes: Processes) -> RunP
     Raises:
         UserError: on all ranks: no plan fits, or the plan that the config names is not for this model and cluster.
     """
+    check_device(config.optimizer.tables, processes.device)
     fuse_optimizers(model, config.optimizer.tables)
     found: RunPlan | None = None
     problem = ""

@@ -17,7 +17,7 @@ from torchrec_xd.errors import UserError
 from torchrec_xd.planner.inputs.constraints import Constraint
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import Settings
-from torchrec_xd.table_types import PlannedDtype
+from torchrec_xd.table_types import MAX_DIM, MAX_ROWS, PlannedDtype
 
 Sharders = Sequence[ModuleSharder[nn.Module]]
 
@@ -30,9 +30,9 @@ class TableSpec(Settings):
 
     name: str = Field(min_length=1)
     """Unique name."""
-    rows: int = Field(gt=0, le=10**12)
+    rows: int = Field(ge=1, le=MAX_ROWS)
     """Number of embeddings."""
-    dim: int = Field(gt=0, le=10**5)
+    dim: int = Field(ge=1, le=MAX_DIM)
     """Embedding dimension; FBGEMM requires a multiple of 4."""
     features: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Names of the features that look up the table, or their number. Default: one feature, named like the table."""
