@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.journey_tables import table
+from tests.support.naive_labels import Event, naive_parts
 from torchrec_xd.datasets.interest_labels.labels import RULES, LabelColumns, LabelSettings, fit, interest_labels
 from torchrec_xd.errors import UserError
 from torchrec_xd.settings import validate
@@ -161,28 +162,20 @@ def test_labels_are_what_loops_find(shown, in_target, in_source, window, support
     chosen = LabelSettings(window=window, support=support, smoothing=smoothing, ratio=ratio)
     rows = exposures(*shown, until=8)
     found = interest_labels(rows, actions(*in_target), {"s": actions(*in_source)}, COLUMNS, chosen)
-    for row, (user, item, category, time, group) in zip(
-        found.order_by("row").to_pyarrow().to_pylist(), shown, strict=True
-    ):
-        near = [a for a in in_source if a[3] < 8 and abs(a[3] - time) <= window]
-        assert row["wanted_s"] == any(a[:2] == (user, item) for a in near)
-        near = [a for a in in_target if a[3] < 8 and abs(a[3] - time) <= window]
-        assert row["individual"] == any((a[0], a[2]) == (user, category) for a in near)
-        share, support_found = [], 0
-        for domain in (in_target, in_source):
-            known = [a for a in domain if a[3] < 8]
-            both = sum((a[2], a[4]) == (category, group) for a in known)
-            everybody = sum(a[2] == category for a in known) / len(known) if known else 0
-            members = sum(a[4] == group for a in known) + smoothing
-            share.append((everybody, (both + smoothing * everybody) / members if members else 0))
-            support_found += both
-        (target_all, target_own), (source_all, source_own) = share
-        own, other = (target_all, source_all) if support_found < support else (target_own, source_own)
-        assert row["group_s"] == (own > 0 and own >= ratio * other), (share, support_found)
+    events, known, wanted = ([Event(*a[:4], a[4:]) for a in log] for log in (shown, in_target, in_source))
+    for row, event in zip(found.order_by("row").to_pyarrow().to_pylist(), events, strict=True):
+        assert (row["wanted_s"], row["individual"], row["group_s"]) == naive_parts(event, 8, known, wanted, chosen)
 
 
 def test_settings_are_strict():
     with pytest.raises(UserError, match="consistency"):
         validate(LabelSettings, {"consistency": "some"}, "labels.yaml")
-    with pytest.raises(UserError, match="ratio"):
-        validate(LabelSettings, {"ratio": 0}, "labels.yaml")
+    for fault in (
+        {"ratio": 0},
+        {"ratio": float("inf")},
+        {"smoothing": float("inf")},
+        {"window": -1},
+        {"window": 2**63},
+    ):
+        with pytest.raises(UserError, match=next(iter(fault))):
+            validate(LabelSettings, fault, "labels.yaml")

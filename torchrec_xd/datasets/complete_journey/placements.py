@@ -50,6 +50,7 @@ LABELS = LabelColumns(
 )
 SLOT_HOURS = (11, 15, 19)
 """A day's hours fall into four slots."""
+REPORTED = ("split", "age", "scene_weekend", "scene_moment", "scene_season", "scene_display", "scene_mailer")
 QUARTER_DAYS = (90, 181, 273)
 NOWHERE = "0"
 
@@ -113,7 +114,7 @@ def build(journey: Journey, settings: PrepareSettings) -> DataSet:
             domain=TARGET,
             acted="bought",
             sources={SOURCE: ("wanted", f"fit_{labels.consistency}")},
-            by=("split", "age", "scene_weekend", "scene_moment", "scene_season", "scene_display", "scene_mailer"),
+            by=tuple((name, name) for name in REPORTED),
         ),
     )
 

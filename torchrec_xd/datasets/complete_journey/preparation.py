@@ -12,7 +12,7 @@ from torchrec_xd.datasets.complete_journey.settings import PrepareSettings
 from torchrec_xd.datasets.interest_labels.report import FILES, labelled_rows, write_label_report
 from torchrec_xd.datasets.pipeline import manifest
 from torchrec_xd.datasets.pipeline.dataset import SPLITS, DataSet
-from torchrec_xd.datasets.pipeline.engine import connect, count_rows, interruptible
+from torchrec_xd.datasets.pipeline.engine import connect, count_rows, engine_errors
 from torchrec_xd.datasets.pipeline.manifest import Manifest
 from torchrec_xd.datasets.pipeline.parquet import write_domain
 from torchrec_xd.errors import UserError
@@ -52,7 +52,7 @@ def prepare(
     if old is not None:
         progress(f"{out}: prepared before, from the same inputs with the same settings; reused")
         return old
-    with manifest.replaced(out) as folder, interruptible():
+    with manifest.replaced(out) as folder, engine_errors():
         connection = connect(settings, spill=folder.parent / "spill")
         journey = load(connection, files)
         progress("raw data: read")

@@ -14,26 +14,29 @@ from typing import Literal
 import ibis
 from ibis import _
 from ibis.expr.types import Table, Value
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import Field
 
 from torchrec_xd.settings import Settings
 
 Consistency = Literal["individual", "group", "any", "all"]
 RULES: tuple[Consistency, ...] = ("individual", "group", "any", "all")
+LARGEST = 10**18
+"""What 64-bit queries can add to a time."""
 
 
 class LabelSettings(Settings):
-    """How interests are labelled. Times are in the unit of the time column."""
+    """How interests are labelled."""
 
-    window: NonNegativeInt = 4
-    """An action counts for an exposure if it lies at most this far before or after it."""
+    window: int = Field(default=4, ge=0, le=LARGEST)
+    """An action counts for an exposure if it lies at most this far before or after it, in the unit of the time column:
+    four weeks are 4, 28 or 2,419,200 where that holds weeks, days or seconds."""
     consistency: Consistency = "any"
     """Which test makes a source interest fit: the user's own actions, those of the user's group, either, or both."""
-    ratio: PositiveFloat = 1.0
+    ratio: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """tau: a category fits a group whose share of target actions is at least this times its share of source actions."""
-    smoothing: NonNegativeFloat = 20.0
+    smoothing: float = Field(default=20.0, ge=0, allow_inf_nan=False)
     """Actions by which a group's shares are drawn towards everybody's."""
-    support: NonNegativeInt = Field(default=20)
+    support: int = Field(default=20, ge=0, le=LARGEST)
     """Fewer actions of a group in a category, both domains together, and everybody's shares decide."""
 
 

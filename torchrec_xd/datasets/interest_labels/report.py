@@ -19,22 +19,22 @@ LARGEST = 40
 """Values of a column that are shown, the most frequent ones."""
 
 
-def label_counts(rows: Table, report: LabelReport, by: str) -> list[dict[str, Any]]:
-    """How often each label occurs, for every value of a column, the most frequent first.
+def label_counts(rows: Table, report: LabelReport, by: Value) -> list[dict[str, Any]]:
+    """How often each label occurs, for every value of `by`, the most frequent first.
 
     Returns:
-        Dicts of value, rows, icl_0 … icl_K+1 (rows by their label), and per source k wanted_k (rows with `y_s` = 1) and
-        fit_k (those of them with `c` = 1).
+        Dicts of value, rows, acted (rows with `y_t` = 1), icl_0 … icl_K+1 (rows by their label), and for the k-th
+        source, from 0 on, wanted_k (rows with `y_s` = 1) and fit_k (those of them with `c` = 1).
     """
     acted = rows[report.acted].cast("int64")
     icl = acted
     sums: dict[str, Value] = {}
-    for source, (wanted, fit) in report.sources.items():
+    for k, (wanted, fit) in enumerate(report.sources.values()):
         both = (rows[wanted] * rows[fit]).cast("int64")
         icl = icl + both
-        sums |= {f"wanted_{source}": rows[wanted].cast("int64").sum(), f"fit_{source}": both.sum()}
+        sums |= {f"wanted_{k}": rows[wanted].cast("int64").sum(), f"fit_{k}": both.sum()}
     labels = {f"icl_{label}": (icl == label).sum() for label in range(len(report.sources) + 2)}
-    counts = rows.group_by(value=rows[by]).agg(rows=_.count(), **labels, **sums)
+    counts = rows.group_by(value=by).agg(rows=_.count(), acted=acted.sum(), **labels, **sums)
     found: list[dict[str, Any]] = counts.order_by(counts.rows.desc(), counts.value).to_pyarrow().to_pylist()
     return found
 
@@ -47,8 +47,8 @@ def write_label_report(rows: Table, report: LabelReport, folder: Path, title: st
         "sampled rows count once. Shares of fit are of rows with an interest in that source."
     ]
     grids = []
-    for by in report.by:
-        counts = label_counts(rows, report, by)
+    for by, column in report.by:
+        counts = label_counts(rows, report, rows[column])
         grids.append(_grid(by, counts[:LARGEST], report.sources))
         parts += [f"# By {by}", _figure(by, counts[:LARGEST], len(report.sources) + 2), grids[-1]]
         if len(counts) > LARGEST:
@@ -66,20 +66,25 @@ def _grid(by: str, counts: list[dict[str, Any]], sources: Mapping[str, Any]) -> 
     header += [text for source in sources for text in (f"wanted in {source}", f"of these fit ({source})")]
     lines = []
     for row in counts:
-        shares = [_share(row[f"icl_{label}"], row["rows"]) for label in range(num_labels)]
-        for source in sources:
-            wanted, fit = row[f"wanted_{source}"], row[f"fit_{source}"]
-            shares += [_share(wanted, row["rows"]), _share(fit, wanted)]
-        lines.append([str(row["value"]), f"{row['rows']:,}", *shares])
+        shares = [percent(row[f"icl_{label}"], row["rows"]) for label in range(num_labels)]
+        for k in range(len(sources)):
+            wanted, fit = row[f"wanted_{k}"], row[f"fit_{k}"]
+            shares += [percent(wanted, row["rows"]), percent(fit, wanted)]
+        lines.append([_text(row["value"]), f"{row['rows']:,}", *shares])
     return Grid(header, lines)
 
 
-def _share(part: int, whole: int) -> str:
+def percent(part: int, whole: int) -> str:
+    """A share for people; a dash of nothing."""
     return f"{100 * part / whole:.1f} %" if whole else "–"
 
 
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
 def _figure(by: str, counts: list[dict[str, Any]], num_labels: int) -> go.Figure:
-    values = [str(row["value"]) for row in counts]
+    values = [_text(row["value"]) for row in counts]
     bars = [
         go.Bar(name=f"label {label}", x=values, y=[100 * row[f"icl_{label}"] / row["rows"] for row in counts])
         for label in range(num_labels)

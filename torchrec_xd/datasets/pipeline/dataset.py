@@ -55,8 +55,8 @@ class LabelReport:
     """Column of `y_t`."""
     sources: Mapping[str, tuple[str, str]]
     """Source -> columns of `y_s` and `c`."""
-    by: tuple[str, ...]
-    """Scenes and groups."""
+    by: tuple[tuple[str, str], ...]
+    """Scenes and groups: their headings and columns."""
 
 
 @dataclass(frozen=True)

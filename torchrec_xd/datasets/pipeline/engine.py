@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import duckdb
 import ibis
 from ibis.expr.types import Table
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -24,7 +25,7 @@ class EngineSettings(Settings):
     """`duckdb`: in this process; `spark`: the session that PySpark finds or starts (extra `spark`)."""
     memory_limit_gb: PositiveFloat = 2.0
     """DuckDB's buffers; beyond it DuckDB spills to disk. Spark is sized by its own configuration."""
-    threads: PositiveInt | None = None
+    threads: int | None = Field(default=None, ge=1, le=1024)
     """DuckDB's threads; Default: all cores."""
 
 
@@ -41,14 +42,20 @@ def connect(settings: EngineSettings, spill: Path) -> Any:
     """An Ibis backend; DuckDB spills into the folder `spill`.
 
     Raises:
-        UserError: `engine: spark` without PySpark or Java.
+        UserError: `engine: spark` without PySpark or Java, or DuckDB cannot start with so little memory.
     """
     if settings.engine == "spark":
         return _connect_spark()
     options: dict[str, Any] = {"memory_limit": f"{settings.memory_limit_gb}GB", "temp_directory": str(spill)}
     if settings.threads is not None:
         options["threads"] = settings.threads
-    connection = ibis.duckdb.connect(**options)
+    try:
+        connection = ibis.duckdb.connect(**options)
+    except duckdb.Error as error:
+        raise UserError(
+            f"DuckDB cannot start with memory_limit_gb: {settings.memory_limit_gb} and threads: {settings.threads}; "
+            f"the defaults are 2.0 and null ({error})"
+        ) from None
     connection.raw_sql("SET enable_progress_bar = false")  # it would draw over our own lines
     return connection
 
@@ -69,10 +76,19 @@ def _connect_spark() -> Any:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Ctrl-C stays a KeyboardInterrupt, though DuckDB reports it as a failure of the query."""
+def engine_errors() -> Iterator[None]:
+    """What DuckDB reports as failures of a query: Ctrl-C stays a KeyboardInterrupt.
+
+    Raises:
+        UserError: the memory allowed is too little, or the disk is full.
+    """
     try:
         yield
+    except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"DuckDB has too little memory or disk ({reason}); raise 'memory_limit_gb', lower 'threads', or make room"
+        ) from None
     except Exception as error:
         if "interrupted" in str(error).lower():
             raise KeyboardInterrupt from error

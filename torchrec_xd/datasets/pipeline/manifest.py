@@ -105,9 +105,17 @@ def reusable(folder: Path, wanted: Identity) -> Manifest | None:
 
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
-    """A new folder next to `folder`, which takes its place when the block ends well and vanishes when it does not."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+    """A new folder next to `folder`, which takes its place when the block ends well and vanishes when it does not.
+
+    Raises:
+        UserError: no folder can be made there.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error}); name another folder") from None
+    with made as scratch:
         fresh, old = Path(scratch) / "new", Path(scratch) / "old"
         fresh.mkdir()
         yield fresh
