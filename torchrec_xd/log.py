@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -206,7 +206,8 @@ def _stderr_into(file: TextIO) -> Iterator[TextIO]:
         with os.fdopen(screen, "w", encoding="utf-8", closefd=False) as stream, redirect_stderr(file):
             yield stderr if _is_notebook(stderr) else stream  # a cell's output is no file descriptor
     finally:
-        sys.stderr.flush()
+        with suppress(OSError):  # a full disk: the error is on its way to the screen, which has to be restored for it
+            sys.stderr.flush()
         os.dup2(screen, 2)
         os.close(screen)
 

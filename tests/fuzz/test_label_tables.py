@@ -245,7 +245,7 @@ def outcome(content: dict[str, Any], out: Path) -> LabelStepSettings | None:
 def test_mutated_tables_and_settings(tmp_path, monkeypatch, fuzz_seeds):
     accepted = 0
     for seed in fuzz_seeds:
-        print(f"seed {seed}")  # noqa: T201 - shown when a case fails
+        print(f"seed {seed}")
         folder = tmp_path / str(seed)
         folder.mkdir()
         monkeypatch.chdir(folder)
@@ -258,14 +258,14 @@ def test_mutated_tables_and_settings(tmp_path, monkeypatch, fuzz_seeds):
         if made is not None:
             check(made, folder / "out")
             accepted += 1
-    print(f"{accepted} of {len(fuzz_seeds)} accepted")  # noqa: T201
+    print(f"{accepted} of {len(fuzz_seeds)} accepted")
     assert 0.1 < accepted / len(fuzz_seeds) < 0.9
 
 
 def test_damaged_files(tmp_path, monkeypatch, fuzz_seeds):
     """What PyArrow refuses to read is refused."""
     for seed in fuzz_seeds:
-        print(f"seed {seed}")  # noqa: T201 - shown when a case fails
+        print(f"seed {seed}")
         folder = tmp_path / str(seed)
         folder.mkdir()
         monkeypatch.chdir(folder)

@@ -6,7 +6,6 @@ compared pair by pair: the ratio of two neighbouring runs sees the same weather.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -25,9 +24,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from torchrec_xd.atomic_write import write_json
+from torchrec_xd.writable import check_output_file
+
 screen = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
-Json = Annotated[Path | None, typer.Option("--json", help="Write everything here too.")]
+
+def _writable(path: Path | None) -> Path | None:
+    if path is not None:
+        check_output_file(path, "--json")
+    return path
+
+
+Json = Annotated[Path | None, typer.Option("--json", help="Write everything here too.", callback=_writable)]
 Repeats = Annotated[int, typer.Option(min=1, help="Measurements of each; the median and the spread are reported.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves the choice to torch.")]
 RowsPerTable = Annotated[int, typer.Option(min=2, help="Rows of each table.")]
@@ -102,8 +111,7 @@ class Result:
             table.add_row(*(_cell(row.get(column)) for column in columns))
         screen.print(table)
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self.record(), indent=1) + "\n", encoding="utf-8")
+            write_json(path, self.record(), indent=1)
 
     def record(self) -> dict[str, Any]:
         """For JSON."""

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from torchrec_xd.cli.screen import screen
 from torchrec_xd.shipped import copy_config, find_config, shipped_configs
+from torchrec_xd.writable import check_output_folder
 
 app = typer.Typer(help="Configs that come with the package: list them, show one, copy one.", no_args_is_help=True)
 
@@ -38,5 +39,6 @@ def copy(
     out: Annotated[Path, typer.Option(help="Folder to copy into; files that are there stay.")] = Path("configs"),
 ) -> None:
     """Copy a config and every file that it refers to, to be changed."""
+    check_output_folder(out, "--out")
     for path in copy_config(name, out):
         typer.echo(path)

@@ -21,7 +21,10 @@ def evaluate(
     """Exact metrics of a finished run."""
     from torchrec_xd.atomic_write import write_json
     from torchrec_xd.training.inference import evaluate as run_evaluate
+    from torchrec_xd.writable import check_output_file
 
+    if out is not None:
+        check_output_file(out, "--json")
     report = run_evaluate(run, split, checkpoint, page)
     if not is_main_process():
         return

@@ -15,6 +15,7 @@ from torchrec_xd.atomic_write import write_json, write_text
 from torchrec_xd.cli.screen import screen, show
 from torchrec_xd.errors import UserError
 from torchrec_xd.table_types import PlannedDtype, TableOptimizer
+from torchrec_xd.writable import check_output_file
 
 if TYPE_CHECKING:
     from torchrec_xd.planner import Cluster, InfeasibleError, Planning
@@ -74,6 +75,9 @@ def make(
     from torchrec_xd.planner.report.torchrec_default import default_plan
     from torchrec_xd.training.workload import with_files
 
+    for option, path in {"--out": out, "--json": report, "--html": html}.items():
+        if path is not None:
+            check_output_file(path, option)
     with _quiet_torchrec():
         machine = _cluster(
             cluster,
@@ -122,6 +126,8 @@ def check(run: Annotated[Path, typer.Argument(help="Run folder of a finished run
     from torchrec_xd.planner import check_run
     from torchrec_xd.planner.report.console import check_view
 
+    if report is not None:
+        check_output_file(report, "--json")
     checks = check_run(run)
     screen.print(check_view(checks))
     if report is not None:
@@ -146,6 +152,7 @@ def calibrate(
 
     from torchrec_xd.planner.costs.measurement import calibrate as measured_costs
 
+    check_output_file(out, "OUT")
     with _quiet_torchrec():
         machine = _cluster(cluster, world_size=world_size, ranks_per_node=ranks_per_node)
         if machine.device == "cuda" and not torch.cuda.is_available():

@@ -15,6 +15,7 @@ from torchrec_xd.study.pool import work
 from torchrec_xd.study.results import study_results
 from torchrec_xd.study.scores import outside_scores
 from torchrec_xd.study.worker import CellJob
+from torchrec_xd.writable import check_output_folder
 
 
 def compare(
@@ -106,6 +107,7 @@ def run_study(
             must be.
         InterruptedRunError: it was stopped; the same command goes on.
     """
+    check_output_folder(out, "--out")
     with RunLog(out / "logs") as log:
         prepare_worlds(study, log.say)
         every = cells(study, path.parent, out, tuned)

@@ -16,6 +16,7 @@ from torchrec_xd.study.design import Study, Tuned
 from torchrec_xd.study.pool import work
 from torchrec_xd.study.search import Search
 from torchrec_xd.study.worker import CellJob
+from torchrec_xd.writable import check_output_folder
 
 Searches = Mapping[tuple[str, str], Search]
 """Data set and model to its trials."""
@@ -36,6 +37,7 @@ def tune(study: Study, path: Path, out: Path, trials: int, *, workers: int = 1) 
         InterruptedRunError: it was stopped; the same command goes on.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    check_output_folder(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
     with RunLog(out / "logs") as log:

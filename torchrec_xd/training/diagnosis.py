@@ -33,6 +33,7 @@ from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.schema import Feature, Schema, Split
 from torchrec_xd.training.inference import load_sharded
 from torchrec_xd.training.split_evaluation import columns_of
+from torchrec_xd.writable import check_output_folder
 
 
 def diagnose(
@@ -55,6 +56,7 @@ def diagnose(
     Raises:
         UserError: no run, no checkpoint, a split without rows, several processes; nothing is written.
     """
+    check_output_folder(out, "--out")
     if batches < 1:
         raise UserError(f"--batches {batches}: has to be at least 1; 50 is usual")
     run, config = RunFolder(Path(directory)), load_run(Path(directory))

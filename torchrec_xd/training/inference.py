@@ -27,6 +27,7 @@ from torchrec_xd.schema import Split
 from torchrec_xd.training.building import build_sharded, source_run
 from torchrec_xd.training.split_evaluation import SplitEvaluation
 from torchrec_xd.training.trainer import predict as predict_batches
+from torchrec_xd.writable import check_output_file
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +112,8 @@ def evaluate(
         UserError: no run, no checkpoint; or a page with parts that need all rows in one process, under torchrun.
     """
     config = load_run(Path(directory))
+    if page is not None:
+        check_output_file(page, "--report")
     spec = find_model(config.model.name)
     with process_group(config.trainer) as processes:
         diagnostics = [] if page is None else spec.report(config.schema_in_use, config.model)
@@ -153,6 +156,7 @@ def score(
     Raises:
         UserError: an unknown domain, or rows that do not fit the schema; nothing is written.
     """
+    check_output_file(output, "--out")
 
     def written(columns: PredictionColumns, batches: Iterator[tuple[Tensor, list[Tensor]]]) -> int:
         with PredictionWriter(Path(output), columns) as writer:

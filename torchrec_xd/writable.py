@@ -1,0 +1,32 @@
+"""Outputs are checked before the work, not after it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torchrec_xd.errors import UserError
+
+
+def check_output_file(path: str | Path, option: str) -> None:
+    """Check that a file can be written later, as far as one can tell without writing; missing folders will be made.
+
+    Raises:
+        UserError: it is a folder, or lies below a file or in a folder that may not be written.
+    """
+    if Path(path).is_dir():
+        raise UserError(f"{option} {path} is a folder; name a file in it")
+    _check_folder(Path(path).absolute().parent, f"{option} {path}")
+
+
+def check_output_folder(path: str | Path, option: str) -> None:
+    """The same for a folder of outputs."""
+    _check_folder(Path(path).absolute(), f"{option} {path}")
+
+
+def _check_folder(folder: Path, what: str) -> None:
+    there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        raise UserError(f"{what} cannot be written: {there} is no folder; name another place")
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise UserError(f"{what} cannot be written: no permission to write in {there}; name another place")
