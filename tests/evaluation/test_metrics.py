@@ -151,6 +151,31 @@ def test_scores_above_one_are_truncated_for_probability_metrics_only():
     assert whole.logloss == pytest.approx((23 * math.log(2) - math.log(0.9)) / 4, abs=1e-6)
 
 
+@pytest.mark.parametrize("large", [1e16, 1e30])
+def test_a_heavy_row_hides_no_light_ones(large):
+    # Of the users with both classes, 1 is in perfect order and 2 in the reverse one.
+    label, user = np.array([0, 0, 1, 1, 0]), np.array([0, 1, 1, 2, 2])
+    found = binary_metrics(np.array([0.1, 0.2, 0.9, 0.3, 0.4]), label, user, np.array([large, 1, 1, 3, 3]))
+    assert found.gauc == (2 * 1 + 6 * 0) / 8
+    # The positive at .15 is above the light negative at .1, whatever the heavy one at .2 weighs.
+    score, label, weight = np.array([0.1, 0.2, 0.15]), np.array([0, 0, 1]), np.array([1, large, 1])
+    for user in (np.zeros(3), np.arange(3)):
+        assert binary_metrics(score, label, user, weight).auc == 1 / large
+    # The pair of .4 and .3, of a user who has a heavy negative at .5, is in the right order.
+    score, label, weight = np.array([0.3, 0.5, 0.4]), np.array([0, 0, 1]), np.array([1, large, 1])
+    assert binary_metrics(score, label, np.zeros(3), weight).gauc == 1 / large
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_users_of_every_length_equal_the_slow_loops(seed):
+    random = np.random.default_rng(seed)
+    user = np.repeat(np.arange(40), random.integers(1, 40, 40))
+    score, label = random.integers(0, 30, len(user)) / 30, random.integers(0, 2, len(user))
+    weight = random.choice([1e-9, 1, 1e9], len(user))
+    slow, *_ = slow_gauc(score, label, user, weight)
+    assert binary_metrics(score, label, user, weight).gauc == pytest.approx(slow, rel=1e-12)
+
+
 @pytest.mark.parametrize(("label", "calibration"), [(0, None), (1, 0.5)])
 def test_one_class(label, calibration):
     found = binary_metrics(np.array([0.4, 0.6]), np.array([label, label]), np.array([1, 2]))

@@ -265,7 +265,7 @@ def _result(rows: _Rows, ranks: Collectives) -> Result:
         "negative": negative,
     }
     by_rank = dict(zip(sums, ranks.gather(np.array(list(sums.values()))).T, strict=True))
-    negative_below_W = np.cumsum(by_rank["negative"]) - by_rank["negative"]
+    negative_below_W = _earlier(by_rank["negative"])
     ordered_between = float(by_rank["positive"] @ negative_below_W)
     total = {name: float(values_W.sum()) for name, values_W in by_rank.items()}
     weight = total["positive"] + total["negative"]
@@ -297,8 +297,13 @@ def _ordered_pairs(rows: _Rows, ranks: Collectives) -> tuple[float, float, float
         destination = np.searchsorted(_splitters(score, ranks), score, side="right")
         (arrived,) = ranks.exchange([np.stack([score, positive, negative], axis=1)], destination)
         _, positive, negative = _sum_ties(*arrived[np.argsort(arrived[:, 0])].T)
-    below = np.cumsum(negative) - negative
+    below = _earlier(negative)
     return float(positive @ (below + negative / 2)), float(positive.sum()), float(negative.sum())
+
+
+def _earlier(values: Array) -> Array:
+    """Sum of all values before each; never a difference of sums, which would lose small values beside large ones."""
+    return np.append(0.0, np.cumsum(values))[:-1]
 
 
 def _sum_ties(score: Array, *columns: Array) -> tuple[Array, ...]:

@@ -79,9 +79,31 @@ def auc_by_user(score_R: Array, label_R: Array, user_R: Array, weight_R: Array) 
     tie = run_starts(user_R, score_R)
     first_U = run_starts(user_R[tie])
     positive, negative = np.add.reduceat(positive_R, tie), np.add.reduceat(negative_R, tie)
-    below = np.cumsum(negative) - negative
-    below -= np.repeat(below[first_U], np.diff(first_U, append=len(tie)))
+    below = _sums_before(negative, first_U)
     pairs_U = np.add.reduceat(positive, first_U) * np.add.reduceat(negative, first_U)
     ordered_U = np.add.reduceat(positive * (below + negative / 2), first_U)
     auc_U = np.divide(ordered_U, pairs_U, out=np.full(len(first_U), np.nan), where=pairs_U > 0)
     return user_R[tie][first_U], auc_U, np.add.reduceat(positive + negative, first_U)
+
+
+def _sums_before(value_R: Array, first_U: Array) -> Array:
+    """Sum of all earlier values of the same user, [R].
+
+    Each user is summed alone: the difference of two places of one long running sum loses whatever is small beside the
+    users before.
+
+    Args:
+        value_R: values, the rows of a user side by side.
+        first_U: index of each user's first row, ascending.
+    """
+    length_U = np.diff(first_U, append=len(value_R))
+    before_R = np.zeros(len(value_R))
+    width_U = 2 ** np.ceil(np.log2(length_U)).astype(np.int64)
+    padded = np.append(value_R, np.zeros(width_U.max(initial=0)))
+    for width in np.unique(width_U[length_U > 1]).tolist():  # users of similar length: few turns, little padding
+        users = width_U == width
+        later = np.arange(1, width)
+        place = first_U[users, None] + later
+        inside = later < length_U[users, None]
+        before_R[place[inside]] = np.cumsum(padded[place - 1], axis=1)[inside]
+    return before_R
