@@ -19,7 +19,17 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors", "atomic_write", "private_names"),
     ("strict_yaml",),
-    ("settings", "run_folder", "run_lock", "writable", "shipped", "error_boundary", "doctor", "table_types"),
+    (
+        "settings",
+        "json_lines",
+        "run_folder",
+        "run_lock",
+        "writable",
+        "shipped",
+        "error_boundary",
+        "doctor",
+        "table_types",
+    ),
     ("schema", "batch", "log", "modules", "losses"),
     ("outputs", "evaluation", "embeddings", "data"),
     ("reports",),

@@ -5,6 +5,7 @@ In a clone they are the folder `configs/` at its top; a wheel holds a copy of th
 
 from __future__ import annotations
 
+import difflib
 import re
 import shutil
 from pathlib import Path
@@ -37,7 +38,7 @@ def find_config(name: str) -> Path:
     """
     path = CONFIGS / f"{name.removesuffix('.yaml')}.yaml"
     if not path.is_file():
-        raise UserError(f"no shipped config '{name}'; there are: {', '.join(shipped_configs())}")
+        raise UserError(f"no shipped config '{name}'; {_nearest(name)}`torchrec-xd config list` shows all")
     return path
 
 
@@ -56,6 +57,16 @@ def copy_config(name: str, out: Path) -> list[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
     return list(targets.values())
+
+
+def _nearest(name: str) -> str:
+    """The names that look like a wrong one, by the whole name or by its last part."""
+    names = list(shipped_configs())
+    by_end = {known: known.rpartition("/")[2] for known in names}
+    close = difflib.get_close_matches(name, names, n=3)
+    ends = difflib.get_close_matches(name.rpartition("/")[2], by_end.values(), n=3)
+    close += [known for known in names if by_end[known] in ends and known not in close]
+    return f"did you mean {' or '.join(repr(known) for known in close[:3])}? " if close else ""
 
 
 def _with_references(path: Path) -> list[Path]:

@@ -99,6 +99,7 @@ def test_verdicts_are_those_of_the_scores(lab):
         assert found[key]["delta"] == pytest.approx(line.delta)
         assert (found[key]["low"], found[key]["high"]) == pytest.approx((line.low, line.high))
         assert found[key]["p_holm"] == pytest.approx(adjusted[key])
+        assert found[key]["users"] == line.users
         assert (found[key]["verdict"] == "can't tell") == (adjusted[key] >= 0.05)
 
 
@@ -213,6 +214,8 @@ def test_the_page_and_the_tables(lab):
     for part in ("| single | 0.", "| mkt |", "Δ AUC", "By activity", "peak memory", "over seeds (0 to 1)"):
         assert part in text
     assert "stage1" not in text
+    for name in ("results.md", "results.html"):
+        assert "; 40 users) can't tell" in (lab.parent / "out" / name).read_text().replace("&#x27;", "'")
 
 
 def test_the_same_runs_against_another_reference(lab):
@@ -220,6 +223,8 @@ def test_the_same_runs_against_another_reference(lab):
     before = {path: path.stat().st_mtime_ns for path in [*out.rglob("metrics.json"), *out.glob("results.*")]}
     done = CliRunner().invoke(app, ["compare", str(lab), "--out", str(out), "--reference", "mkt"])
     assert done.exit_code == 0, done.output
+    [line] = [line for line in done.output.splitlines() if "single" in line and "logloss" in line]
+    assert "│    40 │ can't tell │" in line
     assert {path: path.stat().st_mtime_ns for path in before} == before
     said, other = results(lab), json.loads((out / "results-mkt.json").read_text())
     assert (other["reference"], other["cells"]) == ("mkt", said["cells"])
@@ -239,7 +244,7 @@ def test_several_data_sets_side_by_side(lab, tmp_path):
     chosen = ["a.lr=0.0123456", "a.rows=100000", "a.lr=0.2", "a.kind=mean"]
     best = {data: {"mkt": chosen} for data in ("feed", "other")}
     twice["tuned"] = {"trials": 3, "on": {"feed": "feed", "other": "feed"}, "best": best}
-    twice["verdicts"] = [verdict | {"delta": 0.1, "low": 0.05, "high": 0.2, "p_holm": 0.01}]
+    twice["verdicts"] = [verdict | {"delta": 0.1, "low": 0.05, "high": 0.2, "p_holm": 0.01, "users": 40}]
     save_results(twice, tmp_path / "both")
     assert "| mkt | a.lr=0.0123; a.rows=100000; a.lr=0.2; a.kind=mean |" in (tmp_path / "both.md").read_text()
     lines = (tmp_path / "both.md").read_text().split("## All data sets")[1].split("## feed")[0].splitlines()

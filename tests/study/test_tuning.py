@@ -1,6 +1,7 @@
 """Equal budgets, judged on the validation split; stopped and resumed searches are those that were never stopped."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,45 @@ def test_data_that_take_the_settings_of_others_are_not_searched(tuned, lab, part
 def test_trials_of_other_settings_are_not_mixed(tuned, lab, part):
     with pytest.raises(UserError, match="its trials were made with another config or space"):
         tune(select(part, assign=("optimizer.tables.lr=0.3",)), lab, tuned[0], 3)
+
+
+def test_a_journal_cut_in_its_last_line_goes_on(tuned, part, lab, tmp_path, capfd):
+    out = tmp_path / "tune"
+    shutil.copytree(tuned[0], out)
+    journal = out / "tuning.journal"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code": 6, "trial_id"')
+    assert tune(part, lab, out, 3) == {}
+    assert "tuning.journal: the last line was not finished" in capfd.readouterr().err
+    assert load_tuned(out / "tuned.json") == load_tuned(tuned[0] / "tuned.json")
+
+
+def test_a_trial_whose_end_was_cut_off_is_ended_again(tuned, part, lab, tmp_path):
+    out = tmp_path / "tune"
+    shutil.copytree(tuned[0], out)
+    journal = out / "tuning.journal"
+    *lines, last, _ = journal.read_bytes().split(b"\n")
+    journal.write_bytes(b"\n".join([*lines, last[:-5]]))
+    assert tune(part, lab, out, 3) == {}
+    found, before = (load_tuned(folder / "tuned.json") for folder in (out, tuned[0]))
+    assert found.best == before.best
+    assert [trial.score for trial in found.searches["feed"]["mkt"]] == [
+        trial.score for trial in before.searches["feed"]["mkt"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda lines: [lines[0], lines[1][:-3], *lines[2:]], r"tuning.journal:2: no JSON object"),
+        (lambda lines: [*lines[:-1], b"{}", b""], r"tuning.journal: no journal of trials"),
+    ],
+)
+def test_a_damaged_journal_is_named(tuned, part, lab, tmp_path, change, said):
+    lines = (tuned[0] / "tuning.journal").read_bytes().split(b"\n")
+    (tmp_path / "tuning.journal").write_bytes(b"\n".join(change(lines)))
+    with pytest.raises(UserError, match=said):
+        tune(part, lab, tmp_path, 3)
 
 
 @pytest.mark.parametrize(

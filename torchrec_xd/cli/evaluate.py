@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from torchrec_xd.cli.screen import CheckpointOption, RunArgument, SplitName, is_main_process, metric_table, screen
+from torchrec_xd.cli.screen import CheckpointOption, RunArgument, SplitName, is_main_process, show_report
 
 
 def evaluate(
@@ -30,4 +30,4 @@ def evaluate(
         return
     if out is not None:
         write_json(out, report)
-    screen.print(metric_table(report, f"{run}: {split}"))
+    show_report(report, f"{run}: {split}")

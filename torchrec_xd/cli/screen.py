@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from torchrec_xd.evaluation.findings import findings
+
 screen = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 RunArgument = Annotated[Path, typer.Argument(help="Run folder: the --run-dir of a train.")]
@@ -25,6 +27,13 @@ AssignOption = Annotated[list[str] | None, typer.Option("--set", help="a.b=VALUE
 def show(text: str, style: str = "") -> None:
     """A line of plain text."""
     screen.print(text, style=style, markup=False)
+
+
+def show_report(report: Any, title: str) -> None:
+    """A report's table, and below it what its numbers hide."""
+    screen.print(metric_table(report, title))
+    for line in findings(report):
+        show(f"warning: {line}", "yellow")
 
 
 def is_main_process() -> bool:

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
-from torchrec_xd.cli.screen import show
+from torchrec_xd.cli.screen import screen, show
 from torchrec_xd.errors import InterruptedRunError, UserError
 
 if TYPE_CHECKING:
@@ -100,10 +103,28 @@ def _run_study(study: Study, path: Path, out: Path, jobs: int, tuned: Tuned | No
         failed = run_study(study, path, out, name, workers=jobs, tuned=tuned)
     except InterruptedRunError as error:
         raise _same_command_goes_on(error) from None
+    _show_results(json.loads((out / f"{name}.json").read_text(encoding="utf-8")))
     show(f"results in {out}/{name}.md, .html and .json")
     if failed:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
         raise UserError(f"{len(failed)} runs failed; the same command tries them again:\n{listed}")
+
+
+def _show_results(results: dict[str, Any]) -> None:
+    """The verdicts on all test rows, and the warnings."""
+    table = Table(title=f"{results['study']}: differences to {results['reference']}, with 95 % intervals")
+    for name in ("data", "model", "metric"):
+        table.add_column(name, no_wrap=True)
+    for name in ("difference", "interval", "users", "verdict"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for line in results["verdicts"]:
+        interval = "–" if line["low"] is None else f"{line['low']:+.4f} to {line['high']:+.4f}"
+        numbers = f"{line['delta']:+.4f}", interval, f"{line['users']:,}", line["verdict"]
+        table.add_row(*(Text(line[name]) for name in ("data", "model", "metric")), *numbers)
+    if results["verdicts"]:
+        screen.print(table)
+    for line in results["warnings"]:
+        show(f"warning: {line}", "yellow")
 
 
 def _list_commands(study: Study, path: Path, out: Path, tuned: Tuned | None) -> None:

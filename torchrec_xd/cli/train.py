@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from torchrec_xd.cli.screen import AssignOption, is_main_process, metric_table, screen
+from torchrec_xd.cli.screen import AssignOption, is_main_process, show_report
 
 
 def train(
@@ -33,4 +33,4 @@ def train(
         settings, run_dir, resume=resume, restartable=restartable, accept_changed_data=accept_changed_data
     )
     if is_main_process():
-        screen.print(metric_table(content, f"{run_dir}: {settings.model.name}, {content['split']}"))
+        show_report(content, f"{run_dir}: {settings.model.name}, {content['split']}")

@@ -7,7 +7,6 @@ Shape legend: B_d rows of domain d, N specific features of a domain, W width of 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.nn import functional
 from torchrec_xd.batch import Batch
 from torchrec_xd.diagnostics.diagnostic import Columns, Diagnostic, Part
 from torchrec_xd.diagnostics.distribution import Distribution, histogram_figure, laid_out, text
+from torchrec_xd.json_lines import read_json_lines
 from torchrec_xd.modules.gates import GatedLinearUnit
 from torchrec_xd.modules.hfa import HeterogeneousFeatureAlignment
 from torchrec_xd.modules.mapping import ModuleMap
@@ -227,7 +227,7 @@ def _scoring(net: nn.Module) -> Iterable[tuple[str, HeterogeneousFeatureAlignmen
 def logged_cosines(directory: Path, schema: Schema) -> dict[str, list[dict[str, float]]]:
     """Domain to `step` and `cosine` of MKT's stage 1, as metrics.jsonl has them: means over its rows of a batch."""
     path = RunFolder(directory).metric_lines
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = read_json_lines(path)[0] if path.is_file() else []
     return {
         domain: [{"step": line["step"], "cosine": line[key]} for line in lines if (key := f"cosine/{domain}") in line]
         for domain in schema.domains

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, TypedDict
+from typing import Annotated, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -45,6 +45,8 @@ SAMPLES_PER_RANK = 1024
 differ from each other by some W / 1024."""
 
 ResultDict = dict[str, float | int | None]
+Slice: TypeAlias = tuple[Array, Mapping[str, Sequence[int]]]
+"""The value of every row, [R], and the groups: name to the values of its rows."""
 Members = Annotated[list[int], Field(min_length=1)]
 
 
@@ -184,16 +186,23 @@ class Evaluation:
         parts = [chunk.rows_of(domain, column, task) for chunk in self._chunks]
         return _Rows(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
 
-    def _sliced(self, rows: _Rows, ranks: Collectives) -> dict[str, dict[str, ResultDict]]:
-        sliced = {}
+    def slices(self, extra_RK: Array, ranks: Collectives | None = None) -> dict[str, Slice]:
+        """`activity` or column to its slice, for rows of this process or of all `ranks` (a collective).
+
+        Raises:
+            UserError: a column, each of whose values is a group, has more than 1,000 of them.
+        """
+        found: dict[str, Slice] = {}
         if self._schema.activity is not None:
-            activity_R = rows.extra[:, self.extra.index(self._schema.activity)]
-            group_R = np.searchsorted(ACTIVITY_BOUNDS, activity_R, side="right")
-            sliced[ACTIVITY] = _grouped(rows, group_R, ACTIVITY_GROUPS, ranks)
+            activity_R = extra_RK[:, self.extra.index(self._schema.activity)]
+            found[ACTIVITY] = np.searchsorted(ACTIVITY_BOUNDS, activity_R, side="right"), ACTIVITY_GROUPS
         for column, groups in self._slices.items():
-            value_R = rows.extra[:, self.extra.index(column)]
-            sliced[column] = _grouped(rows, value_R, groups or _each_value(column, value_R, ranks), ranks)
-        return sliced
+            value_R = extra_RK[:, self.extra.index(column)]
+            found[column] = value_R, groups or _each_value(column, value_R, ranks or Collectives(None))
+        return found
+
+    def _sliced(self, rows: _Rows, ranks: Collectives) -> dict[str, dict[str, ResultDict]]:
+        return {column: _grouped(rows, *found, ranks) for column, found in self.slices(rows.extra, ranks).items()}
 
 
 @dataclass(frozen=True)

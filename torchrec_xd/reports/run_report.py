@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import plotly.graph_objects as go
 
+from torchrec_xd.evaluation.findings import findings
 from torchrec_xd.evaluation.metrics import Report
 from torchrec_xd.reports.page import Grid, number_text, save_page
 
@@ -30,6 +31,7 @@ class ReportPart(Protocol):
 def save_report(path: Path, title: str, report: Report, further: Sequence[ReportPart] = ()) -> None:
     """Write the page."""
     parts: list[str | Grid | go.Figure] = ["# Metrics", _metrics("task", report["eval"])]
+    parts += [f"Warning: {line}." for line in findings(report)]
     if report["unweighted"]:
         parts += ["# Metrics, every row counting once", _metrics("task", report["unweighted"])]
     for task, slices in report["slices"].items():

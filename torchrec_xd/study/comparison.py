@@ -9,11 +9,13 @@ from typing import Any
 
 from torchrec_xd.log import RunLog
 from torchrec_xd.study.cells import Cell, cells, prepare_worlds
+from torchrec_xd.study.checks import check_cells
 from torchrec_xd.study.design import Study, Tuned, load_study, load_tuned, select
 from torchrec_xd.study.pages import save_results
 from torchrec_xd.study.pool import work
 from torchrec_xd.study.results import study_results
 from torchrec_xd.study.scores import outside_scores
+from torchrec_xd.study.verdicts import power_warnings
 from torchrec_xd.study.worker import CellJob
 from torchrec_xd.writable import check_output_folder
 
@@ -113,14 +115,17 @@ def run_study(
         every = cells(study, path.parent, out, tuned)
         outside = outside_scores(study, path.parent, every)
         queue = _Queue(every, [cell.name for cell in every if cell.finished()])
-        left = len(every) - len(queue.finished)
-        log.say(f"{path.stem}: {len(every)} runs, {left} of them to be trained, in {out}")
+        left = [cell for cell in every if cell.name not in queue.finished]
+        warnings = [*check_cells(every, left), *power_warnings(study)]
+        log.say(f"{path.stem}: {len(every)} runs, {len(left)} of them to be trained, in {out}")
+        for line in warnings:
+            log.say(f"warning: {line}")
         if left:
             _train(queue, len(every), out / "logs", log, workers)
         log.say("comparing")
         done = [cell for cell in every if cell.name in queue.finished]
         results = {
-            **study_results(path.stem, study, [*done, *outside]),
+            **study_results(path.stem, study, [*done, *outside], warnings),
             "failed": queue.failed,
             "tuned": None if tuned is None else _settings(study, tuned),
         }

@@ -27,6 +27,11 @@ LEVEL = 0.05
 """Significance level of verdicts: the chance of any wrong "better" or "worse" on a data set where no model differs."""
 
 
+def samples_needed(comparisons: int) -> int:
+    """Resamples without which no verdict is possible: 2 / (samples + 1) is the smallest p-value there is."""
+    return round(2 * comparisons / LEVEL)
+
+
 class StudyData(Settings):
     """A data set, and what is predicted on it."""
 
@@ -189,10 +194,10 @@ class Study(Matrix):
             raise ValueError(f"reference '{self.reference}' is not on {', '.join(absent)}; it has to be on all data")
         most = max(sum(model.shown and model.on(label) for model in self.models.values()) for label in self.data)
         comparisons = len(self.metrics) * (most - 1)
-        if 2 * comparisons >= LEVEL * (self.samples + 1):  # 2 / (samples + 1) is the smallest p-value there is
+        if self.samples < (least := samples_needed(comparisons)):
             raise ValueError(
                 f"samples: {self.samples} resamples cannot decide {comparisons} comparisons (Holm's correction); "
-                f"at least {int(2 * comparisons / LEVEL)} can, twice as many are better"
+                f"at least {least} can, twice as many are better"
             )
         return self
 

@@ -11,14 +11,14 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 
 from torchrec_xd.atomic_write import write_json, write_text
-from torchrec_xd.evaluation.significance import mean_spread
+from torchrec_xd.evaluation.significance import MIN_USERS, mean_spread
 from torchrec_xd.reports.page import Grid, save_page
 
 Results = dict[str, Any]
 Row = dict[str, Any]
 Part: TypeAlias = "str | Grid | go.Figure"
 LABELS = {"auc": "AUC", "gauc": "GAUC", "logloss": "log loss", "ne": "NE", "calibration": "calibration"}
-COLOURS = {"better": "#1a7f37", "worse": "#c62828", "can't tell": "#7a869a"}
+COLOURS = {"better": "#1a7f37", "worse": "#c62828", "can't tell": "#7a869a", "too few users": "#b0b8c4"}
 PALETTE = qualitative.Dark24
 """Of models, where a plot tells them by nothing else."""
 MARGIN = {"t": 50, "b": 45, "l": 150, "r": 20}
@@ -39,6 +39,8 @@ def _parts(results: Results) -> list[Part]:
     if results["failed"]:
         missing = [[name, reason] for name, reason in results["failed"].items()]
         found += ["# Missing: these runs failed, and are in no table", Grid(["run", "why"], missing)]
+    if results["warnings"]:
+        found += ["# Warnings", Grid(["what to know before reading"], [[line] for line in results["warnings"]])]
     if len(results["tasks"]) > 1:
         found += ["# All data sets", *_across(results)]
     for data, task in results["tasks"].items():
@@ -55,7 +57,7 @@ def _how_to_read(results: Results) -> str:
         f"Differences are those to '{results['reference']}', with 95 % intervals and p-values of "
         f"{results['samples']:,} paired resamples of users, widened by what other seeds may do. A verdict stands where "
         'the p-value, corrected by Holm for all comparisons on its data set, is below 0.05; all else is "can\'t tell", '
-        'which is not "equal".'
+        f'which is not "equal". Intervals are widened for few users; below {MIN_USERS} there is no verdict.'
     )
     outside = dict.fromkeys(row["model"] for row in results["cells"] if row["parameters"] is None)
     if outside:
@@ -87,6 +89,11 @@ def _data_parts(results: Results, data: str, rows: Sequence[Row]) -> list[Part]:
     columns = list(dict.fromkeys(column for row in rows for column in row["groups"]))
     for column in columns:
         found += [f"By {column}: mean over seeds.", _groups(rows, models, column), _group_figure(rows, models, column)]
+        if lines := [line for line in results["slice_verdicts"] if (line["data"], line["column"]) == (data, column)]:
+            found += [
+                f"By {column}: differences. Verdicts are corrected for all {len(lines)} comparisons of this table.",
+                _slice_verdicts(lines),
+            ]
     return found
 
 
@@ -162,7 +169,18 @@ def _quality(rows: Sequence[Row], models: Sequence[str], verdicts: Sequence[Row]
 def _verdict(line: Row | None) -> str:
     if line is None:
         return "–"
-    return f"{line['delta']:+.4f} ({line['low']:+.4f} to {line['high']:+.4f}) {line['verdict']}"
+    users = f"{line['users']:,} users" if line["users"] != 1 else "1 user"
+    interval = "no interval" if line["low"] is None else f"{line['low']:+.4f} to {line['high']:+.4f}"
+    return f"{line['delta']:+.4f} ({interval}; {users}) {line['verdict']}"
+
+
+def _slice_verdicts(lines: Sequence[Row]) -> Grid:
+    """A row for each model and group."""
+    compared = list(dict.fromkeys(line["metric"] for line in lines))
+    of = {(line["model"], line["group"], line["metric"]): line for line in lines}
+    pairs = dict.fromkeys((line["model"], line["group"]) for line in sorted(lines, key=lambda line: line["model"]))
+    rows = [[model, group, *(_verdict(of.get((model, group, m))) for m in compared)] for model, group in pairs]
+    return Grid(["model", "group", *(f"Δ {LABELS[metric]}" for metric in compared)], rows)
 
 
 def _oracle(rows: Sequence[Row], models: Sequence[str], oracle: dict[str, float]) -> Grid:
@@ -194,7 +212,7 @@ def _group_names(rows: Sequence[Row], column: str) -> list[str]:
 
 
 def _groups(rows: Sequence[Row], models: Sequence[str], column: str) -> Grid:
-    shown = [(group, metric) for group in _group_names(rows, column) for metric in ("auc", "gauc")]
+    shown = [(group, metric) for group in _group_names(rows, column) for metric in ("auc", "gauc", "logloss")]
     lines = [
         [model, *(_text(_of(rows, model, "groups", column, group, metric)) for group, metric in shown)]
         for model in models
@@ -213,10 +231,10 @@ def _difference_figure(verdicts: Sequence[Row], metric: str) -> go.Figure:
             error_x={
                 "type": "data",
                 "symmetric": False,
-                "array": [line["high"] - line["delta"] for line in lines],
-                "arrayminus": [line["delta"] - line["low"] for line in lines],
+                "array": [None if line["high"] is None else line["high"] - line["delta"] for line in lines],
+                "arrayminus": [None if line["low"] is None else line["delta"] - line["low"] for line in lines],
             },
-            text=[f"{line['verdict']}, p {line['p_holm']:.4f}" for line in lines],
+            text=[_on_hover(line) for line in lines],
             hovertemplate="%{y}: %{x:+.4f}<br>%{text}<extra></extra>",
         )
     )
@@ -226,6 +244,11 @@ def _difference_figure(verdicts: Sequence[Row], metric: str) -> go.Figure:
     )
     figure.add_vline(x=0, line={"color": "#1c2733", "width": 1})
     return figure
+
+
+def _on_hover(line: Row) -> str:
+    p = "" if line["p_holm"] is None else f", p {line['p_holm']:.4f}"
+    return f"{line['verdict']}{p}, {line['users']:,} users"
 
 
 def _cost_figure(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:

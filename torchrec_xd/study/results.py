@@ -5,36 +5,38 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeAlias
+from statistics import fmean
+from typing import Any
 
-import numpy as np
 import psutil
 
-from torchrec_xd.evaluation.significance import Metric, Resampled, compare, holm, resample, verdict
-from torchrec_xd.study.cells import MANIFEST, Cell
-from torchrec_xd.study.design import LEVEL, Study
-from torchrec_xd.study.scores import Outside, read_scores, task_rows
+from torchrec_xd.evaluation.findings import findings
+from torchrec_xd.evaluation.metrics import Report
+from torchrec_xd.study.cells import MANIFEST
+from torchrec_xd.study.design import Study
+from torchrec_xd.study.scores import Outside
+from torchrec_xd.study.verdicts import Scored, verdicts
 
-Scored: TypeAlias = Cell | Outside
 METRICS = ("auc", "gauc", "logloss", "ne", "calibration")
 PACKAGES = ("torchrec-xd", "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numpy")
 
 
-def study_results(name: str, study: Study, done: Sequence[Scored]) -> dict[str, Any]:
+def study_results(name: str, study: Study, done: Sequence[Scored], warnings: Sequence[str] = ()) -> dict[str, Any]:
     """The content of results.json.
 
     Args:
         name: of the study.
         study: what was compared.
         done: finished cells, and models from outside; a model is compared on the seeds that it and the reference have.
+        warnings: what was found before.
 
     Raises:
         UserError: scores that are not of the test rows.
     """
     shown = [cell for cell in done if cell.task is not None]
+    decided = [verdicts(study, [cell for cell in shown if cell.data == label]) for label in study.data]
     return {
         "study": name,
         "reference": study.reference,
@@ -42,10 +44,10 @@ def study_results(name: str, study: Study, done: Sequence[Scored]) -> dict[str, 
         "samples": study.samples,
         "tasks": {label: data.task for label, data in study.data.items()},
         "cells": [_row(cell) for cell in shown],
-        "verdicts": [
-            line for label in study.data for line in _verdicts(study, [cell for cell in shown if cell.data == label])
-        ],
+        "verdicts": [line for found in decided for line in found.whole],
+        "slice_verdicts": [line for found in decided for line in found.slices],
         "oracle": _oracles(shown),
+        "warnings": [*warnings, *_findings(shown)],
         "versions": _versions(),
         "hardware": _hardware(),
     }
@@ -89,42 +91,18 @@ def _further(content: dict[str, Any], task: str) -> dict[str, Any]:
     return {name: found for name, found in further.items() if any(found.values())}
 
 
-def _verdicts(study: Study, cells: Sequence[Scored]) -> list[dict[str, Any]]:
-    """Every model of one data set against the reference, corrected for all that is asked of these data."""
-    by_model: dict[str, dict[int, Scored]] = {}
-    for cell in cells:
-        by_model.setdefault(cell.model, {})[cell.seed] = cell
-    reference = by_model.pop(study.reference, {})
-    common = {model: sorted(set(seeds) & set(reference)) for model, seeds in by_model.items()}
-    if not any(common.values()):
-        return []
-    found = _resampled(study, cells)
-    lines = []
-    for model, seeds in common.items():
-        for metric in study.metrics if seeds else ():
-            of_model, of_reference = (
-                _of_seeds([found[cell[seed].name, metric] for seed in seeds]) for cell in (by_model[model], reference)
-            )
-            comparison = compare(of_model, of_reference)
-            where = {"model": model, "data": cells[0].data, "metric": metric, "seeds": len(seeds)}
-            lines.append({**where, **asdict(comparison)})
-    for line, adjusted in zip(lines, holm([line["p"] for line in lines]), strict=True):
-        line["p_holm"] = adjusted
-        line["verdict"] = verdict(line["delta"], adjusted, metric=line["metric"], level=LEVEL)
-    return lines
-
-
-def _resampled(study: Study, cells: Sequence[Scored]) -> dict[tuple[str, Metric], Resampled]:
-    """Cell and metric to its values on the same resamples of users."""
-    schema, task = cells[0].schema, cells[0].task
-    assert task is not None
-    user, label, weight = task_rows(schema, task)
-    scores = {cell.name: read_scores(cell.scores, schema, task, user) for cell in cells}
-    return resample(scores, label, user, weight, metrics=study.metrics, samples=study.samples)
-
-
-def _of_seeds(seeds: Sequence[Resampled]) -> Resampled:
-    return Resampled(*(np.concatenate(parts) for parts in zip(*((s.value_S, s.drawn_SN) for s in seeds), strict=True)))
+def _findings(cells: Sequence[Scored]) -> list[str]:
+    """What the metrics of the compared tasks hide, each with its models; NE is the mean over seeds."""
+    found: dict[str, list[str]] = {}
+    for data, model in dict.fromkeys((cell.data, cell.model) for cell in cells):
+        of = [cell for cell in cells if (cell.data, cell.model) == (data, model)]
+        task = str(of[0].task)
+        seeds = [cell.metrics()["eval"][task] for cell in of]
+        known = [seed["ne"] for seed in seeds if seed["ne"] is not None]
+        report = Report(eval={task: {**seeds[0], "ne": fmean(known) if known else None}}, unweighted={}, slices={})
+        for line in findings(report, probabilities=not isinstance(of[0], Outside)):
+            found.setdefault(f"{data}: {line}", []).append(model)
+    return [f"{line} ({', '.join(models)})" for line, models in found.items()]
 
 
 def _oracles(cells: Sequence[Scored]) -> dict[str, dict[str, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.data.predictions import read_predictions
 from torchrec_xd.data.shards import ShardSpec
 from torchrec_xd.errors import UserError
-from torchrec_xd.evaluation.metrics import Evaluation, Report
+from torchrec_xd.evaluation.metrics import Evaluation, MetricSettings, Report, Slice
 from torchrec_xd.evaluation.row_quantities import Array
 from torchrec_xd.schema import Schema
 from torchrec_xd.study.cells import Cell
@@ -71,7 +71,7 @@ def outside_scores(study: Study, folder: Path, every: Sequence[Cell]) -> list[Ou
                 "needed, whose config defines what the columns mean"
             )
         schema = _only(like.schema, entry.task)
-        batches = list(_batches(schema, Evaluation(schema, like.config.metrics).extra))
+        batches = list(open_test_rows(like.schema, entry.task, Evaluation(schema, like.config.metrics).extra).batches())
         for name, seed in ((name, seed) for seed in range(study.seeds) for name in files):
             path = folder / files[name].replace("{data}", data).replace("{seed}", str(seed))
             score_R = _given(path, schema, batches, f"models.{name}.scores")
@@ -80,11 +80,44 @@ def outside_scores(study: Study, folder: Path, every: Sequence[Cell]) -> list[Ou
     return found
 
 
-def task_rows(schema: Schema, task: str) -> tuple[Array, Array, Array]:
-    """User, label and weight of the test rows of a task, in the order of their files; [R] each."""
-    columns = ([b.user_B, b.label_BT[:, 0], b.weight_B] for b in _batches(_only(schema, task)))
-    user, label, weight = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    return user, label, weight
+@dataclass(frozen=True)
+class Rows:
+    """What verdicts need of rows of a task, [R] each."""
+
+    user: Array
+    label: Array
+    weight: Array
+    slices: dict[str, Slice]
+    """By column."""
+
+    def take(self, index: Array) -> Rows:
+        """Some of the rows, without their slices."""
+        return Rows(self.user[index], self.label[index], self.weight[index], {})
+
+
+def task_rows(schema: Schema, task: str, metrics: MetricSettings | None = None) -> Rows:
+    """The test rows of a task, in the order of their files, with the slices that metrics are given by."""
+    own = _only(schema, task)
+    evaluation = Evaluation(own, metrics or MetricSettings())
+    batches = open_test_rows(schema, task, evaluation.extra).batches()
+    columns = ([b.user_B, b.label_BT[:, 0], b.weight_B, b.extra_BK] for b in batches)
+    user, label, weight, extra_RK = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    return Rows(user, label, weight, evaluation.slices(extra_RK))
+
+
+def open_test_rows(schema: Schema, task: str, extra: tuple[str, ...] = ()) -> Loader:
+    """Reads the test rows of a task, with what labels and metrics need.
+
+    Raises:
+        UserError: there are none.
+    """
+    loader = Loader(_only(schema, task), LoaderSettings(), "test", ShardSpec(shuffle=False), extra=extra)
+    if not loader.rows:
+        raise UserError(
+            f"the test split of domain '{task.partition('@')[2]}' has no rows, and models are compared on these: name "
+            "files with rows in the schema"
+        )
+    return loader
 
 
 def read_scores(path: Path, schema: Schema, task: str, user_R: Array) -> Array:
@@ -108,10 +141,6 @@ def _only(schema: Schema, task: str) -> Schema:
     """The schema without all that labels and metrics do not need."""
     own = schema.only((task.partition("@")[2],)).only_tasks((task,))
     return own.model_copy(update={"features": own.features[:1]})  # a schema has one at least
-
-
-def _batches(schema: Schema, extra: tuple[str, ...] = ()) -> Iterator[Batch]:
-    return Loader(schema, LoaderSettings(), "test", ShardSpec(shuffle=False), extra=extra).batches()
 
 
 def _given(path: Path, schema: Schema, batches: Sequence[Batch], key: str) -> Array:

@@ -69,6 +69,11 @@ class Search:
         self._interrupted = [trial for trial in trials.trials if trial.state == TrialState.RUNNING]
         self._current: _Numbered | None = None
 
+    def first_configs(self) -> tuple[RunConfig, list[RunConfig]]:
+        """The config as it is, on the validation split, and those of the models that it goes back to."""
+        above = [] if self.parent is None else self.parent.first_configs()
+        return self._config({}), [above[0], *above[1]] if above else []
+
     def done(self) -> list[FrozenTrial]:
         """Trials that came to an end, a good one or not."""
         return [trial for trial in self._trials.trials if trial.state in (TrialState.COMPLETE, TrialState.FAIL)]

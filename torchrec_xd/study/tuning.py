@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import optuna
@@ -10,8 +10,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from torchrec_xd.atomic_write import write_text
+from torchrec_xd.errors import UserError
+from torchrec_xd.json_lines import drop_unfinished_line
 from torchrec_xd.log import RunLog
 from torchrec_xd.study.cells import prepare_worlds
+from torchrec_xd.study.checks import check_run
 from torchrec_xd.study.design import Study, Tuned
 from torchrec_xd.study.pool import work
 from torchrec_xd.study.search import Search
@@ -42,7 +45,8 @@ def tune(study: Study, path: Path, out: Path, trials: int, *, workers: int = 1) 
     failed: dict[str, str] = {}
     with RunLog(out / "logs") as log:
         prepare_worlds(study, log.say)
-        searches = _searches(study, path.parent, out)
+        searches = _searches(study, path.parent, out, log.say)
+        _check_data(searches)
         log.say(f"{path.stem}: {len(searches)} searches of {trials} trials, in {out}")
         with log.progress(len(searches) * trials, _done(searches)) as progress:
 
@@ -62,8 +66,8 @@ def tune(study: Study, path: Path, out: Path, trials: int, *, workers: int = 1) 
     return failed
 
 
-def _searches(study: Study, folder: Path, out: Path) -> Searches:
-    storage = JournalStorage(JournalFileBackend(str(out / "tuning.journal")))
+def _searches(study: Study, folder: Path, out: Path, say: Callable[[str], None]) -> Searches:
+    storage = _journal(out / "tuning.journal", say)
     found: dict[tuple[str, str], Search] = {}
     for data in _searched(study):
         for model in study.trained(data):
@@ -74,6 +78,25 @@ def _searches(study: Study, folder: Path, out: Path) -> Searches:
             place = out / data / model
             found[data, model] = Search(study, folder, place, trials, found[data, before] if before else None)
     return found
+
+
+def _journal(path: Path, say: Callable[[str], None]) -> JournalStorage:
+    """The trials in a journal, whose last line may be unfinished."""
+    if path.exists() and (line := drop_unfinished_line(path)):
+        say(f"{path}: the last line was not finished (killed while writing it?) and is dropped: {line[:60]!r}")
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except Exception as error:  # whatever Optuna makes of lines that are JSON, but not a journal's
+        raise UserError(
+            f"{path}: no journal of trials ({type(error).__name__}: {error}); restore it from a copy, or name another "
+            "--out to begin anew"
+        ) from error
+
+
+def _check_data(searches: Searches) -> None:
+    """Stop before the first trial where some run would be refused at its start."""
+    for (data, model), search in searches.items():
+        check_run(f"{data}/{model}", *search.first_configs())
 
 
 def _searched(study: Study) -> list[str]:

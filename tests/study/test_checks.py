@@ -1,0 +1,119 @@
+"""What a run would refuse at its start is found before the first run of a study is trained."""
+
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.study.conftest import STUDY, write_study
+from tests.support.feeds import write_feed
+from torchrec_xd.errors import UserError
+from torchrec_xd.study import comparison, tuning
+from torchrec_xd.study.cells import cells
+from torchrec_xd.study.checks import check_cells
+from torchrec_xd.study.comparison import run_study
+from torchrec_xd.study.design import load_study
+from torchrec_xd.study.tuning import tune
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with the feed, in which nothing may be trained."""
+    write_feed(tmp_path / "feed")
+    for module in (comparison, tuning):
+        monkeypatch.setattr(module, "work", lambda *_, **__: pytest.fail("something was trained"))
+    return tmp_path
+
+
+def refused(place, change=None, run=None):
+    path = write_study(place, change)
+    with pytest.raises(UserError) as error:
+        (run or run_study)(load_study(path), path, place / "out")
+    assert not list(place.glob("out/feed/*"))
+    return str(error.value)
+
+
+def rewrite(place, split, change):
+    path = place / "feed" / "post" / f"{split}.parquet"
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+def test_a_source_without_a_test_split_names_the_remedy(place):
+    source = {"config": "single.yaml", "domains": "source", "shown": False}
+    said = refused(place, {"models": {**STUDY["models"], "pre": source}})
+    assert said == (
+        "feed/pre: no domain that it reads (items) has a 'test' split, on which it is measured after training; name "
+        "its files in the schema (domains: NAME: test: PATH), or set evaluate_on=valid or evaluate_on=train"
+    )
+    path = write_study(place, {"models": {**STUDY["models"], "pre": {**source, "set": ["evaluate_on=valid"]}}})
+    every = cells(load_study(path), place, place / "out")
+    assert check_cells(every, every) == []
+
+
+def test_test_rows_are_needed_by_what_is_compared_wherever_it_is_measured(place):
+    models = {**STUDY["models"], "bottom": {"config": "bottom.yaml", "set": ["evaluate_on=valid"]}}
+    rewrite(place, "test", lambda table: table.drop_columns("style"))
+    said = refused(place, {"models": models})
+    assert "feed/bottom: " in said
+    assert "test.parquet (domain 'post'): no column 'style'" in said
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_every_split_is_looked_at(place, split):
+    rewrite(place, split, lambda table: table.drop_columns("topic"))
+    said = refused(place)
+    assert f"{split}.parquet (domain 'post'): no column 'topic'" in said
+    for model in ("single", "mkt", "bottom", "stage1"):
+        assert f"feed/{model}: " in said
+    assert len(said.splitlines()) == 4  # each fault once, not for every seed
+
+
+def test_missing_files_are_missed_at_once(place):
+    (place / "feed" / "post" / "valid.parquet").unlink()
+    assert "valid.parquet: no Parquet file is there" in refused(place)
+
+
+def test_empty_test_rows_are_refused_and_empty_validation_rows_are_warned_of(place):
+    rewrite(place, "valid", lambda table: table.slice(0, 0))
+    path = write_study(place, {"seeds": 1})
+    every = cells(load_study(path), place, place / "out")
+    assert set(check_cells(every, every)) == {
+        f"feed/{model}: the valid split has no rows" for model in ("single", "mkt")
+    }
+    rewrite(place, "test", lambda table: table.slice(0, 0))
+    said = "feed/single: the test split of domain 'post' has no rows, and models are compared on these"
+    assert said in refused(place)
+
+
+def test_a_parent_of_the_wrong_kind_is_refused(place):
+    said = refused(place, {"models": {**STUDY["models"], "mkt": {"config": "stage2.yaml", "parent": "single"}}})
+    assert said == "feed/mkt: its parent is a 'single'; 'mkt_finetune' starts from a run of 'mkt_pretrain'"
+
+
+@pytest.mark.parametrize(
+    ("child", "said"),
+    [
+        ({"config": "stage2.yaml", "parent": "stage1", "set": ["without=[hour]"]}, "stage 1 was trained with feature"),
+        ({"config": "single.yaml", "parent": "single", "set": ["model.widths=[8, 2]"]}, "model.widths: "),
+    ],
+)
+def test_a_parent_of_another_schema_or_shape_is_refused(place, child, said):
+    assert refused(place, {"models": {**STUDY["models"], "child": child}}).startswith(f"feed/child: {said}")
+
+
+def test_what_is_finished_is_not_looked_at_again(lab, tmp_path):
+    every = cells(load_study(lab), lab.parent, lab.parent / "out")
+    moved = lab.parent / "feed" / "items"
+    shutil.move(moved, tmp_path / "items")
+    try:
+        assert check_cells(every, []) == []
+        with pytest.raises(UserError, match=r"feed/stage1: .*no Parquet file is there"):
+            check_cells(every, every)
+    finally:
+        shutil.move(tmp_path / "items", moved)
+
+
+def test_tune_looks_too(place):
+    rewrite(place, "valid", lambda table: table.drop_columns("topic"))
+    said = refused(place, run=lambda study, path, out: tune(study, path, out, 1))
+    assert "valid.parquet (domain 'post'): no column 'topic'" in said

@@ -1,0 +1,39 @@
+"""What the numbers of a report hide: metrics that are undefined, and why; predictions worse than a constant."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torchrec_xd.evaluation.metrics import Report, ResultDict
+
+
+def findings(report: Report, *, probabilities: bool = True) -> list[str]:
+    """A line for every fault of rows or predictions that a report shows; none where all is well.
+
+    Slices and auxiliary scores (`<task>/<name>`) are not looked at.
+
+    Args:
+        report: of one split.
+        probabilities: whether scores are meant as such; if not, they may well be worse than a constant.
+    """
+    tasks = {name: result for name, result in report["eval"].items() if name.rpartition("/")[0] not in report["eval"]}
+    empty = [name for name, result in tasks.items() if not result["rows"]]
+    found = [f"no rows of {', '.join(empty)} in this split: nothing is measured there"] if empty else []
+    return found + [f"task {name}: {fault}" for name in tasks for fault in _faults(tasks[name], probabilities)]
+
+
+def _faults(result: ResultDict, probabilities: bool) -> list[str]:
+    rows, positives, ne = result["rows"], result["positives"], result["ne"]
+    if not rows:
+        return []
+    if not positives:
+        return [f"none of the {rows:,} rows is positive: AUC, GAUC, NE and calibration are undefined"]
+    if positives == rows:
+        return [f"all {rows:,} rows are positive: AUC, GAUC and NE are undefined"]
+    found = []
+    if result["auc"] is not None and result["gauc"] is None:
+        found.append("no user has both positive and negative rows: GAUC is undefined")
+    if probabilities and ne is not None and round(ne, 4) > 1:
+        found.append(f"NE {round(ne, 4)}: worse than predicting the mean for every row")
+    return found
