@@ -63,6 +63,7 @@ def test_a_switch_changes_a_model_and_all_that_begin_with_it(tmp_path):
             "base: 'g' has scores and is not trained here, so no switch can change it",
         ),
         ({"switches": {}}, "switches"),
+        ({"switches": {"w": {}}}, "'switches.w'"),
         ({"reference": "c"}, "has 'reference', so it is for `torchrec-xd compare`"),
     ],
 )
@@ -119,6 +120,10 @@ def test_an_ablation_that_makes_no_sense_is_refused(tmp_path, change, said):
             {"models": PARTLY, "data": {"feed": FEED, "more": {**FEED, "tuned_on": "feed"}}},
             "data.more.tuned_on: 'bottom' is not trained on 'feed'",
         ),
+        ({"seeds": 2**70}, "'seeds': Input should be less than or equal to 1000"),
+        ({"samples": 2**70}, "'samples': Input should be less than or equal to 1000000"),
+        ({"data": {"feed": {**FEED, "world": {"preset": ["helps"]}}}}, "has a preset"),
+        ({"data": {"feed": {**FEED, "schema": "a\0b"}}}, "a path has no null characters"),
         ({"space": {"model.dropout": {"low": 1, "high": 0}}}, "low < high"),
         ({"space": {"model.dropout": {"low": 0, "high": 1, "choices": [1]}}}, "stands alone"),
     ],
@@ -149,6 +154,9 @@ def test_a_part_of_a_study_keeps_what_it_needs(tmp_path):
     found = select(study(tmp_path), models=["mkt"], seeds=1, assign=("a=1",))
     assert set(found.models) == {"mkt", "stage1", "single"}
     assert (found.seeds, found.assign) == (1, ("a=1",))
+    for seeds in (0, 1001):
+        with pytest.raises(UserError, match=f"--seeds {seeds}: 1 to 1000"):
+            select(study(tmp_path), seeds=seeds)
     with pytest.raises(UserError, match="--models: 'mtk' is not known; known are: mkt, single, bottom, stage1"):
         select(study(tmp_path), models=["mtk"])
     with pytest.raises(UserError, match="--data: 'fed' is not known; known are: feed"):

@@ -20,9 +20,17 @@ def _folder_name(name: str) -> str:
     return name
 
 
+def _path(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("a path has no null characters")
+    return path
+
+
+FilePath = Annotated[Path, AfterValidator(_path)]
 Name = Annotated[str, AfterValidator(_folder_name)]
 Assignments = tuple[str, ...]
 """`a.b=VALUE` on top of a config, as with `--set`."""
+MAX_SEEDS = 1000
 LEVEL = 0.05
 """Significance level of verdicts: the chance of any wrong "better" or "worse" on a data set where no model differs."""
 
@@ -37,7 +45,7 @@ class StudyData(Settings):
 
     task: str
     """`<label>@<domain>`: its test rows are what all models are compared on."""
-    schema_file: Path | None = Field(default=None, alias="schema")
+    schema_file: FilePath | None = Field(default=None, alias="schema")
     """Schema file in place of the one that each config names; relative to the study."""
     world: dict[str, Any] | None = None
     """A planted world in place of it: `preset`, and settings on top; made in data/worlds/NAME where it is not there."""
@@ -50,7 +58,7 @@ class StudyData(Settings):
     def _check(self) -> StudyData:
         if "@" not in self.task:
             raise ValueError(f"task: '{self.task}' is no task; write LABEL@DOMAIN")
-        if self.world is not None and (self.schema_file is not None or "preset" not in self.world):
+        if self.world is not None and (self.schema_file is not None or not isinstance(self.world.get("preset"), str)):
             raise ValueError("world: {preset: NAME, SETTING: VALUE, …} has a preset, and stands in place of `schema`")
         return self
 
@@ -80,7 +88,7 @@ class Range(Settings):
 class StudyModel(Settings):
     """A config under a name, or the scores of a model from outside."""
 
-    config: Path | None = None
+    config: FilePath | None = None
     """Run config, relative to the study."""
     scores: str | None = None
     """In place of it: Parquet file with the scores of a model that was trained elsewhere; relative to the study, with
@@ -122,12 +130,12 @@ class Matrix(Settings):
     """The keys of all kinds of studies: data x seeds x models."""
 
     data: dict[Name, StudyData] = Field(min_length=1)
-    seeds: PositiveInt = 3
+    seeds: int = Field(default=3, ge=1, le=MAX_SEEDS)
     """Seeds 0, 1, … of every model on every data set."""
     models: dict[Name, StudyModel] = Field(min_length=1)
     metrics: tuple[Metric, ...] = Field(default=("auc", "gauc", "logloss"), min_length=1)
     """On which verdicts are given."""
-    samples: PositiveInt = 2000
+    samples: int = Field(default=2000, ge=1, le=1_000_000)
     """Resamples of users and seeds behind an interval."""
     assign: Assignments = Field(default=(), alias="set")
     """For every model."""
@@ -207,7 +215,7 @@ class Ablation(Matrix):
 
     base: str
     """The whole model, the reference."""
-    switches: dict[Name, dict[str, Assignments]] = Field(min_length=1)
+    switches: dict[Name, Annotated[dict[str, Assignments], Field(min_length=1)]] = Field(min_length=1)
     """Switch to its assignments: {MODEL: [a.b=VALUE, …]}, of the base and of models that it starts from."""
 
     def study(self) -> Study:
@@ -364,8 +372,8 @@ def select(
     for name in models:
         if not any(study.models[name].on(label) for label in kept_data):
             raise UserError(f"--models: '{name}' is not on {', '.join(kept_data)}; leave it out, or add its --data")
-    if seeds is not None and seeds < 1:
-        raise UserError(f"--seeds {seeds}: at least 1")
+    if seeds is not None and not 1 <= seeds <= MAX_SEEDS:
+        raise UserError(f"--seeds {seeds}: 1 to {MAX_SEEDS}")
     chosen = (study.reference, *models) if models else tuple(study.models)
     kept = {name for model in chosen for name in (model, *study.ancestors(model))}
     return study.model_copy(

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from torchrec_xd.errors import UserError
 from torchrec_xd.evaluation.findings import findings
 from torchrec_xd.evaluation.metrics import Report
 from torchrec_xd.study.cells import MANIFEST
@@ -111,9 +112,16 @@ def _oracles(cells: Sequence[Scored]) -> dict[str, dict[str, float]]:
     for cell in cells:
         path = Path(cell.schema.root) / MANIFEST
         if cell.data not in found and path.is_file():
-            oracle = json.loads(path.read_text(encoding="utf-8")).get("oracle", {})
-            found[cell.data] = oracle.get(cell.task, {})
+            found[cell.data] = _oracle(path).get(str(cell.task), {})
     return {data: oracle for data, oracle in found.items() if oracle}
+
+
+def _oracle(path: Path) -> dict[str, dict[str, float]]:
+    try:
+        oracle: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8")).get("oracle", {})
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; prepare the data again") from None
+    return oracle
 
 
 def _versions() -> dict[str, str]:

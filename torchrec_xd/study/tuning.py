@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial
 
 from torchrec_xd.atomic_write import write_text
 from torchrec_xd.errors import UserError
@@ -85,12 +86,23 @@ def _journal(path: Path, say: Callable[[str], None]) -> JournalStorage:
     if path.exists() and (line := drop_unfinished_line(path)):
         say(f"{path}: the last line was not finished (killed while writing it?) and is dropped: {line[:60]!r}")
     try:
-        return JournalStorage(JournalFileBackend(str(path)))
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        for name in optuna.get_all_study_names(storage):
+            for trial in optuna.load_study(study_name=name, storage=storage).trials:
+                _check_trial(trial)
+        return storage
     except Exception as error:  # whatever Optuna makes of lines that are JSON, but not a journal's
         raise UserError(
             f"{path}: no journal of trials ({type(error).__name__}: {error}); restore it from a copy, or name another "
             "--out to begin anew"
         ) from error
+
+
+def _check_trial(trial: FrozenTrial) -> None:
+    """Look at everything that a search reads of a trial."""
+    if not isinstance(trial.value, float | int | None) or not isinstance(trial.params, dict):
+        raise TypeError(f"trial {trial.number} has the score {trial.value!r} and the parameters {trial.params!r}")
+    _ = trial.duration
 
 
 def _check_data(searches: Searches) -> None:
