@@ -9,7 +9,14 @@ from tests.support.mkt_settings import MEM, TEM
 from tests.support.small_models import EMBEDDINGS, settings_of
 from tests.support.unsharded import materialise
 from torchrec_xd.data.loader import Loader, LoaderSettings
-from torchrec_xd.diagnostics.knowledge import FeatureScores, GateOpenness, KnowledgeCosines, noise_against_others
+from torchrec_xd.diagnostics.knowledge import (
+    FeatureScores,
+    GateOpenness,
+    KnowledgeCosines,
+    logged_cosines,
+    noise_against_others,
+)
+from torchrec_xd.errors import UserError
 from torchrec_xd.models import MODELS
 from torchrec_xd.models.transfer import SourceRun
 from torchrec_xd.training import diagnosis
@@ -103,3 +110,13 @@ def test_gates_stand_as_open_as_their_weights_say(schema):
         ]
     assert gates["gates.user"]["mean"] == pytest.approx(torch.cat(open_user).mean().item(), abs=1e-5)
     assert 0 < gates["gates.user"]["mean"] < 1
+
+
+def test_a_line_that_a_killed_run_left_unfinished_is_passed_over(schema, tmp_path):
+    lines = '{"step": 1, "cosine/post": 0.5}\n{"step": 2, "loss": 1.0}\n'
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(lines + '{"step": 3, "cosine/po')
+    assert logged_cosines(tmp_path, schema)["post"] == [{"step": 1, "cosine": 0.5}]
+    path.write_text('{"step": 1,\n' + lines)
+    with pytest.raises(UserError, match=r"metrics.jsonl:1: no JSON object"):
+        logged_cosines(tmp_path, schema)

@@ -85,6 +85,12 @@ def test_empty_test_rows_are_refused_and_empty_validation_rows_are_warned_of(pla
     assert said in refused(place)
 
 
+def test_a_file_of_two_splits_is_refused(place):
+    (place / "feed" / "post" / "valid.parquet").unlink()
+    (place / "feed" / "post" / "valid.parquet").symlink_to(place / "feed" / "post" / "test.parquet")
+    assert "a file belongs to one split" in refused(place)
+
+
 def test_a_parent_of_the_wrong_kind_is_refused(place):
     said = refused(place, {"models": {**STUDY["models"], "mkt": {"config": "stage2.yaml", "parent": "single"}}})
     assert said == "feed/mkt: its parent is a 'single'; 'mkt_finetune' starts from a run of 'mkt_pretrain'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from torchrec_xd.config import RunConfig
+from torchrec_xd.data.agreement import agreed, refuse_shared_files
 from torchrec_xd.data.loader import Loader
 from torchrec_xd.data.shards import ShardSpec
 from torchrec_xd.errors import UserError
@@ -69,11 +70,11 @@ def check_run(name: str, config: RunConfig, parents: Sequence[RunConfig], task: 
     extra = Evaluation(schema, config.metrics, auxiliary).extra
     splits = dict.fromkeys(("train", *(("valid",) if has_rows(schema, "valid") else ()), config.evaluate_on))
     try:
-        warnings = [
-            f"{name}: the {split} split has no rows"
-            for split in splits
-            if not _rows(config, split, () if split == "train" != config.evaluate_on else extra)
-        ]
+        refuse_shared_files(schema)
+        loaders = {
+            split: _open(config, split, () if split == "train" != config.evaluate_on else extra) for split in splits
+        }
+        agreed(kind for loader in loaders.values() for kind in loader.id_kinds.values())
         if task is not None:
             open_test_rows(config.data_schema, task, extra)
             scored = schema.only((task.partition("@")[2],))
@@ -81,11 +82,11 @@ def check_run(name: str, config: RunConfig, parents: Sequence[RunConfig], task: 
         build(config, _source(config, parents))
     except UserError as error:
         raise UserError("\n".join(f"{name}: {line}" for line in str(error).splitlines())) from None
-    return warnings
+    return [f"{name}: the {split} split has no rows" for split, loader in loaders.items() if not loader.rows]
 
 
-def _rows(config: RunConfig, split: Split, extra: tuple[str, ...]) -> int:
-    """Rows of a split, whose files are checked."""
+def _open(config: RunConfig, split: Split, extra: tuple[str, ...]) -> Loader:
+    """The reader of a split, whose files are checked."""
     schema = config.schema_in_use
     if split == config.evaluate_on and not has_rows(schema, split):
         others = " or ".join(f"evaluate_on={other}" for other in ("valid", "train") if other != split)
@@ -93,7 +94,7 @@ def _rows(config: RunConfig, split: Split, extra: tuple[str, ...]) -> int:
             f"no domain that it reads ({', '.join(schema.domains)}) has a '{split}' split, on which it is measured "
             f"after training; name its files in the schema (domains: NAME: {split}: PATH), or set {others}"
         )
-    return Loader(schema, config.loader, split, ShardSpec(shuffle=False), extra=extra).rows
+    return Loader(schema, config.loader, split, ShardSpec(shuffle=False), extra=extra)
 
 
 def _source(config: RunConfig, parents: Sequence[RunConfig]) -> SourceRun | None:
