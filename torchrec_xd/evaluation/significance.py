@@ -36,7 +36,7 @@ CHUNK = 4
 CHUNK_ROWS = 1 << 17
 """Of few rows, as many resamples as have so many rows together."""
 MIN_USERS = 10
-"""Users (`users_that_count`) from which on there are verdicts; of equal models 2 to 6.6 % get one, at a level of 5 %."""
+"""Users (`users_that_count`) from which on there are verdicts; of equal models 2 to 6.6 % get one, where 5 % may."""
 
 
 @dataclass(frozen=True)
