@@ -31,6 +31,7 @@ FORMS = {
     "ablation": {
         **{key: value for key, value in COMPARED.items() if key != "reference"},
         "base": "mkt",
+        "samples": 800,
         "switches": {"wo": {"stage1": ["model.hfa=false"]}, "slow": {"mkt": ["optimizer.dense.lr=0.001"]}},
     },
 }
@@ -61,9 +62,9 @@ def spots(content):
 
 
 def mutated(random, content):
-    """A copy with one to three changes of values, names, nesting or presence."""
+    """A copy with a change or a few of values, names, nesting or presence."""
     content = copy.deepcopy(content)
-    for _ in range(random.integers(1, 4)):
+    for _ in range(random.geometric(0.7)):
         every = list(spots(content))
         if not every:
             break
@@ -106,6 +107,9 @@ def test_a_changed_study_is_refused_or_read(fuzz_seeds, place, form, monkeypatch
     kinds = {name: (settings, build) for name, (settings, _) in worlds.KINDS.items()}
     monkeypatch.setattr(worlds, "KINDS", kinds)
     path, read = place / "changed.yaml", 0
+    path.write_text(yaml.safe_dump(FORMS[form], sort_keys=False))
+    with pytest.raises(BuiltError) if form == "world" else contextlib.nullcontext():
+        expand(path, place / "out")
     for seed in fuzz_seeds:
         print(f"seed {seed}")
         content = mutated(np.random.default_rng(seed), FORMS[form])
