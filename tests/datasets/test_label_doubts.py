@@ -66,7 +66,7 @@ def test_short_windows_are_doubted_where_far_more_is_wanted_without(logs):
 def test_ids_that_never_meet(logs):
     change(logs[1]["sources"]["map"], "person", pa.array(["ADA"]))
     message = (
-        "warning: wanted in 'map': 0.0 % of rows; no action of sources.map that a row may know has its user and item"
+        "warning: wanted in 'map': 0.0 % of rows; 0 of 4 rows have their user and item in an action of sources.map"
     )
     assert message in run(logs)
 

@@ -66,10 +66,10 @@ def _missed(
     same = [exposures.user == earliest.source_user, exposures.item == earliest.source_item]
     ever = count_rows(exposures.join(earliest, [*same, earliest.source_time < exposures.until]))
     share = f"wanted in '{source}': {percent(wanted, rows)} of rows"
-    if not ever:
+    if ever * FEW < rows:
         yield (
-            f"{share}; no action of sources.{source} that a row may know has its user and item, at any time: are the "
-            f"ids in '{names['user']}' and '{names['item']}' the same in both tables?"
+            f"{share}; {ever:,} of {rows:,} rows have their user and item in an action of sources.{source} at any time "
+            f"before their end: are the ids in '{names['user']}' and '{names['item']}' the same in both tables?"
         )
     elif wanted * FEW < rows or wanted * MANY_TIMES < ever:
         largest = max(abs(time) for time in (first, last, source_first, source_last))
