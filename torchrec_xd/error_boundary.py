@@ -42,6 +42,7 @@ def run_command(command: Callable[[], object]) -> None:
     # process trains several times slower; 10,000 turns cost nothing on an idle one (docs/results/throughput_*.md). It
     # is read when torch is imported, which no command has done yet.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler notes every start and stop on the screen
     try:
         command()
     except ReportedError as error:

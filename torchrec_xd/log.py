@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from torchrec_xd.atomic_write import write_text
 from torchrec_xd.errors import UserError
+from torchrec_xd.json_lines import read_json_lines
 from torchrec_xd.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -116,10 +117,11 @@ class RunLog:
         self._purge_step = step + 1
         if not self._metrics.exists():
             return
-        lines = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        kept = [line for number, line in enumerate(whole, 1) if _step_of(line, f"{self._metrics}:{number}") <= step]
-        write_text(self._metrics, "".join(kept))
+        lines, _ = read_json_lines(self._metrics)
+        for number, line in enumerate(lines, 1):
+            if not isinstance(line.get("step"), int):
+                raise UserError(f"{self._metrics}:{number}: {line} has no integer 'step'; remove the line")
+        write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
 
     def progress(self, total: int, done: int = 0) -> Progress:
         """A progress display over `total` steps of which `done` are completed; silent on ranks other than 0."""
@@ -138,7 +140,7 @@ class Progress:
     def __init__(self, console: Console, total: int, done: int) -> None:
         self._console = console
         self._total = total
-        self._first = self._done = done
+        self._first = self._done = self._told = done
         self._text = ""
         self._bar = Bar(
             BarColumn(),
@@ -159,7 +161,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
-        if self._bar.disable and self._done > self._first:
+        if self._bar.disable and self._done > self._told:
             self._line(time.monotonic())
 
     def update(self, done: int, text: str = "") -> None:
@@ -172,7 +174,7 @@ class Progress:
             self._line(now)
 
     def _line(self, now: float) -> None:
-        self._said = now
+        self._said, self._told = now, self._done
         left = (now - self._start) / max(self._done - self._first, 1) * (self._total - self._done)
         text = f"{self._done}/{self._total}  {self._text}  {now - self._start:.0f} s gone, {left:.0f} s left"
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -249,15 +251,3 @@ def _logging_into(file: TextIO) -> Iterator[None]:
 
 def _is_sayable(value: float | str | None) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
-
-
-def _step_of(line: str, origin: str) -> int:
-    try:
-        step = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        step = None
-    if not isinstance(step, int):
-        raise UserError(
-            f"{origin}: expected a JSON object with an integer 'step', got {line.strip()!r}; remove the line"
-        )
-    return step

@@ -4,13 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
 
 from tests.support.commands import command
 from tests.support.feeds import schema_at, write_feed
-from torchrec_xd.checkpoint import Checkpoints
+from torchrec_xd.checkpoint import Checkpoints, read_saved, write_saved
 from torchrec_xd.config import RunConfig
 from torchrec_xd.errors import UserError
 from torchrec_xd.settings import validate
@@ -174,8 +175,7 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_next_best(tmp_path, damage):
     train(config, run)
     order = sorted((run / "checkpoints").iterdir())
     for folder, score in zip(order, (0.9, 0.8, 0.7), strict=True):
-        position = json.loads((folder / "position.json").read_text())
-        (folder / "position.json").write_text(json.dumps({**position, "score": score}))
+        write_saved(folder, replace(read_saved(folder), score=score))
     best = order[0].name
     data = order[0] / "position.json" if damage == "position" else next(order[0].glob("__0_*"))
     data.write_bytes(data.read_bytes()[:-9])
@@ -205,8 +205,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_gives_way_to_the_later_o
     config, run = validate(RunConfig, content, "test"), tmp_path / "run"
     train(config, run)
     first, last = sorted((run / "checkpoints").iterdir())
-    position = json.loads((first / "position.json").read_text())
-    (first / "position.json").write_text(json.dumps({**position, "score": 1.0}))
+    write_saved(first, replace(read_saved(first), score=1.0))
     assert evaluate(run, "test", "best") != evaluate(run, "test", "last")
     load, seen = Checkpoints.load, []
 

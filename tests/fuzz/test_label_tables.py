@@ -34,7 +34,7 @@ TYPES = (
 )
 NAN, HIGH = float("nan"), 2**63
 VALUES = (0, 1, -1, 3, 0.7, 2**31, 2**61, HIGH - 1, -HIGH, 2 * HIGH - 1, True, None, "x", "1", b"\xff", NAN, [1])
-EXPOSURES = ("shown/*.parquet", "shown/**", "shown/0.parquet", "nowhere", "", ".", "file://", "\0", "~", "*")
+EXPOSURES = ("shown/*.parquet", "shown/**/*.parquet", "shown/0.parquet", "nowhere", "", ".", "file://", "\0", "~", "*")
 SOURCES: tuple[Any, ...] = (
     *({"search": "search", "map": "map"}, {"search": "clicks"}, {"a b": "map"}, {"/": "map"}),
     *({"": "map"}, {"a.b": "map"}, {"M": "map", "m": "map"}, {}, ["map"], None),

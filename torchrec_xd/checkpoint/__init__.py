@@ -8,6 +8,7 @@ from torchrec_xd.checkpoint.checkpoints import (
     Saved,
     checksum,
     read_saved,
+    write_saved,
 )
 from torchrec_xd.checkpoint.transfer import TransferReport, transfer
 
@@ -21,4 +22,5 @@ __all__ = [
     "checksum",
     "read_saved",
     "transfer",
+    "write_saved",
 ]

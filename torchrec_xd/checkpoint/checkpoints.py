@@ -103,7 +103,7 @@ class Checkpoints:
 
         def finish() -> None:
             if self.processes.is_main_process:
-                (partial / POSITION).write_text(json.dumps(asdict(saved)))
+                write_saved(partial, saved)
                 shutil.rmtree(final, ignore_errors=True)
                 partial.rename(final)
                 self._prune()
@@ -288,12 +288,26 @@ def read_saved(folder: Path) -> Saved:
         UserError: the folder is no checkpoint of ours.
     """
     try:
-        saved = TypeAdapter(Saved).validate_json((folder / POSITION).read_bytes())
+        content = json.loads((folder / POSITION).read_bytes())
+        own = content.pop("checksum", None) if isinstance(content, dict) else None
+        if own is not None and own != _checksum_of(content):  # checkpoints of 0.2 and before have none
+            raise ValueError("it has been changed")
+        saved = TypeAdapter(Saved).validate_python(content)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is no checkpoint: {POSITION}: {error}") from None
     if _OURS.fullmatch(folder.name) and _step(folder) != saved.step:
         raise UserError(f"{folder} was renamed: it holds step {saved.step}")
     return saved
+
+
+def write_saved(folder: Path, saved: Saved) -> None:
+    """Write the description of a checkpoint, with a checksum of its own."""
+    content = json.loads(json.dumps(asdict(saved)))
+    (folder / POSITION).write_text(json.dumps({**content, "checksum": _checksum_of(content)}))
+
+
+def _checksum_of(content: Any) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def _step(folder: Path) -> int:

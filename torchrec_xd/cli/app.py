@@ -38,4 +38,4 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceb
 
 def main() -> None:
     """Run the command that the command line names."""
-    run_command(app)
+    run_command(lambda: app(prog_name="torchrec-xd"))  # however it was started

@@ -49,7 +49,10 @@ def read_stamps(path: Path) -> DataStamps:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{path} is damaged ({reason}): whether the data have changed cannot be told; if they have not, delete it"
+        ) from None
 
 
 def data_changes(before: DataStamps, now: DataStamps, most: int = 5) -> str:
