@@ -92,8 +92,9 @@ def reference_rows(data: Path, split: str = "test", seed: int = 0, out: Path | N
     scores = {"counting": _matrix(scored, (COUNT,))[:, 0], **_boosted_scores(fitted, scored, seed)}
     if out is not None:
         for model, score in scores.items():
-            with PredictionWriter(out / f"{model}.parquet", PredictionColumns(USER, (), (TASK,))) as writer:
-                writer.write(torch.tensor(scored[USER].to_numpy()), [torch.from_numpy(score)])
+            columns = PredictionColumns(USER, (), (TASK,))
+            with PredictionWriter(out / f"{model}.parquet", columns) as writer:
+                writer.write(columns.table(torch.tensor(scored[USER].to_numpy()), [torch.from_numpy(score)]))
     return [
         row for model, score in scores.items() for row in _rows(model, score, scored, probability=model != "counting")
     ]

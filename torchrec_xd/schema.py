@@ -72,9 +72,9 @@ class Feature(Settings):
     """Width of the embedding, of a table a multiple of 4. Default: the schema's `dim`."""
     pooling: Literal["sum", "mean"] = "sum"
     """How a bag becomes one vector."""
-    hash: Literal["none", "mod", "xxhash"] = "none"
-    """`none`: an id outside [0, rows) is an error; `mod`: id modulo rows; `xxhash`: hashed; the ids of a table are all
-    strings or all integers."""
+    hash: Literal["none", "drop", "mod", "xxhash"] = "none"
+    """`none`: an id outside [0, rows) is an error; `drop`: it is left out, like a null; `mod`: id modulo rows;
+    `xxhash`: hashed; the ids of a table are all strings or all integers."""
     length: PositiveInt | None = None
     """A sequence keeps its last `length` ids."""
 

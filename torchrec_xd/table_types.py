@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-MAX_ROWS = 10**12
+MAX_ROWS = 2**48
 """Of a table."""
 MAX_DIM = 100_000
 """Of a table."""

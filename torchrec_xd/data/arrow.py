@@ -6,6 +6,7 @@ No loop runs over rows: list columns become values and lengths by slicing Arrow'
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -28,6 +29,10 @@ _NAMES = 30
 _USER_RULE = (
     "the user column holds integers: add one that is made of it, alike in all files (DuckDB: hash(x) >> 1, Spark: "
     "xxhash64(x)), and name that as the schema's 'user'"
+)
+_SLICE_RULE = (
+    "a column that metrics slice by holds integers or booleans: number its values, alike in all files (DuckDB: "
+    "dense_rank() over (order by x))"
 )
 _INT64, _FLOAT32 = np.iinfo(np.int64), np.finfo(np.float32)
 
@@ -74,6 +79,8 @@ class Decoder:
         """What the columns keep to; a row group whose statistics say otherwise is better decoded than trusted."""
         self.id_types: tuple[IdType, ...] = tuple(_id_type(feature) for feature in self._ids)
         """For every feature but the dense ones, the narrowest type that holds its ids."""
+        self.dropped: Counter[str] = Counter()
+        """Ids that were left out so far, by column (`hash: drop`)."""
 
     def check(self, file: str, found: pa.Schema) -> None:
         """Check the columns of a file.
@@ -89,7 +96,7 @@ class Decoder:
         faults += _type_faults(found, self._user, _is_integer, _USER_RULE)
         faults += _type_faults(found, self._weight, _is_number, "row weights are numbers")
         for column in self._extra:
-            faults += _type_faults(found, column, _is_integer, "a column that metrics slice by holds integers")
+            faults += _type_faults(found, column, _is_integer_or_boolean, _SLICE_RULE)
         if faults:
             raise UserError("\n".join(f"{file} (domain '{self._domain}'): {fault}" for fault in faults))
 
@@ -139,7 +146,7 @@ class Decoder:
             raise origin.fault(self._user, _first(user.is_null()), None, "is no user; drop the row or fill it in")
         return Rows(
             ids=tuple(
-                _ids(batch.column(feature.column), feature, origin) if feature else Jagged.empty(count)
+                _ids(batch.column(feature.column), feature, origin, self.dropped) if feature else Jagged.empty(count)
                 for feature in self._ids
             ),
             dense_BN=dense_BN,
@@ -186,6 +193,10 @@ def _expectation(feature: Feature) -> tuple[Callable[[pa.DataType], bool], str]:
     )
 
 
+def _is_integer_or_boolean(kind: pa.DataType) -> bool:
+    return _is_integer(kind) or pa.types.is_boolean(kind)
+
+
 def _is_integer(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_null(kind))
 
@@ -220,7 +231,7 @@ def _is_key(kind: pa.DataType, feature: Feature) -> bool:
 # ---- ids -------------------------------------------------------------------------------------------------------------
 
 
-def _ids(array: pa.Array, feature: Feature, origin: Origin) -> Jagged:
+def _ids(array: pa.Array, feature: Feature, origin: Origin, dropped: Counter[str]) -> Jagged:
     """The ids of one feature: nulls dropped, a sequence cut to its last ids, every id in [0, rows)."""
     if pa.types.is_null(array.type) and feature.kind != "id":
         return Jagged.empty(len(array))
@@ -229,6 +240,10 @@ def _ids(array: pa.Array, feature: Feature, origin: Origin) -> Jagged:
         lengths, values = pc.list_value_length(array).fill_null(0).to_numpy().astype(np.int64), array.flatten()
     if _is_string(values.type):
         values = values.cast(pa.large_binary())  # one layout of bytes; Arrow cannot filter its string views
+    if feature.hash == "drop":
+        nulls = values.null_count
+        values = _null_outside(values, feature)
+        dropped[feature.column] += values.null_count - nulls
     if values.null_count:
         ends = np.arange(1, len(values) + 1) if lengths is None else np.cumsum(lengths)
         valid_before = np.concatenate([[0], np.cumsum(values.is_valid().to_numpy(zero_copy_only=False))])
@@ -240,6 +255,17 @@ def _ids(array: pa.Array, feature: Feature, origin: Origin) -> Jagged:
         keys, lengths = _last(keys, lengths, feature.length)
     ids: Integers = (_bounded(keys, lengths, feature, origin) if lookup is None else lookup[keys]).view(np.int64)
     return Jagged(ids, None) if lengths is None else Jagged.of_lengths(ids, lengths)
+
+
+def _null_outside(values: pa.Array, feature: Feature) -> pa.Array:
+    """Integer ids, null where they lie outside [0, rows)."""
+    values = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+    kind = pa.uint64() if values.type == pa.uint64() else pa.int64()
+    values = values.cast(kind)
+    inside = pc.less(values, pa.scalar(feature.rows, kind))
+    if kind == pa.int64():
+        inside = pc.and_(inside, pc.greater_equal(values, 0))
+    return pc.if_else(inside, values, pa.scalar(None, kind))
 
 
 def _id_type(feature: Feature | None) -> IdType:
@@ -290,7 +316,8 @@ def _bounded(keys: Keys, lengths: Integers | None, feature: Feature, origin: Ori
         feature.column,
         row,
         int(keys[worst]),
-        f"lies outside [0, {feature.rows}), the rows of its table; raise 'rows' of the feature, or set 'hash: mod'",
+        f"lies outside [0, {feature.rows}), the rows of its table; raise 'rows' of the feature, or set 'hash: mod' "
+        "or 'hash: drop' (to score new ids: --unseen-ids drop)",
     )
 
 

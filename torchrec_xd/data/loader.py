@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import threading
+from collections import Counter
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -102,6 +103,10 @@ class Loader:
     def stamps(self) -> dict[str, tuple[FileStamp, ...]]:
         """The files of every domain as they were when their footers were read."""
         return {name: domain.files.stamps for name, domain in zip(self._names, self._domains, strict=True)}
+
+    def dropped(self) -> Counter[str]:
+        """Ids that were left out of the batches so far, by column (`hash: drop`)."""
+        return sum((domain.decoder.dropped for domain in self._domains), Counter())
 
     def batches(self, start: LoaderState = LoaderState(0, 0), epochs: int = 1) -> Iterator[Batch]:  # noqa: B008 - frozen
         """Batches from `start` (an epoch and its steps already done) to the end of epoch `epochs - 1`.
@@ -203,6 +208,7 @@ def _refuse_bad_values(domain: _Domain) -> None:
     for group in domain.files.doubtful:
         for _ in _decoded(read(group), domain.decoder, group.file, group.first_row):
             pass
+    domain.decoder.dropped.clear()  # these row groups are read once more
 
 
 def _decoded(table: pa.Table, decoder: Decoder, file: str, first_row: int) -> Iterator[Rows]:

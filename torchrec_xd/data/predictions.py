@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchrec_xd.data.files import ParquetFiles
 from torchrec_xd.errors import UserError
 
 PredictionTable: TypeAlias = pa.Table
@@ -21,7 +22,11 @@ PredictionTable: TypeAlias = pa.Table
 
 @dataclass(frozen=True)
 class PredictionColumns:
-    """What a table of predictions holds."""
+    """What a table of predictions holds.
+
+    Raises:
+        UserError: two columns have one name.
+    """
 
     user: str
     """Name of the user column, int64."""
@@ -29,22 +34,74 @@ class PredictionColumns:
     """Their probabilities become float32 columns `prob_<task>`, truncated to [0, 1]."""
     scores: tuple[str, ...] = ()
     """These become float32 columns `score_<name>`, as they are."""
+    kept: tuple[pa.Field, ...] = ()
+    """Columns of the scored rows that pass through as they are."""
+
+    def __post_init__(self) -> None:
+        names = self.schema.names
+        for field in self.kept:
+            if names.count(field.name) > 1:
+                raise UserError(f"--keep {field.name}: predictions have a column of that name already; leave it out")
 
     @property
     def schema(self) -> pa.Schema:
         """Names and types of the columns."""
         names = [*(f"prob_{task}" for task in self.tasks), *(f"score_{name}" for name in self.scores)]
-        return pa.schema([pa.field(self.user, pa.int64()), *(pa.field(name, pa.float32()) for name in names)])
+        numbers = [pa.field(name, pa.float32()) for name in names]
+        return pa.schema([pa.field(self.user, pa.int64()), *self.kept, *numbers])
 
-    def table(self, user_B: Tensor, score_TB: Sequence[Tensor]) -> PredictionTable:
-        """Rows of one batch: users `[B]`, then for each column its predictions `[B]`."""
+    def table(self, user_B: Tensor, score_TB: Sequence[Tensor], kept: PredictionTable | None = None) -> PredictionTable:
+        """Rows of one batch: users `[B]`, for each column its predictions `[B]`, and the columns that pass through."""
         values = [score_B.float().cpu() for score_B in score_TB]
         values[: len(self.tasks)] = [score_B.clamp(0, 1) for score_B in values[: len(self.tasks)]]
-        return pa.table([user_B.cpu().numpy(), *(score_B.numpy() for score_B in values)], schema=self.schema)
+        through = [] if kept is None else kept.columns
+        return pa.table([user_B.cpu().numpy(), *through, *(score_B.numpy() for score_B in values)], schema=self.schema)
 
     def concat(self, tables: Iterable[PredictionTable]) -> PredictionTable:
         """Tables of batches, one after the other."""
         return pa.concat_tables([self.schema.empty_table(), *tables]).combine_chunks()
+
+
+class KeptColumns:
+    """Columns of files as they are, taken front to back, to stand beside the predictions for their rows.
+
+    Args:
+        paths: of the files.
+        root: what relative paths start from.
+        columns: their names.
+
+    Raises:
+        UserError: a file lacks one of the columns, or has it twice or in another type than the first file.
+    """
+
+    def __init__(self, paths: Sequence[str], root: str, columns: Sequence[str]) -> None:
+        self.fields: tuple[pa.Field, ...] = ()
+        self._columns = tuple(columns)
+        files = ParquetFiles(paths, root, self._check)
+        read = files.reader(self._columns)
+        self._tables = (read(group).select(self._columns) for group in files.row_groups) if columns else iter(())
+        self._rest: list[pa.Table] = []
+
+    def take(self, rows: int) -> PredictionTable:
+        """The next rows."""
+        taken, left = [pa.schema(self.fields).empty_table()], rows
+        while left and self._columns:
+            table = self._rest.pop() if self._rest else next(self._tables)
+            taken.append(table.slice(0, left))
+            if table.num_rows > left:
+                self._rest.append(table.slice(left))
+            left -= taken[-1].num_rows
+        return pa.concat_tables(taken)
+
+    def _check(self, file: str, found: pa.Schema) -> None:
+        for name in self._columns:
+            if found.names.count(name) != 1:
+                raise UserError(f"--keep {name}: {file} has no such column; it has: {', '.join(found.names)}")
+        own = tuple(pa.field(name, found.field(name).type) for name in self._columns)
+        self.fields = self.fields or own
+        if own != self.fields:
+            name = next(field.name for field, other in zip(own, self.fields, strict=True) if field != other)
+            raise UserError(f"--keep {name}: its type in {file} is not that of the other files; write it alike in all")
 
 
 class PredictionWriter:
@@ -71,9 +128,8 @@ class PredictionWriter:
         else:
             self._partial.unlink()
 
-    def write(self, user_B: Tensor, score_TB: Sequence[Tensor]) -> int:
-        """Write the rows of one batch, as `PredictionColumns.table` takes them; returns their number."""
-        table = self._columns.table(user_B, score_TB)
+    def write(self, table: PredictionTable) -> int:
+        """Write the rows of one batch, as `PredictionColumns.table` makes them; returns their number."""
         self._writer.write_table(table)
         return int(table.num_rows)
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from torchrec_xd.checkpoint import CheckpointChoice, Checkpoints
 from torchrec_xd.config import RunConfig, load_run
 from torchrec_xd.data.agreement import agreed, read_kinds
 from torchrec_xd.data.loader import Loader
-from torchrec_xd.data.predictions import PredictionColumns, PredictionWriter
+from torchrec_xd.data.predictions import KeptColumns, PredictionColumns, PredictionWriter
 from torchrec_xd.data.shards import ShardSpec
 from torchrec_xd.distributed.process_group import Processes, process_group
 from torchrec_xd.errors import UserError
@@ -23,7 +24,7 @@ from torchrec_xd.log import RunLog
 from torchrec_xd.models import find_model
 from torchrec_xd.reports.run_report import save_report
 from torchrec_xd.run_folder import RunFolder
-from torchrec_xd.schema import Split
+from torchrec_xd.schema import Schema, Split
 from torchrec_xd.training.building import build_sharded, source_run
 from torchrec_xd.training.split_evaluation import SplitEvaluation
 from torchrec_xd.training.trainer import predict as predict_batches
@@ -131,6 +132,10 @@ def evaluate(
             return report
 
 
+UnseenIds = Literal["refuse", "drop"]
+"""What is done with ids that lie outside their tables: an error, or they are left out like nulls."""
+
+
 def score(
     directory: str | Path,
     rows: str | Path | None,
@@ -139,6 +144,8 @@ def score(
     checkpoint: CheckpointChoice = "best",
     *,
     parts: bool = False,
+    keep: Sequence[str] = (),
+    unseen_ids: UnseenIds = "refuse",
 ) -> int:
     """Write a run's predictions for the rows of one domain as Parquet; returns their number.
 
@@ -149,20 +156,23 @@ def score(
         domain: of the rows.
         checkpoint: best or last.
         parts: also write `score_<name>`, untruncated, for each task and each auxiliary score.
+        keep: columns of the rows that are written beside the predictions, whatever they hold.
+        unseen_ids: `drop` leaves ids out that lie outside their tables (new items), and warns with their number.
 
-    The columns are the schema's user column and `prob_<task>` for each task of the domain, truncated to [0, 1]; rows
-    are in the order of the input.
+    The columns are the schema's user column, those of `keep`, and `prob_<task>` for each task of the domain, truncated
+    to [0, 1]; rows are in the order of the input.
 
     Raises:
         UserError: an unknown domain, or rows that do not fit the schema; nothing is written.
     """
     check_output_file(output, "--out")
 
-    def written(columns: PredictionColumns, batches: Iterator[tuple[Tensor, list[Tensor]]]) -> int:
+    def written(columns: PredictionColumns, tables: Iterator[PredictionTable]) -> int:
         with PredictionWriter(Path(output), columns) as writer:
-            return sum(writer.write(user_B, scores) for user_B, scores in batches)
+            return sum(writer.write(table) for table in tables)
 
-    return _predicted(directory, rows, domain, checkpoint, parts, written)
+    given = _ScoredRows(rows, domain, tuple(keep), unseen_ids)
+    return _predicted(directory, given, checkpoint, parts, written)
 
 
 def predict(
@@ -172,13 +182,41 @@ def predict(
     domain: str,
     checkpoint: CheckpointChoice = "best",
     parts: bool = False,
+    keep: Sequence[str] = (),
+    unseen_ids: UnseenIds = "refuse",
 ) -> PredictionTable:
     """A run's predictions for the rows of one domain as an Arrow table; arguments, columns and errors as of `score`."""
 
-    def collected(columns: PredictionColumns, batches: Iterator[tuple[Tensor, list[Tensor]]]) -> PredictionTable:
-        return columns.concat(columns.table(user_B, scores) for user_B, scores in batches)
+    def collected(columns: PredictionColumns, tables: Iterator[PredictionTable]) -> PredictionTable:
+        return columns.concat(tables)
 
-    return _predicted(directory, rows, domain, checkpoint, parts, collected)
+    return _predicted(directory, _ScoredRows(rows, domain, tuple(keep), unseen_ids), checkpoint, parts, collected)
+
+
+@dataclass(frozen=True)
+class _ScoredRows:
+    """Which rows are scored, and how they are read."""
+
+    paths: str | Path | None
+    """Default: the domain's test split."""
+    domain: str
+    keep: tuple[str, ...]
+    unseen_ids: UnseenIds
+
+    def schema(self, trained: Schema) -> Schema:
+        """A run's schema with these rows as its only test split."""
+        if self.domain not in trained.domains:
+            raise UserError(f"--domain {self.domain}: the run's domains are: {', '.join(trained.domains)}")
+        own = trained.domains[self.domain].test if self.paths is None else _absolute(str(self.paths))
+        domains = {
+            name: entry.model_copy(update={"test": own if name == self.domain else None})
+            for name, entry in trained.domains.items()
+        }
+        features = trained.features
+        if self.unseen_ids == "drop":
+            bounded = {f.column for f in features if f.kind != "dense" and f.hash == "none"}
+            features = tuple(f.model_copy(update={"hash": "drop"}) if f.column in bounded else f for f in features)
+        return trained.model_copy(update={"domains": domains, "features": features})
 
 
 T = TypeVar("T")
@@ -186,38 +224,35 @@ T = TypeVar("T")
 
 def _predicted(
     directory: str | Path,
-    rows: str | Path | None,
-    domain: str,
+    rows: _ScoredRows,
     checkpoint: CheckpointChoice,
     parts: bool,
-    consume: Callable[[PredictionColumns, Iterator[tuple[Tensor, list[Tensor]]]], T],
+    consume: Callable[[PredictionColumns, Iterator[PredictionTable]], T],
 ) -> T:
-    """What `consume` makes of the predictions: the columns, then users and scores batch by batch."""
+    """What `consume` makes of the predictions: the columns, then a table for every batch."""
     config = load_run(Path(directory))
-    schema = config.schema_in_use
-    if domain not in schema.domains:
-        raise UserError(f"--domain {domain}: the run's domains are: {', '.join(schema.domains)}")
-    own = schema.domains[domain].test if rows is None else _absolute(str(rows))
-    domains = {
-        name: entry.model_copy(update={"test": own if name == domain else None})
-        for name, entry in schema.domains.items()
-    }
-    tasks = [task.name for task in schema.tasks if task.domain == domain]
+    schema = rows.schema(config.schema_in_use)
+    tasks = [task.name for task in schema.tasks if task.domain == rows.domain]
     auxiliary = find_model(config.model.name).auxiliary_scores(config.model)
     scores = [*tasks, *(name for name, task in auxiliary.items() if task in tasks)] if parts else []
     with process_group(config.trainer) as processes:
         if processes.size > 1:
             raise UserError("score runs in one process; split the input to use several")
-        given = schema.model_copy(update={"domains": domains})
-        loader = Loader(given, config.loader, "test", ShardSpec(shuffle=False), labels=False)
+        loader = Loader(schema, config.loader, "test", ShardSpec(shuffle=False), labels=False)
         _refuse_other_ids(directory, loader)
+        kept = KeptColumns(schema.domains[rows.domain].paths("test"), schema.root, rows.keep)
+        columns = PredictionColumns(schema.user, tuple(tasks), tuple(scores), kept.fields)
         with RunLog(None):
             model = load_sharded(config, RunFolder(Path(directory)), checkpoint, processes)
-            batches = (
-                (batch.user_B, [output.score[name] for name in (*tasks, *scores)])
+            tables = (
+                columns.table(batch.user_B, [output.score[name] for name in (*tasks, *scores)], kept.take(len(batch)))
                 for batch, output in predict_batches(model, loader, processes)
             )
-            return consume(PredictionColumns(schema.user, tuple(tasks), tuple(scores)), batches)
+            result = consume(columns, tables)
+        if dropped := +loader.dropped():
+            counts = ", ".join(f"{count:,} of '{column}'" for column, count in dropped.items())
+            logger.warning("ids outside their tables were left out: %s", counts)
+        return result
 
 
 def _absolute(rows: str) -> str:
