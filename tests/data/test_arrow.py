@@ -175,6 +175,7 @@ def test_labels_can_be_left_out() -> None:
 def test_extra_columns() -> None:
     assert plain(recent=pa.array([3, None, 2], pa.int16())).extra_BK.tolist() == [[3], [-1], [2]]
     assert plain(recent=pa.nulls(2)).extra_BK.tolist() == [[-1], [-1]]
+    assert plain(recent=pa.array([True, None, False])).extra_BK.tolist() == [[1], [-1], [0]]
 
 
 @pytest.mark.parametrize(

@@ -99,13 +99,15 @@ def cost_tables(
     """
     topology = cluster.topology()
     rows: list[list[tuple[ShardingOption, int | None, list[int]]]] = []
-    pooled = {table.path: ShardingOption.module_pooled(table.module, table.path) for table in tables}
+    # One look into each collection: torchrec goes through all of its tables for every one of them.
+    collections = {id(table.module): table for table in tables}
+    pooled = {key: ShardingOption.module_pooled(table.module, table.path) for key, table in collections.items()}
     for table in tables:
         own = [c for c in constraints if c.matches(table.name)]
         lengths = [pooling.get(feature, POOLING_FACTOR) for feature in table.features]
         options = [
             entry
-            for entry in _uncosted(table, topology, own, (batch_size, lengths, pooled[table.path]))
+            for entry in _uncosted(table, topology, own, (batch_size, lengths, pooled[id(table.module)]))
             if stacked or _placeable(entry[0].sharding_type, sum(entry[2]), topology)
         ]
         if not options:

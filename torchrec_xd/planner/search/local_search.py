@@ -48,6 +48,32 @@ class _Snapshot:
     load_W: Floats
     memory_MW: Floats
     on_rank: npt.NDArray[np.bool_]
+    whole: _Whole
+
+
+class _Whole:
+    """The groups that lie whole on one rank and may lie on any, as arrays: swaps look at all of them."""
+
+    def __init__(self, groups: int) -> None:
+        self.movable_G = np.zeros(groups, dtype=bool)
+        self.rank_G = np.zeros(groups, dtype=np.int64)
+        self.ms_G = np.zeros(groups)
+        self.memory_MG = np.zeros((2, groups))
+
+    def put(self, group: int, candidate: Candidate, ranks: Ints) -> None:
+        """Note where a group lies now."""
+        movable = len(ranks) == 1 and candidate.layout == "ranks" and candidate.ranks is None
+        self.movable_G[group] = movable
+        if movable:
+            self.rank_G[group], self.ms_G[group] = ranks[0], candidate.ms_S[0]
+            self.memory_MG[:, group] = candidate.memory_M
+
+    def copy(self) -> _Whole:
+        """The same, to go back to."""
+        other = _Whole(0)
+        other.movable_G, other.rank_G = self.movable_G.copy(), self.rank_G.copy()
+        other.ms_G, other.memory_MG = self.ms_G.copy(), self.memory_MG.copy()
+        return other
 
 
 class LocalSearch:
@@ -60,8 +86,10 @@ class LocalSearch:
         self.goal_ms = lower_ms * (1 + CLOSE_ENOUGH)
         self.random = np.random.default_rng(0)
         self.on_rank = np.zeros((len(groups), cluster.world_size), dtype=bool)
+        self.whole = _Whole(len(groups))
         for group, ranks in enumerate(assignment.ranks):
             self.on_rank[group, ranks] = True
+            self.whole.put(group, self._candidate(group), ranks)
         self.total_ms = [np.array([candidate.total_ms for candidate in group.candidates]) for group in groups]
 
     def run(self, effort: int) -> Assignment:
@@ -90,6 +118,7 @@ class LocalSearch:
     def _put(self, group: int, index: int, ranks: Ints) -> None:
         self.assignment.put(group, self.groups[group].candidates[index], index, ranks)
         self.on_rank[group, ranks] = True
+        self.whole.put(group, self.groups[group].candidates[index], ranks)
 
     def _move(self, slowest: int) -> bool:
         """Reshard or move the group of the slowest rank whose new ranks are then fastest."""
@@ -130,36 +159,32 @@ class LocalSearch:
 
     def _swap(self, slowest: int) -> bool:
         """Swap a whole table of the slowest rank with a faster one of another rank."""
-        single = np.array([len(ranks) == 1 and self._free_to_move(g) for g, ranks in enumerate(self.assignment.ranks)])
-        mine = np.flatnonzero(single & self.on_rank[:, slowest])
-        others = np.flatnonzero(single & ~self.on_rank[:, slowest])
+        whole = self.whole
+        mine = np.flatnonzero(whole.movable_G & self.on_rank[:, slowest])
+        others = np.flatnonzero(whole.movable_G & ~self.on_rank[:, slowest])
         if not len(mine) or not len(others):
             return False
         load, memory, limit = self.state.load_W, self.state.memory_MW, self.state.limit_M[:, None]
-        at = np.array([self.assignment.ranks[g][0] for g in others.tolist()])
-        their_ms = np.array([self._candidate(g).ms_S[0] for g in others.tolist()])
-        their_memory = np.array([self._candidate(g).memory_M for g in others.tolist()]).T
-        best: tuple[float, int, int] | None = None
+        at, their_ms, their_memory = whole.rank_G[others], whole.ms_G[others], whole.memory_MG[:, others]
+        load_at, bound = load[at], load[slowest] * LESS
+        best: tuple[int, int] | None = None
         for group in mine.tolist():
-            candidate = self._candidate(group)
-            more = candidate.memory_M[:, None] - their_memory
-            delta = candidate.ms_S[0] - their_ms
-            fits = ((memory[:, at] + more <= limit) & (memory[:, [slowest]] - more <= limit)).all(axis=0)
-            peak = np.where(fits & (delta > 0), np.maximum(load[slowest] - delta, load[at] + delta), np.inf)
-            other = int(peak.argmin())
-            if peak[other] < load[slowest] * LESS and (best is None or peak[other] < best[0]):
-                best = (float(peak[other]), group, int(others[other]))
+            delta = whole.ms_G[group] - their_ms
+            peak = np.where(delta > 0, np.maximum(load[slowest] - delta, load_at + delta), np.inf)
+            faster = np.flatnonzero(peak < bound)
+            more = whole.memory_MG[:, [group]] - their_memory[:, faster]
+            fits = ((memory[:, at[faster]] + more <= limit) & (memory[:, [slowest]] - more <= limit)).all(axis=0)
+            faster = faster[fits]
+            if len(faster):
+                other = int(faster[peak[faster].argmin()])
+                bound, best = peak[other], (group, int(others[other]))
         if best is None:
             return False
-        _, group, other = best
+        group, other = best
         (index, ranks), (other_index, other_ranks) = self._take(group), self._take(other)
         self._put(group, index, other_ranks)
         self._put(other, other_index, ranks)
         return True
-
-    def _free_to_move(self, group: int) -> bool:
-        candidate = self._candidate(group)
-        return candidate.layout == "ranks" and candidate.ranks is None
 
     def _ruin_and_recreate(self) -> bool:
         """Empty the slowest rank and a few others and fill them again in random order; undo it if nothing improved."""
@@ -205,9 +230,15 @@ class LocalSearch:
     def _snapshot(self) -> _Snapshot:
         assignment, state = self.assignment, self.state
         return _Snapshot(
-            assignment.chosen[:], assignment.ranks[:], state.load_W.copy(), state.memory_MW.copy(), self.on_rank.copy()
+            assignment.chosen[:],
+            assignment.ranks[:],
+            state.load_W.copy(),
+            state.memory_MW.copy(),
+            self.on_rank.copy(),
+            self.whole.copy(),
         )
 
     def _restore(self, saved: _Snapshot) -> None:
         self.assignment.chosen, self.assignment.ranks = saved.chosen, saved.ranks
         self.state.load_W, self.state.memory_MW, self.on_rank = saved.load_W, saved.memory_MW, saved.on_rank
+        self.whole = saved.whole
