@@ -123,7 +123,7 @@ def test_the_settings_reference_names_defaults_and_nested_keys() -> None:
     keys = {key.path: key for key in docs.keys(docs.RUN)}
     assert (keys["trainer.epochs"].type, keys["trainer.epochs"].default) == ("integer (> 0)", "default: `1`")
     assert keys["sharding.constraints[].tables"].default == "required"
-    assert keys["optimizer.dense.betas"].type == "list of 2 numbers"
+    assert keys["optimizer.dense.betas"].type == "list of 2 numbers (≥ 0, < 1)"
     assert "schema.dim" not in keys, "the schema has a page of its own"
     models = {key.path for section in docs.PAGES["models"][1] for key in docs.keys(section)}
     assert {"model.sources.NAME.wanted", "model.domain_weight"} <= models

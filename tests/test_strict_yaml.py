@@ -109,7 +109,8 @@ scalars = st.none() | st.booleans() | st.integers(-(2**64), 2**64) | st.floats(a
 def test_what_was_dumped_is_read_as_it_was(value: Any) -> None:
     for options in ({"sort_keys": False, "allow_unicode": True}, {"default_flow_style": None, "width": 120}):
         text = yaml.safe_dump(value, **options)
-        assert parse_yaml(text, "f") == value, text
+        meant = yaml.safe_load(text)  # the same, but for a few line breaks that PyYAML loses
+        assert parse_yaml(text, "f") == meant, text
 
 
 def test_nodes_know_their_lines() -> None:

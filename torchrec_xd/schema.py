@@ -66,9 +66,9 @@ class Feature(Settings):
     table: str | None = None
     """Embedding table; features that name the same one share it, with equal `rows`, `dim` and `hash`. Default: the
     column's own table."""
-    rows: int | None = Field(default=None, ge=1, le=MAX_ROWS)
+    rows: int | None = Field(default=None, gt=0, le=MAX_ROWS)
     """Rows of the table; ids lie in [0, rows)."""
-    dim: int | None = Field(default=None, ge=1, le=MAX_DIM)
+    dim: int | None = Field(default=None, gt=0, le=MAX_DIM)
     """Width of the embedding, of a table a multiple of 4. Default: the schema's `dim`."""
     pooling: Literal["sum", "mean"] = "sum"
     """How a bag becomes one vector."""
@@ -130,7 +130,7 @@ class Schema(Settings):
     """The labels that are predicted; every domain has at least one."""
     features: tuple[Feature, ...]
     """The columns that models read."""
-    dim: int = Field(default=8, ge=1, le=MAX_DIM)
+    dim: int = Field(default=8, gt=0, le=MAX_DIM)
     """Width of embeddings that do not name their own."""
     weight: str | None = None
     """Column of row weights (inverse sampling rates); metrics use it, training only with `trainer.weighted`."""

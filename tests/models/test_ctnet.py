@@ -30,7 +30,7 @@ def ctnet(schema, domains=("post",), source=SOURCE, **settings):
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ctnet")
     content = {"schema": schema_at(write_feed(folder / "feed", rows=96)), "loader": {"batch_size": 64}}
-    content["schema"]["domains"] = {k: {**v, "test": v["train"]} for k, v in content["schema"]["domains"].items()}
+    content["evaluate_on"] = "train"  # the only split that every domain has
     train_run(folder, "source", **content, model=SOURCE, domains=["items"], optimizer=RATES)
     target = {**content, "model": TARGET, "domains": ["post"]}
     train_run(folder, "first", **target, optimizer=RATES, init_from=str(folder / "source"))

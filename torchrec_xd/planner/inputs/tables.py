@@ -30,9 +30,9 @@ class TableSpec(Settings):
 
     name: str = Field(min_length=1)
     """Unique name."""
-    rows: int = Field(ge=1, le=MAX_ROWS)
+    rows: int = Field(gt=0, le=MAX_ROWS)
     """Number of embeddings."""
-    dim: int = Field(ge=1, le=MAX_DIM)
+    dim: int = Field(gt=0, le=MAX_DIM)
     """Embedding dimension; FBGEMM requires a multiple of 4."""
     features: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Names of the features that look up the table, or their number. Default: one feature, named like the table."""
