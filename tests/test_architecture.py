@@ -17,8 +17,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    ("errors", "atomic_write", "private_names"),
-    ("strict_yaml",),
+    ("errors",),
+    ("atomic_write", "private_names", "strict_yaml"),
     (
         "settings",
         "json_lines",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from torchrec_xd.atomic_write import write_json, write_text
+from torchrec_xd.errors import UserError
 
 
 def test_the_folder_is_made_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -26,6 +27,6 @@ def test_a_failed_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", fill_the_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match=r"cannot be written: .*No space left"):
         write_json(path, {"a": 2})
     assert path.read_bytes() == b'{\n  "a": 1\n}\n'

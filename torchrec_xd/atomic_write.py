@@ -6,13 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torchrec_xd.errors import UserError
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, and its folder: under another name first, then renamed, so that no reader sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a text file, and its folder: under another name first, then renamed, so that no reader sees half of it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}; make room, or name another place") from None
 
 
 def write_json(path: Path, content: Any, indent: int = 2) -> None:

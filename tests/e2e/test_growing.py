@@ -4,8 +4,11 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -228,3 +231,52 @@ def test_commands_show_nothing_of_what_torch_says_about_torchrec(tmp_path):
     assert done.returncode == 0
     assert "FutureWarning" not in done.stderr
     assert "is_fx_tracing" not in done.stderr
+
+
+def test_a_second_job_on_a_living_run_is_refused_and_on_a_dead_one_goes_on(tmp_path):
+    """Real processes: the second is refused at once, and the first is not disturbed; a killed job does not block."""
+    content = content_of(tmp_path, trainer={"epochs": 100_000, "log_every": 5, "threads": 1})
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    run = tmp_path / "run"
+    words = ["train", str(tmp_path / "run.yaml"), "--run-dir", str(run), "--restartable"]
+    first = subprocess.Popen([sys.executable, "-m", "torchrec_xd.cli", *words], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (run / "checkpoints").is_dir() or not saved(run):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        second = command(*words, check=False)
+        assert second.returncode == 2
+        assert f"run is in use by process {first.pid} on " in second.stderr
+        assert len(second.stderr.splitlines()) == 1
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+    steps = [line["step"] for line in lines(run)]
+    assert steps == [*range(5, steps[-1] + 1, 5)]  # of one job alone
+    third = subprocess.Popen([sys.executable, "-m", "torchrec_xd.cli", *words], stderr=subprocess.DEVNULL)
+    try:
+        while lines(run)[-1]["step"] <= steps[-1]:
+            assert third.poll() is None
+            time.sleep(0.1)
+        third.terminate()
+        assert third.wait(60) == 75
+    finally:
+        third.kill()
+        third.wait()
+
+
+def test_data_that_cannot_teach_are_said(tmp_path):
+    content = content_of(tmp_path, train_on_valid=False)
+    for split in ("train", "valid"):
+        file = tmp_path / "feed" / "post" / f"{split}.parquet"
+        table = pq.read_table(file)
+        negative = table.set_column(table.schema.get_field_index("click"), "click", pa.array([0] * table.num_rows))
+        pq.write_table(negative.slice(0, 0) if split == "valid" else negative, file)
+    config = validate(RunConfig, content, "test")
+    train(config, tmp_path / "run")
+    said = (tmp_path / "run" / "log.txt").read_text()
+    # twice 400 rows: two epochs
+    assert "warning: task click@post: all 800 training rows are negative: there is nothing to tell apart" in said
+    assert "warning: the valid split holds no rows" in said

@@ -55,7 +55,9 @@ def possible(config, whole, tmp_path_factory):
 
 def damage_folder(kind: str, folder: Path, checkpoints: list[Path], rng: np.random.Generator) -> None:
     if kind == "rename":
-        folder.rename(folder.with_name(f"step_{rng.integers(200):09d}_x"[: int(rng.choice([14, 16]))]))
+        target = folder.with_name(f"step_{rng.integers(200):09d}_x"[: int(rng.choice([14, 16]))])
+        if not target.exists():
+            folder.rename(target)
     elif kind == "copy":
         shutil.copytree(folder, folder.with_name(f"step_{rng.integers(10**9):09d}"), dirs_exist_ok=True)
     else:

@@ -15,6 +15,7 @@ from torchrec_xd.planner.inputs.constraints import Constraint
 from torchrec_xd.planner.inputs.tables import TableList, TableSpec
 from torchrec_xd.planner.report.torchrec_default import default_plan
 from torchrec_xd.planner.search.candidates import RankState
+from torchrec_xd.planner.search.local_search import LocalSearch
 from torchrec_xd.planner.search.lower_bound import Candidates, lower_bound
 from torchrec_xd.planner.search.problem import module_problem
 from torchrec_xd.planner.search.search import Found, search
@@ -180,3 +181,26 @@ def test_contradicting_pins_and_unknown_tables_are_errors():
         planned(tables, gpus(4), constraints=(Constraint(tables=("u0",), forbid=("row_wise",)),))
     with pytest.raises(UserError, match="pins rank 4; valid ranks: 0 to 3"):
         planned(tables, gpus(4), constraints=(Constraint(tables=("t0",), ranks=(4,)),))
+
+
+def test_what_swaps_look_at_is_what_is_placed(monkeypatch):
+    """The arrays beside the assignment follow every move, swap and step back."""
+    searches = []
+    run = LocalSearch.run
+
+    def seen(self, effort):
+        searches.append(self)
+        return run(self, effort)
+
+    monkeypatch.setattr(LocalSearch, "run", seen)
+    planned(random_tables(40, seed=3), gpus(8), effort=60)
+    assert searches
+    for found in searches:
+        for group, ranks in enumerate(found.assignment.ranks):
+            candidate = found.groups[group].candidates[found.assignment.chosen[group]]
+            movable = len(ranks) == 1 and candidate.layout == "ranks" and candidate.ranks is None
+            assert found.whole.movable_G[group] == movable
+            if movable:
+                assert found.whole.rank_G[group] == ranks[0]
+                assert found.whole.ms_G[group] == candidate.ms_S[0]
+                assert found.whole.memory_MG[:, group].tolist() == candidate.memory_M.tolist()

@@ -81,6 +81,16 @@ class Decoder:
         """For every feature but the dense ones, the narrowest type that holds its ids."""
         self.dropped: Counter[str] = Counter()
         """Ids that were left out so far, by column (`hash: drop`)."""
+        self.positives_T = np.zeros(len(self._labels))
+        """Of every task, the positive rows that were read so far."""
+        self.rows = 0
+        """Rows that were read so far."""
+
+    def reset_counts(self) -> None:
+        """Begin to count anew what is read."""
+        self.dropped.clear()
+        self.positives_T[:] = 0
+        self.rows = 0
 
     def check(self, file: str, found: pa.Schema) -> None:
         """Check the columns of a file.
@@ -137,6 +147,8 @@ class Decoder:
         for i, label in enumerate(self._labels):
             if label:
                 label_BT[:, i] = _label(batch.column(label), label, origin)
+                self.positives_T[i] += label_BT[:, i].sum()
+        self.rows += count
         extra_BK = np.full((count, len(self._extra)), -1, dtype=np.int64)
         for i, column in enumerate(self._extra):
             if column in batch.schema.names:

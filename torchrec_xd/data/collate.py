@@ -132,6 +132,7 @@ class Collator:
     """
 
     def __init__(self, schema: Schema, num_extra: int):
+        self.schema = schema
         sequential = {table.name for table in schema.tables() if table.sequential}
         features = [feature for feature in schema.features if feature.kind != "dense"]
         self._keys = [feature.column for feature in features]

@@ -108,6 +108,15 @@ class Loader:
         """Ids that were left out of the batches so far, by column (`hash: drop`)."""
         return sum((domain.decoder.dropped for domain in self._domains), Counter())
 
+    def label_counts(self) -> dict[str, tuple[int, int]]:
+        """Task to how many rows with its label were read so far, and how many of them were positive."""
+        return {
+            task.name: (domain.decoder.rows, int(domain.decoder.positives_T[i]))
+            for i, task in enumerate(self.collate.schema.tasks)
+            for name, domain in zip(self._names, self._domains, strict=True)
+            if name == task.domain
+        }
+
     def batches(self, start: LoaderState = LoaderState(0, 0), epochs: int = 1) -> Iterator[Batch]:  # noqa: B008 - frozen
         """Batches from `start` (an epoch and its steps already done) to the end of epoch `epochs - 1`.
 
@@ -208,7 +217,7 @@ def _refuse_bad_values(domain: _Domain) -> None:
     for group in domain.files.doubtful:
         for _ in _decoded(read(group), domain.decoder, group.file, group.first_row):
             pass
-    domain.decoder.dropped.clear()  # these row groups are read once more
+    domain.decoder.reset_counts()  # these row groups are read once more
 
 
 def _decoded(table: pa.Table, decoder: Decoder, file: str, first_row: int) -> Iterator[Rows]:

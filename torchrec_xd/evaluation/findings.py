@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,20 @@ def findings(report: Report, *, probabilities: bool = True) -> list[str]:
     empty = [name for name, result in tasks.items() if not result["rows"]]
     found = [f"no rows of {', '.join(empty)} in this split: nothing is measured there"] if empty else []
     return found + [f"task {name}: {fault}" for name in tasks for fault in _faults(tasks[name], probabilities)]
+
+
+def training_findings(counts: Mapping[str, tuple[int, int]]) -> list[str]:
+    """A line for every task whose training rows are of one class.
+
+    Args:
+        counts: task to rows and positive rows that were read.
+    """
+    kinds = {name: "positive" if positives else "negative" for name, (rows, positives) in counts.items()}
+    return [
+        f"task {name}: all {rows:,} training rows are {kinds[name]}: there is nothing to tell apart"
+        for name, (rows, positives) in counts.items()
+        if rows and positives in (0, rows)
+    ]
 
 
 def _faults(result: ResultDict, probabilities: bool) -> list[str]:

@@ -25,6 +25,7 @@ from torchrec_xd.distributed.optimizers import Optimizers
 from torchrec_xd.distributed.process_group import Processes, process_group
 from torchrec_xd.distributed.sharding import table_bytes
 from torchrec_xd.errors import UserError
+from torchrec_xd.evaluation.findings import training_findings
 from torchrec_xd.log import RunLog
 from torchrec_xd.models import find_model
 from torchrec_xd.models.transfer import EVERYTHING
@@ -111,6 +112,7 @@ def train(
                 start=start,
                 step=saved.step if saved else 0,
             )
+            _warn(loader, valid, processes, log)
             ranks = processes.all_gather_object(_measured(model, optimizers, summary, processes))
             chosen = choose_checkpoint(checkpoints, "best", log.say)
             if chosen != checkpoints.last():
@@ -130,6 +132,16 @@ def train(
             if processes.is_main_process:
                 write_json(folder.metrics, content)
     return content
+
+
+def _warn(loader: Loader, valid: SplitEvaluation | None, processes: Processes, log: RunLog) -> None:
+    """Say what of the data makes a run worth little (a collective)."""
+    parts = processes.all_gather_object(loader.label_counts())
+    counts = {task: (sum(part[task][0] for part in parts), sum(part[task][1] for part in parts)) for task in parts[0]}
+    for line in training_findings(counts):
+        log.say(f"warning: {line}")
+    if valid is not None and not valid.loader.rows:
+        log.say("warning: the valid split holds no rows: no checkpoint is the best one, the last one is measured")
 
 
 def _measured(model: nn.Module, optimizers: Optimizers, summary: Summary, processes: Processes) -> RankMeasured:
