@@ -52,7 +52,9 @@ def run_command(command: Callable[[], object]) -> None:
     except OSError as error:
         if "--debug" in sys.argv[1:2] or error.errno not in _CORRECTABLE:
             raise
-        fail(UserError(f"{error}; make room, or name another place"))
+        failed = UserError(f"{error}; make room, or name another place")
+        failed.told = False  # other processes may well write where they are
+        fail(failed)
 
 
 def fail(error: ReportedError) -> NoReturn:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pyarrow as pa
@@ -189,6 +190,29 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_next_best(tmp_path, damage):
     if damage == "cut":
         assert f"{best} is damaged: {data.name} is missing, cut short or changed" in (run / "log.txt").read_text()
         assert evaluate(run)["eval"] == content["eval"]
+
+
+def test_damaged_checkpoints_with_larger_numbers_do_not_push_out_later_ones(tmp_path, monkeypatch):
+    """Steps 10 to 40 are whole, 50 is not: what follows 40 is kept, though its numbers are smaller at first."""
+    config, run = validate(RunConfig, content_of(tmp_path), "test"), tmp_path / "run"
+    killed_after(monkeypatch, config, run, 40)
+    folder = run / "checkpoints"
+    shutil.copytree(folder / "step_000000040", folder / "step_000000058")
+    (folder / "step_000000058" / "position.json").write_text("{")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_stop_requests", stopped_at_once)
+        with pytest.raises(trainer.InterruptedRunError, match="stopped after step 41 of 60"):
+            train(config, run, resume=True)
+    assert saved(run) == ["step_000000041", "step_000000058"]
+    content = train(config, run, resume=True)
+    assert (content["checkpoint"], content["train"]["steps"]) == ("step_000000060", 19)
+    assert saved(run) == ["step_000000060"]
+
+
+@contextmanager
+def stopped_at_once():
+    """In place of the collector of signals: one is there already."""
+    yield [trainer.signal.SIGTERM]
 
 
 def test_infinite_weights_are_never_saved_though_the_loss_was_finite(tmp_path):

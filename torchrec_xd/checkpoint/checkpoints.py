@@ -106,7 +106,7 @@ class Checkpoints:
                 write_saved(partial, saved)
                 shutil.rmtree(final, ignore_errors=True)
                 partial.rename(final)
-                self._prune()
+                self._prune(step)
 
         self._together(make_room, step)
         self._together(lambda: save_distributed(state, checkpoint_id=partial), step)
@@ -203,6 +203,8 @@ class Checkpoints:
                     problem = f"{folder} is damaged: {name} is missing, cut short or changed"
         except UserError as error:
             problem = str(error)
+        except OSError as error:  # removed or unreadable meanwhile
+            problem = f"{folder} cannot be read: {error}"
         problems = [found for found in self.processes.all_gather_object(problem) if found]
         if problems:
             raise UserError(problems[0])
@@ -248,10 +250,11 @@ class Checkpoints:
         names = [path for path in self.directory.iterdir() if _OURS.fullmatch(path.name) and path.name.startswith(kind)]
         return sorted((path for path in names if path.is_dir() and not path.is_symlink()), key=_step)
 
-    def _prune(self) -> None:
-        keep = {*self._in_order("last")[: self.settings.keep], self.best()}
-        for folder in self._ours("step"):
-            if folder not in keep:
+    def _prune(self, step: int) -> None:
+        """Remove what is not among the last up to `step`; later ones are damaged, and this run has passed them over."""
+        earlier = [folder for folder in self._in_order("last") if _step(folder) <= step]
+        for folder in earlier[self.settings.keep :]:
+            if folder != self.best():
                 # First out of sight: a kill in between must not leave half a checkpoint that counts as one.
                 partial = self.directory / f"partial_{_step(folder):09d}"
                 try:

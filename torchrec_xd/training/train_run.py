@@ -89,9 +89,10 @@ def train(
         built = build(config, source_run(config, folder))
         parameters = built.parameter_counts()
         plan = plan_sharding(built, config, processes)
-        _begin_folder(config, plan, folder, processes, stamps)
         if processes.is_main_process:
+            save_stamps(folder.data, stamps)
             save_kinds(folder.id_kinds, id_kinds.values())
+        _begin_folder(config, plan, folder, processes)
         with RunLog(folder.path, processes.rank) as log:
             model, optimizers = shard_by(plan, built, config, processes)
             checkpoints = checkpoints_of(config, folder, processes)
@@ -243,9 +244,7 @@ def _loader_state(saved: Saved, loader: Loader, config: RunConfig, log: RunLog) 
     return LoaderState(saved.position.epoch, round(saved.position.step * loader.steps / steps))
 
 
-def _begin_folder(
-    config: RunConfig, plan: RunPlan, folder: RunFolder, processes: Processes, stamps: DataStamps
-) -> None:
+def _begin_folder(config: RunConfig, plan: RunPlan, folder: RunFolder, processes: Processes) -> None:
     if processes.is_main_process:
         if folder.exists() and load_run(folder.path).trainer.epochs < config.trainer.epochs:
             folder.metrics.unlink(missing_ok=True)  # the run is not finished any more
@@ -253,7 +252,6 @@ def _begin_folder(
         if source is not None:
             write_text(folder.source, source.dump())
         plan.plan.save(folder.plan)
-        save_stamps(folder.data, stamps)
         write_text(folder.config, config.dump())  # last: it makes the folder a run
     processes.barrier()
 
