@@ -74,6 +74,17 @@ def test_a_misspelt_column_to_slice_by(tmp_path: Path, feed: dict[str, Any], mis
     assert "did you mean 'clicks'?" in said
 
 
+def test_integers_and_strings_of_one_table_in_two_runs(tmp_path: Path, feed: dict[str, Any]) -> None:
+    """The second run takes the first one's rows over, which strings would look up in other places."""
+    trained(tmp_path, feed, "source")
+    for split in ("train", "valid", "test"):
+        path = tmp_path / "feed" / "post" / f"{split}.parquet"
+        rewrite(path, "hour", pq.read_table(path)["hour"].cast(pa.string()))
+    said = refused(tmp_path, feed, init_from=str(tmp_path / "source"))
+    assert "table 'hour': ids are integers in" in said
+    trained(tmp_path, feed)
+
+
 def test_integers_and_strings_of_one_table_in_two_splits(tmp_path: Path, feed: dict[str, Any]) -> None:
     rewrite(tmp_path / "feed" / "post" / "test.parquet", "hour", pa.array(["3"] * 32))
     said = refused(tmp_path, feed)

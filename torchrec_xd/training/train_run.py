@@ -16,7 +16,7 @@ from torchrec_xd.atomic_write import write_json, write_text
 from torchrec_xd.batch import LoaderState
 from torchrec_xd.checkpoint import POSITION, Saved, checksum, transfer
 from torchrec_xd.config import RunConfig, load_run
-from torchrec_xd.data.agreement import agreed, refuse_shared_files, save_kinds
+from torchrec_xd.data.agreement import agreed, read_kinds, refuse_shared_files, save_kinds
 from torchrec_xd.data.loader import Loader
 from torchrec_xd.data.shards import ShardSpec
 from torchrec_xd.data.stamps import DataStamps, current_stamps, data_changes, read_stamps, save_stamps
@@ -81,7 +81,8 @@ def train(
         valid = SplitEvaluation(config, "valid", processes) if has_rows(schema, "valid") else None
         final = SplitEvaluation(config, config.evaluate_on, processes)
         loaders = [loader, *(evaluation.loader for evaluation in (valid, final) if evaluation)]
-        id_kinds = agreed(kind for each in loaders for kind in each.id_kinds.values())
+        own = [kind for each in loaders for kind in each.id_kinds.values()]
+        id_kinds = agreed([*(read_kinds(RunFolder(config.init_from).id_kinds) if config.init_from else ()), *own])
         stamps: DataStamps = {"train": loader.stamps(), config.evaluate_on: final.loader.stamps()}
         if valid is not None:
             stamps["valid"] = valid.loader.stamps()
