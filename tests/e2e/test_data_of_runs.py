@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.feeds import schema_at, write_feed
+from tests.support.stops import train_until
 from torchrec_xd.config import RunConfig
-from torchrec_xd.errors import InterruptedRunError, UserError
+from torchrec_xd.errors import UserError
 from torchrec_xd.settings import validate
-from torchrec_xd.training import trainer
 from torchrec_xd.training.train_run import train
 
 
@@ -43,25 +43,9 @@ def config(feed):
     )
 
 
-def stopped(config, run, monkeypatch):
-    """A run that is asked to stop in its third step of seven."""
-    step, calls = trainer.train_step, []
-
-    def stop(training, batch):
-        calls.append(1)
-        if len(calls) == 3:
-            trainer.signal.raise_signal(trainer.signal.SIGTERM)
-        return step(training, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "train_step", stop)
-        with pytest.raises(InterruptedRunError):
-            train(config, run)
-
-
 def test_a_file_that_was_added_is_named_and_can_be_accepted(config, feed, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    stopped(config, run, monkeypatch)
+    train_until(3, monkeypatch, config, run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     shutil.copy(feed / "post" / "train" / "0.parquet", feed / "post" / "train" / "1.parquet")
     with pytest.raises(UserError, match="data are not those") as error:
@@ -80,7 +64,7 @@ def test_a_file_that_was_added_is_named_and_can_be_accepted(config, feed, tmp_pa
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_a_file_that_was_written_again_is_named(config, feed, tmp_path, monkeypatch, split):
     run = tmp_path / "run"
-    stopped(config, run, monkeypatch)
+    train_until(3, monkeypatch, config, run)
     file = feed / "post" / ("train/0.parquet" if split == "train" else f"{split}.parquet")
     table = pq.read_table(file)
     flipped = pc.subtract(pa.scalar(1, table["click"].type), table["click"])
@@ -91,7 +75,7 @@ def test_a_file_that_was_written_again_is_named(config, feed, tmp_path, monkeypa
 
 def test_a_file_that_is_gone_is_named(config, feed, tmp_path, monkeypatch):
     shutil.copy(feed / "post" / "train" / "0.parquet", feed / "post" / "train" / "1.parquet")
-    stopped(config, tmp_path / "run", monkeypatch)
+    train_until(3, monkeypatch, config, tmp_path / "run")
     (feed / "post" / "train" / "0.parquet").unlink()
     with pytest.raises(UserError, match=r"post/train/0.parquet is gone \(400 rows\)"):
         train(config, tmp_path / "run", resume=True)
@@ -99,7 +83,7 @@ def test_a_file_that_is_gone_is_named(config, feed, tmp_path, monkeypatch):
 
 def test_data_that_moved_to_another_machine_are_the_same(config, feed, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    stopped(config, run, monkeypatch)
+    train_until(3, monkeypatch, config, run)
     shutil.copytree(feed, tmp_path / "copy")
     shutil.rmtree(feed)
     shutil.move(tmp_path / "copy", feed)  # other inodes, other times

@@ -15,6 +15,7 @@ import yaml
 
 from tests.support.commands import command
 from tests.support.feeds import schema_at, write_feed
+from tests.support.stops import train_until
 from torchrec_xd.checkpoint import Checkpoints, read_saved, write_saved
 from torchrec_xd.config import RunConfig
 from torchrec_xd.errors import UserError
@@ -22,12 +23,6 @@ from torchrec_xd.settings import validate
 from torchrec_xd.training import trainer
 from torchrec_xd.training.inference import evaluate
 from torchrec_xd.training.train_run import train
-
-KILLED = 50
-
-
-class KilledError(Exception):
-    pass
 
 
 def content_of(folder, **changes):
@@ -51,22 +46,6 @@ def saved(run):
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-def killed_after(monkeypatch, config, run, steps):
-    """Train, and die without a word when so many steps are done."""
-    step, done = trainer.train_step, []
-
-    def counted(training, batch):
-        if len(done) == steps:
-            raise KilledError
-        done.append(1)
-        return step(training, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "train_step", counted)
-        with pytest.raises(KilledError):
-            train(config, run)
-
-
 def torchrun(processes, *arguments):
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone", "-m",
@@ -80,7 +59,7 @@ def test_a_run_that_grows_keeps_and_measures_what_it_trained_last(tmp_path, monk
     """600 rows are 30 steps of 20 rows; two processes need 15, and their step 15 + 10 comes after the old step 50."""
     content = content_of(tmp_path)
     config, run = validate(RunConfig, content, "test"), tmp_path / "run"
-    killed_after(monkeypatch, config, run, KILLED)
+    train_until(51, monkeypatch, config, run, how="die")
     assert saved(run) == ["step_000000050"]
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     done = torchrun(2, "train", tmp_path / "run.yaml", "--run-dir", run, "--resume")
@@ -116,18 +95,7 @@ def test_a_run_that_was_stopped_between_two_lines_has_the_lines_of_one_left_alon
     """Stopped after step 8, where no line is due: step 8 is saved, and not a line of metrics.jsonl."""
     config = validate(RunConfig, content_of(tmp_path), "test")
     train(config, tmp_path / "whole")
-    step, calls = trainer.train_step, []
-
-    def stop_in_the_eighth(training, batch):
-        calls.append(1)
-        if len(calls) == 8:
-            trainer.signal.raise_signal(trainer.signal.SIGTERM)
-        return step(training, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "train_step", stop_in_the_eighth)
-        with pytest.raises(trainer.InterruptedRunError, match="stopped after step 8 of 60"):
-            train(config, tmp_path / "stopped")
+    assert "stopped after step 8 of 60" in train_until(8, monkeypatch, config, tmp_path / "stopped")
     assert saved(tmp_path / "stopped") == ["step_000000008"]
     train(config, tmp_path / "stopped", resume=True)
     found = [
@@ -140,7 +108,7 @@ def test_a_run_that_was_stopped_between_two_lines_has_the_lines_of_one_left_alon
 
 def test_what_is_not_ours_in_the_folder_of_checkpoints_stays(tmp_path, monkeypatch):
     config, run = validate(RunConfig, content_of(tmp_path), "test"), tmp_path / "run"
-    killed_after(monkeypatch, config, run, 20)
+    train_until(21, monkeypatch, config, run, how="die")
     folder = run / "checkpoints"
     shutil.copytree(folder / "step_000000020", folder / "step_000000020_mine")
     (folder / "step_000000010.tar.gz").write_bytes(b"mine")
@@ -164,7 +132,7 @@ def test_a_checkpoint_that_was_renamed_is_passed_over(tmp_path, monkeypatch):
         validate(RunConfig, content_of(tmp_path, checkpoint={"every_steps": 10, "keep": 2}), "t"),
         tmp_path / "r",
     )
-    killed_after(monkeypatch, config, run, 20)
+    train_until(21, monkeypatch, config, run, how="die")
     folder = run / "checkpoints"
     (folder / "step_000000020").rename(folder / "step_000000077")
     assert train(config, run, resume=True)["train"]["steps"] == 50
@@ -195,7 +163,7 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_next_best(tmp_path, damage):
 def test_damaged_checkpoints_with_larger_numbers_do_not_push_out_later_ones(tmp_path, monkeypatch):
     """Steps 10 to 40 are whole, 50 is not: what follows 40 is kept, though its numbers are smaller at first."""
     config, run = validate(RunConfig, content_of(tmp_path), "test"), tmp_path / "run"
-    killed_after(monkeypatch, config, run, 40)
+    train_until(41, monkeypatch, config, run, how="die")
     folder = run / "checkpoints"
     shutil.copytree(folder / "step_000000040", folder / "step_000000058")
     (folder / "step_000000058" / "position.json").write_text("{")

@@ -9,9 +9,9 @@ import yaml
 
 from tests.support.feeds import schema_at, write_feed
 from tests.support.mkt_settings import FINETUNE, PRETRAIN
+from tests.support.stops import train_until
 from torchrec_xd.config import load_config, load_run
-from torchrec_xd.errors import InterruptedRunError, UserError
-from torchrec_xd.training import trainer
+from torchrec_xd.errors import UserError
 from torchrec_xd.training.inference import evaluate, predict
 from torchrec_xd.training.train_run import train
 
@@ -55,25 +55,10 @@ def test_it_is_evaluated_and_scored_without_its_source(home, moved, source):
     assert load_config(moved / "source.yaml").model.name == "mkt_pretrain"
 
 
-def stop_in(step_number, monkeypatch):
-    step, calls = trainer.train_step, []
-
-    def stop(training, batch):
-        calls.append(1)
-        if len(calls) == step_number:
-            trainer.signal.raise_signal(trainer.signal.SIGTERM)
-        return step(training, batch)
-
-    monkeypatch.setattr(trainer, "train_step", stop)
-
-
 def test_it_is_resumed_without_its_source(home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load_config(home / "ft.yaml", [f"init_from={home / 'runs' / 'pre'}"])
-    with monkeypatch.context() as patch:
-        stop_in(3, patch)
-        with pytest.raises(InterruptedRunError):
-            train(config, "ft")
+    train_until(3, monkeypatch, config, "ft")
     gone = load_config(home / "ft.yaml")  # spelled as it was there, where it leads nowhere from here
     with pytest.raises(UserError, match="is no run folder"):
         train(gone, "ft", resume=True)
@@ -87,10 +72,7 @@ def test_it_is_resumed_without_its_source(home, tmp_path, monkeypatch):
 def test_its_own_config_goes_on_when_the_source_is_gone(home, tmp_path, monkeypatch):
     shutil.copytree(home / "runs" / "pre", tmp_path / "pre")
     config = load_config(home / "ft.yaml", [f"init_from={tmp_path / 'pre'}"])
-    with monkeypatch.context() as patch:
-        stop_in(3, patch)
-        with pytest.raises(InterruptedRunError):
-            train(config, tmp_path / "ft")
+    train_until(3, monkeypatch, config, tmp_path / "ft")
     shutil.rmtree(tmp_path / "pre")
     resumed = train(load_run(tmp_path / "ft"), tmp_path / "ft", resume=True)
     assert resumed["eval"] == evaluate(home / "runs" / "ft", "test")["eval"]
@@ -107,14 +89,7 @@ def test_a_source_that_was_trained_again_is_not_taken_for_the_first(home, tmp_pa
     """The run died before its first checkpoint, so that it has to read the source once more."""
     shutil.copytree(home / "runs" / "pre", tmp_path / "pre")
     config = load_config(home / "ft.yaml", [f"init_from={tmp_path / 'pre'}"])
-
-    def die(training, batch):
-        raise ZeroDivisionError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "train_step", die)
-        with pytest.raises(ZeroDivisionError):
-            train(config, tmp_path / "ft")
+    train_until(1, monkeypatch, config, tmp_path / "ft", how="die")
     shutil.rmtree(tmp_path / "pre")
     train(load_config(home / "pre.yaml", ["seed=5"]), tmp_path / "pre")
     with pytest.raises(UserError, match=r"init_from: .*pre has been trained again since .*ft began; begin another run"):

@@ -184,7 +184,7 @@ def test_contradicting_pins_and_unknown_tables_are_errors():
 
 
 def test_what_swaps_look_at_is_what_is_placed(monkeypatch):
-    """The arrays beside the assignment follow every move, swap and step back."""
+    """The arrays that go with the assignment follow every move, swap and step back."""
     searches = []
     run = LocalSearch.run
 

@@ -131,7 +131,7 @@ def test_another_config_is_refused_before_anything_is_run(lab):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_runs_on_other_data_are_refused(lab, split):
-    """The labels of the same rows turned round: the old verdicts would stand beside other numbers."""
+    """The labels of the same rows turned round: the old verdicts would stand next to other numbers."""
     file = lab.parent / "feed" / "post" / f"{split}.parquet"
     content = file.read_bytes()
     table = pq.read_table(file)
