@@ -118,3 +118,14 @@ def test_nodes_know_their_lines() -> None:
     assert isinstance(node, yaml.SequenceNode)
     assert [entry.start_mark.line for entry in node.value] == [0, 1]
     assert value == ["a", {"b": 1}]
+
+
+@pytest.mark.parametrize("text", ["a: !!map 5", "a: !!map x", "a: !!map [1, 2]", "!!map x"])
+def test_what_is_tagged_as_a_mapping_is_one(text: str) -> None:
+    with pytest.raises(UserError, match="f:1: a value is tagged as a mapping, and is none"):
+        parse_yaml(text, "f")
+
+
+def test_long_files_without_aliases_are_read() -> None:
+    text = "tables:\n" + "- {name: t, rows: 1, dim: 4}\n" * 20_000
+    assert len(parse_yaml(text, "f")["tables"]) == 20_000

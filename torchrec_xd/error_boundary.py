@@ -25,6 +25,8 @@ _CORRECTABLE = (
     errno.EDQUOT,
     errno.EFBIG,
     errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
     errno.ENOSPC,
     errno.ENOTDIR,
     errno.EPERM,
@@ -59,7 +61,7 @@ def run_command(command: Callable[[], object]) -> None:
 
 def fail(error: ReportedError) -> NoReturn:
     """Print an error's message on stderr, unless another process does, and leave."""
-    told = error.told if error.told is not None else os.environ.get("LOCAL_RANK", "0") != "0"
+    told = error.told if error.told is not None else _is_further_process()
     if told:
         time.sleep(OTHERS_SECONDS)  # torchrun ends all processes when one has ended
     elif isinstance(error, InterruptedRunError):
@@ -67,6 +69,12 @@ def fail(error: ReportedError) -> NoReturn:
     else:
         _say(f"error: {error}", "red")
     sys.exit(EXIT_INTERRUPTED if isinstance(error, InterruptedRunError) else EXIT_USER_ERROR)
+
+
+def _is_further_process() -> bool:
+    """Whether this is a process of a group and not the first one on its machine."""
+    size, rank = os.environ.get("WORLD_SIZE", ""), os.environ.get("LOCAL_RANK", "")
+    return "RANK" in os.environ and size.isdecimal() and int(size) > 1 and rank.isdecimal() and int(rank) > 0
 
 
 def _say(text: str, style: str) -> None:

@@ -16,7 +16,7 @@ from torchrec_xd.errors import UserError
 
 MAX_DEPTH = 50
 MAX_NODES = 100_000
-"""Values of a file, with every alias counted as often as it stands for them."""
+"""Values that aliases may add to a file."""
 MAX_DIGITS = 40
 
 _PLAIN = {
@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self._depth = 0
+        self._depth = self._aliased = 0
         self._sizes: dict[yaml.Node, int] = {}
         """Nodes that are complete, with the number of values that each stands for."""
 
@@ -62,13 +62,14 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         if node is None:
             return None
-        if node in self._sizes:
+        if node in self._sizes:  # an alias
+            self._aliased += self._sizes[node]
+            if self._aliased > MAX_NODES:
+                raise _FaultError(line, f"aliases make more than {MAX_NODES:,} values of it")
             return node
         if node.end_mark is None:
             raise _FaultError(line, "an alias stands for a value that it is part of")
-        self._sizes[node] = size = 1 + sum(self._sizes.get(child, 0) for child in _children(node))
-        if size > MAX_NODES:
-            raise _FaultError(line, f"aliases make more than {MAX_NODES:,} values of it")
+        self._sizes[node] = 1 + sum(self._sizes.get(child, 0) for child in _children(node))
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -92,7 +93,9 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+def _mapping(loader: _Loader, node: yaml.Node) -> dict[Hashable, Any]:
+    if not isinstance(node, yaml.MappingNode):
+        raise _FaultError(node.start_mark.line + 1, "a value is tagged as a mapping, and is none")
     seen: set[Hashable] = set()
     for key_node, _ in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":

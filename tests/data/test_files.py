@@ -117,15 +117,15 @@ def test_stamps_say_name_size_rows_and_footer_and_travel_with_a_copy(tmp_path: P
     here, there = tmp_path / "here", tmp_path / "there"
     write(here / "set" / "a.parquet", rows=0)
     write(here / "set" / "b.parquet", rows=7, row_group_size=3)
-    stamps = opened("set", here).stamps
+    stamps = opened("set", here).stamps()
     assert [(s.name, s.size, s.rows) for s in stamps] == [
         (name, (here / name).stat().st_size, rows) for name, rows in (("set/a.parquet", 0), ("set/b.parquet", 7))
     ]
     shutil.copytree(here, there)
-    assert opened("set", there).stamps == opened(str(there / "set"), f"file://{there}").stamps == stamps
-    assert opened(str(there / "set"), here).stamps[0].name == str(there / "set" / "a.parquet")
+    assert opened("set", there).stamps() == opened(str(there / "set"), f"file://{there}").stamps() == stamps
+    assert opened(str(there / "set"), here).stamps()[0].name == str(there / "set" / "a.parquet")
     pq.write_table(pq.read_table(here / "set" / "b.parquet").set_column(0, "x", pa.array([*range(6), 7])), there / "x")
-    assert opened("x", there).stamps[0].footer != stamps[1].footer
+    assert opened("x", there).stamps()[0].footer != stamps[1].footer
 
 
 def test_a_footer_longer_than_the_first_read(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_footer_longer_than_the_first_read(tmp_path: Path) -> None:
     whole = (tmp_path / "wide.parquet").read_bytes()
     footer = whole[-8 - int.from_bytes(whole[-8:-4], "little") :]
     assert len(footer) > 65_536
-    assert files.stamps == (FileStamp("wide.parquet", len(whole), 1, sha256(footer).hexdigest()[:16]),)
+    assert files.stamps() == (FileStamp("wide.parquet", len(whole), 1, sha256(footer).hexdigest()[:16]),)
 
 
 def test_only_the_columns_asked_for_are_read(tmp_path: Path) -> None:
@@ -170,6 +170,14 @@ def test_a_link_to_nothing_is_named(tmp_path: Path, location: str) -> None:
         UserError, match=r"lost\.parquet: links to 'gone\.parquet', where no file is; correct or remove"
     ):
         opened(location, tmp_path)
+
+
+def test_folders_that_link_to_one_another_are_read_once_or_refused(tmp_path: Path) -> None:
+    for name, other in (("a", "b"), ("b", "a")):
+        write(tmp_path / name / f"{name}.parquet", rows=1)
+        (tmp_path / name / "link").symlink_to(tmp_path / other)
+    with pytest.raises(UserError, match=r"a link leads to .*/a a second time|links to a folder that it lies in"):
+        opened("a", tmp_path)
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
@@ -287,11 +295,11 @@ def _rewritten(path: Path) -> None:
 
 def _inverted(path: Path) -> None:
     """Other values, of the same size and statistics."""
-    footer, times = opened(path.name, path.parent).stamps, path.stat()
+    footer, times = opened(path.name, path.parent).stamps(), path.stat()
     table = pq.read_table(path)
     pq.write_table(pa.table({"x": [0, 2, 1, 3], "y": table["y"]}), path)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 1))  # a later write, however quick this test is
-    assert opened(path.name, path.parent).stamps == footer
+    assert opened(path.name, path.parent).stamps() == footer
 
 
 def _renamed_over(path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the environment says about the processes, and errors that several of them have."""
 
+import os
 import subprocess
 import sys
 
@@ -52,6 +53,9 @@ from torchrec_xd.distributed.process_group import process_group
 from torchrec_xd.error_boundary import run_command
 from torchrec_xd.errors import InterruptedRunError, UserError
 
+def fail(text):
+    raise UserError(text)
+
 def command():
     kind = sys.argv[1]
     if kind == "before":
@@ -61,6 +65,8 @@ def command():
             raise UserError("told inside")
         if kind == "stopped":
             raise InterruptedRunError("told stopped")
+        if kind == "main":
+            processes.on_main(lambda: fail("told main"))
         if processes.rank == 1:
             raise UserError("told one")
         processes.barrier()
@@ -69,7 +75,7 @@ run_command(command)
 """
 
 
-@pytest.mark.parametrize("kind", ["before", "inside", "stopped", "one"])
+@pytest.mark.parametrize("kind", ["before", "inside", "stopped", "one", "main"])
 def test_an_error_is_told_once(tmp_path, kind):
     """Also where rank 1 alone has it."""
     (tmp_path / "job.py").write_text(RAISE)
@@ -79,3 +85,15 @@ def test_an_error_is_told_once(tmp_path, kind):
     assert done.returncode == 1
     assert done.stderr.count(f"told {kind}") == 1, done.stderr
     assert ("error: told" in done.stderr) == (kind != "stopped")
+    if kind == "main":  # the others are told, and not left in a collective that breaks
+        assert "Connection closed" not in done.stderr
+
+
+@pytest.mark.parametrize("inherited", [{"LOCAL_RANK": "1"}, {"LOCAL_RANK": "1", "RANK": "1"}, {"WORLD_SIZE": "2"}])
+def test_an_error_is_told_where_half_a_group_is_inherited(alone, inherited):
+    done = subprocess.run(
+        [sys.executable, "-m", "torchrec_xd.cli", "config", "show", "nosuch"],
+        capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **inherited},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "error: no shipped config 'nosuch'" in done.stderr

@@ -54,21 +54,27 @@ def test_a_file_that_was_added_is_named_and_can_be_accepted(config, feed, tmp_pa
     assert "--accept-changed-data" in str(error.value)
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     content = train(config, run, resume=True, accept_changed_data=True)
-    # 3 of 7 steps are 6 of the 13 that 800 rows need: 7 are left of this epoch, and 13 of the next
-    assert content["train"]["steps"] == 20
-    assert content["checkpoint"] in ("step_000000010", "step_000000023")
+    # 3 of 7 steps are 5 of the 13 that 800 rows need: 8 are left of this epoch, and 13 of the next
+    assert content["train"]["steps"] == 21
+    assert content["checkpoint"] in ("step_000000011", "step_000000024")
     assert len(json.loads((run / "data.json").read_text())["train"]["post"]) == 2
     assert "post/train/1.parquet was added" in (run / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
-def test_a_file_that_was_written_again_is_named(config, feed, tmp_path, monkeypatch, split):
+def test_labels_that_were_inverted_in_place_are_noticed(config, feed, tmp_path, monkeypatch, split):
+    """Size and footer stay as they were: the same schema, page sizes, smallest and largest values."""
     run = tmp_path / "run"
-    train_until(3, monkeypatch, config, run)
     file = feed / "post" / ("train/0.parquet" if split == "train" else f"{split}.parquet")
     table = pq.read_table(file)
-    flipped = pc.subtract(pa.scalar(1, table["click"].type), table["click"])
-    pq.write_table(table.set_column(table.schema.get_field_index("click"), "click", flipped), file)
+    at, click = table.schema.get_field_index("click"), table["click"].cast(pa.float32())
+    pq.write_table(table.set_column(at, "click", click), file)
+    train_until(3, monkeypatch, config, run)
+    before = file.read_bytes()
+    pq.write_table(table.set_column(at, "click", pc.subtract(pa.scalar(1, pa.float32()), click)), file)
+    length = int.from_bytes(before[-8:-4], "little") + 8
+    assert len(file.read_bytes()) == len(before)
+    assert file.read_bytes()[-length:] == before[-length:]
     with pytest.raises(UserError, match=rf"{split} files of domain 'post': post/.* was written again"):
         train(config, run, resume=True)
 

@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,11 +17,12 @@ import yaml
 from tests.support.commands import command
 from tests.support.feeds import schema_at, write_feed
 from tests.support.stops import train_until
-from torchrec_xd.checkpoint import Checkpoints, read_saved, write_saved
+from torchrec_xd.batch import LoaderState
+from torchrec_xd.checkpoint import Checkpoints, Saved, read_saved, write_saved
 from torchrec_xd.config import RunConfig
 from torchrec_xd.errors import UserError
 from torchrec_xd.settings import validate
-from torchrec_xd.training import trainer
+from torchrec_xd.training import train_run, trainer
 from torchrec_xd.training.inference import evaluate
 from torchrec_xd.training.train_run import train
 
@@ -213,6 +215,37 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_gives_way_to_the_later_o
     monkeypatch.setattr(Checkpoints, "load", pruned)
     assert evaluate(run, "test", "best") == evaluate(run, "test", "last")
     assert seen == [first.name, last.name, last.name]
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_checked_is_not_called_damaged(tmp_path, monkeypatch, caplog):
+    """All that were listed are gone before their checksums are done; a later one is there."""
+    config, run = validate(RunConfig, content_of(tmp_path, checkpoint={"keep": 9}), "test"), tmp_path / "run"
+    train(config, run)
+    first, last = sorted((run / "checkpoints").iterdir())
+    last.rename(tmp_path / "later")
+    check = Checkpoints.check
+
+    def replaced(checkpoints, folder):
+        if folder == first and first.exists():
+            shutil.rmtree(first)
+            (tmp_path / "later").rename(last)
+        check(checkpoints, folder)
+
+    monkeypatch.setattr(Checkpoints, "check", replaced)
+    assert evaluate(run, "test", "last")["eval"] == json.loads((run / "metrics.json").read_text())["eval"]
+    assert "damaged" not in caplog.text
+    assert "no checkpoint" not in caplog.text
+
+
+def test_a_shorter_epoch_is_never_taken_for_a_finished_one(tmp_path, monkeypatch):
+    """Step 29 of 30 on one process is step 14 of 15 on two: the last step, validation and checkpoint are to come."""
+    loader = SimpleNamespace(rows=600, steps=15)
+    saved_at = Saved(29, LoaderState(0, 29), 1, "", epoch_steps=30)
+    config = validate(RunConfig, content_of(tmp_path), "test")
+    log = SimpleNamespace(say=lambda _: None)
+    assert train_run._loader_state(saved_at, loader, config, log) == LoaderState(0, 14)
+    done = Saved(30, LoaderState(0, 30), 1, "", epoch_steps=30)
+    assert train_run._loader_state(done, loader, config, log) == LoaderState(0, 15)
 
 
 def test_commands_show_nothing_of_what_torch_says_about_torchrec(tmp_path):

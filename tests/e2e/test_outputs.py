@@ -87,6 +87,15 @@ def test_a_folder_of_others_is_refused(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name", ["score", "config copy", "prepare", "plan make"])
+def test_a_name_that_is_too_long_is_refused(folder, name):
+    words = [word.replace("FILE", 300 * "a").replace("FOLDER", 300 * "a") for word in ARGUMENTS[name]]
+    done = command(*words, check=False, cwd=folder)
+    assert done.returncode == 2, done.stderr
+    assert "File name too long" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("bytes_left", [1_000, 6_000, 9_000, 12_000, 40_000])
 def test_a_full_disk_ends_a_run_with_a_message(folder, tmp_path, bytes_left):
     """Full while the config, the log, the metrics or a checkpoint is being written."""

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from torchrec_xd.batch import LoaderState
-from torchrec_xd.checkpoint.reading import causes, load
+from torchrec_xd.checkpoint.reading import Reader, causes, load
 from torchrec_xd.checkpoint.resharding import convert, moved_states
 from torchrec_xd.distributed.process_group import Processes, seed_generators
 from torchrec_xd.distributed.sharding import local_pieces
@@ -186,7 +186,8 @@ class Checkpoints:
         """
         if not checked:
             self.check(folder)
-        self._check_schema(folder, read_saved(folder))
+        self._on_all(lambda: self._check_schema(folder, read_saved(folder)))
+        self._on_all(lambda: Reader(folder).read_metadata())
         load({"model": model.state_dict()}, folder)
 
     def check(self, folder: Path) -> None:
@@ -195,16 +196,22 @@ class Checkpoints:
         Raises:
             UserError: on all ranks: a file is missing, cut short or changed.
         """
-        problem = ""
-        try:
+
+        def compare() -> None:
             files = read_saved(folder).files
             for name in sorted(files)[self.processes.rank :: self.processes.size]:
                 if Path(name).name != name or not (folder / name).is_file() or checksum(folder / name) != files[name]:
-                    problem = f"{folder} is damaged: {name} is missing, cut short or changed"
-        except UserError as error:
+                    raise UserError(f"{folder} is damaged: {name} is missing, cut short or changed")
+
+        self._on_all(compare)
+
+    def _on_all(self, action: Callable[[], object]) -> None:
+        """Do it on all ranks; what goes wrong on one is an error on all."""
+        problem = ""
+        try:
+            action()
+        except (UserError, OSError) as error:  # an OSError where files were removed meanwhile
             problem = str(error)
-        except OSError as error:  # removed or unreadable meanwhile
-            problem = f"{folder} cannot be read: {error}"
         problems = [found for found in self.processes.all_gather_object(problem) if found]
         if problems:
             raise UserError(problems[0])
@@ -218,17 +225,25 @@ class Checkpoints:
         Raises:
             UserError: all are damaged.
         """
-        folders = self.processes.broadcast_object(self._in_order(which) if self.processes.is_main_process else None)
-        for folder in folders:
-            try:
-                self.check(folder)
-            except UserError as error:
+        damaged: set[Path] = set()
+        while True:
+            listed = self.processes.broadcast_object(self._in_order(which) if self.processes.is_main_process else None)
+            folder = next((folder for folder in listed if folder not in damaged), None)
+            if folder is None and listed:
+                raise UserError(f"none of the {len(listed)} checkpoints in {self.directory} is whole; train anew")
+            if folder is None or self._is_whole(folder, say):
+                return folder
+            if self.processes.any(folder.exists()):
+                damaged.add(folder)  # else a run that still trains has replaced it: look again
+
+    def _is_whole(self, folder: Path, say: Callable[[str], None]) -> bool:
+        try:
+            self.check(folder)
+        except UserError as error:
+            if self.processes.any(folder.exists()):
                 say(f"{error}; trying the next one")
-                continue
-            return folder
-        if folders:
-            raise UserError(f"none of the {len(folders)} checkpoints in {self.directory} is whole; train anew")
-        return None
+            return False
+        return True
 
     def last(self) -> Path | None:
         """The latest checkpoint."""

@@ -29,7 +29,6 @@ DTYPES = {name for name in dir(torch) if isinstance(getattr(torch, name), torch.
 def load(state: dict[str, Any], folder: Path, *, alone: bool = False) -> None:
     """Fill `state` from a checkpoint: all ranks together, or this one alone."""
     reader = Reader(folder)
-    reader.read_metadata()  # here, where what is wrong with it is still a plain error
     try:
         with warnings.catch_warnings():
             # Torchrec's tables are ShardedTensors, which torch will replace some day: nothing that a user can act on.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,6 +37,8 @@ class FileStamp:
     rows: int
     footer: str
     """Hash of the footer: schema, offsets of all column chunks, statistics."""
+    values: int = 0
+    """CRC-32 of the bytes of some columns, of local files: their footers need not change when values do."""
 
 
 class ParquetFiles:
@@ -73,12 +76,39 @@ class ParquetFiles:
             self.schemas.setdefault(footer.schema, file)
         for schema, file in self.schemas.items():
             check(file, schema)
-        self.stamps: tuple[FileStamp, ...] = tuple(footer.stamp for footer in found)
-        """Every file as it was found."""
         self.row_groups: tuple[RowGroup, ...] = tuple(group for footer in found for group in footer.row_groups)
         """All row groups that hold rows, file by file."""
         self.doubtful: tuple[RowGroup, ...] = tuple(group for footer in found for group in footer.doubtful)
         """Those whose statistics lie outside the limits."""
+
+    def stamps(self, columns: Sequence[str] = ()) -> tuple[FileStamp, ...]:
+        """Every file as it was found.
+
+        Args:
+            columns: whose bytes are read and count as well, of local files.
+        """
+        with ThreadPoolExecutor() as pool:
+            values = list(pool.map(functools.partial(self._values, frozenset(columns)), self._found))
+        footers = self._found.values()
+        return tuple(replace(footer.stamp, values=value) for footer, value in zip(footers, values, strict=True))
+
+    def _values(self, columns: frozenset[str], file: str) -> int:
+        """CRC-32 of the column chunks of some columns, as they lie in the file."""
+        found = 0
+        if not self._local or not columns:
+            return found
+        try:
+            with self._filesystem.open_input_file(file) as stream:
+                metadata = pq.read_metadata(pa.BufferReader(_tail(stream)))
+                for index in range(metadata.num_row_groups):
+                    group = metadata.row_group(index)
+                    for chunk in map(group.column, range(group.num_columns)):
+                        if chunk.path_in_schema in columns:
+                            start = chunk.dictionary_page_offset or chunk.data_page_offset
+                            found = zlib.crc32(stream.read_at(chunk.total_compressed_size, start), found)
+        except _READ_ERRORS as error:
+            raise _damaged(file, error, "column chunks") from error
+        return found
 
     def reader(self, columns: Sequence[str]) -> Callable[[RowGroup], pa.Table]:
         """A function that reads those `columns` of a row group which its file has; some files stay open.

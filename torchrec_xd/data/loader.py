@@ -21,6 +21,7 @@ from torchrec_xd.data.arrow import Decoder, Origin
 from torchrec_xd.data.collate import Collator, Rows
 from torchrec_xd.data.files import FileStamp, ParquetFiles
 from torchrec_xd.data.shards import RowGroup, Shard, ShardSpec, Window, mixed_rows
+from torchrec_xd.data.stamps import stamped_columns
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema, Split
 from torchrec_xd.settings import Settings
@@ -102,7 +103,11 @@ class Loader:
 
     def stamps(self) -> dict[str, tuple[FileStamp, ...]]:
         """The files of every domain as they were when their footers were read."""
-        return {name: domain.files.stamps for name, domain in zip(self._names, self._domains, strict=True)}
+        schema = self.collate.schema
+        return {
+            name: domain.files.stamps(stamped_columns(schema, name))
+            for name, domain in zip(self._names, self._domains, strict=True)
+        }
 
     def dropped(self) -> Counter[str]:
         """Ids that were left out of the batches so far, by column (`hash: drop`)."""

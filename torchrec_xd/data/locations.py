@@ -140,7 +140,11 @@ def _listed(filesystem: fs.FileSystem, folder: str, *, recursive: bool) -> Itera
                 yield info.path
         return
     # PyArrow leaves out links to nothing, follows links in a circle, and fails over names that are not UTF-8
+    walked: set[Path] = set()
     for at, folders, files in os.walk(folder, followlinks=True, onerror=_unless_missing):
+        if (real := Path(at).resolve()) in walked:
+            raise UserError(f"{at}: a link leads to {real} a second time; its files would be read many times")
+        walked.add(real)
         for name in files if recursive else [*folders, *files]:
             yield os.path.join(at, name)
         if not recursive:

@@ -77,10 +77,11 @@ class KeptColumns:
     def __init__(self, paths: Sequence[str], root: str, columns: Sequence[str]) -> None:
         self.fields: tuple[pa.Field, ...] = ()
         self._columns = tuple(columns)
-        files = ParquetFiles(paths, root, self._check)
-        read = files.reader(self._columns)
-        self._tables = (read(group).select(self._columns) for group in files.row_groups) if columns else iter(())
         self._rest: list[pa.Table] = []
+        if columns:
+            files = ParquetFiles(paths, root, self._check)
+            read = files.reader(self._columns)
+            self._tables = (read(group).select(self._columns) for group in files.row_groups)
 
     def take(self, rows: int) -> PredictionTable:
         """The next rows."""

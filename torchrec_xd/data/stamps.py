@@ -19,18 +19,26 @@ _STAMPS = TypeAdapter(DataStamps)
 
 
 def current_stamps(schema: Schema, splits: Iterable[Split]) -> DataStamps:
-    """The files as they lie there now; only their footers are read.
+    """The files as they lie there now; their footers are read, and the columns of `stamped_columns`.
 
     Raises:
         UserError: files are missing or damaged.
     """
     return {
         split: {
-            name: ParquetFiles(domain.paths(split), schema.root, lambda file, columns: None).stamps
+            name: ParquetFiles(domain.paths(split), schema.root, lambda file, columns: None).stamps(
+                stamped_columns(schema, name)
+            )
             for name, domain in schema.domains.items()
         }
         for split in splits
     }
+
+
+def stamped_columns(schema: Schema, domain: str) -> tuple[str, ...]:
+    """Columns whose values a stamp knows: those that metrics rest on, a small part of a file's bytes."""
+    labels = [task.label for task in schema.tasks if task.domain == domain]
+    return (*labels, schema.user, *([schema.weight] if schema.weight else []))
 
 
 def save_stamps(path: Path, stamps: DataStamps) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -64,6 +64,23 @@ class Processes:
         dist.broadcast_object_list(values, 0, self.group)
         assert values[0] is not None
         return values[0]
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """What rank 0 gets by doing something, on all ranks (a collective).
+
+        Raises:
+            UserError: on all ranks, where rank 0 raised one.
+        """
+        found: tuple[T | None, str] = (None, "")
+        if self.is_main_process:
+            try:
+                found = (action(), "")
+            except UserError as error:
+                found = (None, str(error))
+        value, problem = self.broadcast_object(found)
+        if problem:
+            raise UserError(problem)
+        return cast(T, value)
 
     def all_gather_object(self, value: T) -> list[T]:
         """The values of all ranks, in their order, on all ranks (a collective)."""

@@ -92,21 +92,15 @@ def plan_sharding(model: Model, config: RunConfig, processes: Processes) -> RunP
     """
     check_device(config.optimizer.tables, processes.device)
     fuse_optimizers(model, config.optimizer.tables)
-    found: RunPlan | None = None
-    problem = ""
-    if processes.is_main_process:
+
+    def planned() -> RunPlan:
         cuda = processes.device.type == "cuda"
         cluster = this_machine("cuda" if cuda else "cpu", processes.size, processes.local_size)
         pooling = {f.column: float(f.length) for f in config.schema_in_use.features if f.length is not None}
         kinds = sharders(config.sharding.communication)
-        try:
-            found = plan_run(model, kinds, cluster, config.sharding, config.loader.batch_size, pooling)
-        except UserError as error:
-            problem = str(error)
-    found, problem = processes.broadcast_object((found, problem))
-    if found is None:
-        raise UserError(problem)
-    return found
+        return plan_run(model, kinds, cluster, config.sharding, config.loader.batch_size, pooling)
+
+    return processes.on_main(planned)
 
 
 def shard_by(plan: RunPlan, model: Model, config: RunConfig, processes: Processes) -> tuple[nn.Module, Optimizers]:

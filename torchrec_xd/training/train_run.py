@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,7 @@ from torchrec_xd.atomic_write import write_json, write_text
 from torchrec_xd.batch import LoaderState
 from torchrec_xd.checkpoint import POSITION, Saved, checksum, transfer
 from torchrec_xd.config import RunConfig, load_run
-from torchrec_xd.data.agreement import agreed, read_kinds, refuse_shared_files, save_kinds
+from torchrec_xd.data.agreement import FoundKind, agreed, read_kinds, refuse_shared_files, save_kinds
 from torchrec_xd.data.loader import Loader
 from torchrec_xd.data.shards import ShardSpec
 from torchrec_xd.data.stamps import DataStamps, current_stamps, data_changes, read_stamps, save_stamps
@@ -71,9 +71,7 @@ def train(
     schema = config.schema_in_use
     with process_group(config.trainer) as processes, _only_job(folder, processes):
         resume = processes.any(resume)  # a node may see late what another one wrote into a shared folder
-        if restartable and (
-            done := processes.broadcast_object(_finished(config, folder) if processes.is_main_process else None)
-        ):
+        if restartable and (done := processes.on_main(lambda: _finished(config, folder))):
             return done
         refuse_shared_files(schema)
         loader = Loader(schema, config.loader, "train", ShardSpec(processes.rank, processes.size, config.seed))
@@ -82,7 +80,8 @@ def train(
         final = SplitEvaluation(config, config.evaluate_on, processes)
         loaders = [loader, *(evaluation.loader for evaluation in (valid, final) if evaluation)]
         own = [kind for each in loaders for kind in each.id_kinds.values()]
-        id_kinds = agreed([*(read_kinds(RunFolder(config.init_from).id_kinds) if config.init_from else ()), *own])
+        before = [folder, *([RunFolder(config.init_from)] if config.init_from else [])]
+        id_kinds = agreed([*(kind for run in before for kind in read_kinds(run.id_kinds)), *own])
         stamps: DataStamps = {"train": loader.stamps(), config.evaluate_on: final.loader.stamps()}
         if valid is not None:
             stamps["valid"] = valid.loader.stamps()
@@ -90,10 +89,7 @@ def train(
         built = build(config, source_run(config, folder))
         parameters = built.parameter_counts()
         plan = plan_sharding(built, config, processes)
-        if processes.is_main_process:
-            save_stamps(folder.data, stamps)
-            save_kinds(folder.id_kinds, id_kinds.values())
-        _begin_folder(config, plan, folder, processes)
+        processes.on_main(lambda: _begin_folder(config, plan, folder, stamps, id_kinds.values()))
         with RunLog(folder.path, processes.rank) as log:
             model, optimizers = shard_by(plan, built, config, processes)
             checkpoints = checkpoints_of(config, folder, processes)
@@ -131,8 +127,7 @@ def train(
                     "ranks": [rank.model_dump() for rank in ranks],
                 },
             }
-            if processes.is_main_process:
-                write_json(folder.metrics, content)
+            processes.on_main(lambda: write_json(folder.metrics, content))
     return content
 
 
@@ -214,15 +209,7 @@ def _only_job(folder: RunFolder, processes: Processes) -> Iterator[None]:
         UserError: on all ranks: one does.
     """
     with ExitStack() as held:
-        problem = ""
-        if processes.is_main_process:
-            try:
-                held.enter_context(run_lock(folder.path))
-            except UserError as error:
-                problem = str(error)
-        problem = processes.broadcast_object(problem)
-        if problem:
-            raise UserError(problem)
+        processes.on_main(lambda: held.enter_context(run_lock(folder.path)))
         yield
 
 
@@ -242,27 +229,34 @@ def _loader_state(saved: Saved, loader: Loader, config: RunConfig, log: RunLog) 
         f"{loader.steps}: training goes on at the same share of the epoch; some of its rows may be read twice, and "
         "others not"
     )
-    return LoaderState(saved.position.epoch, round(saved.position.step * loader.steps / steps))
+    return LoaderState(saved.position.epoch, saved.position.step * loader.steps // steps)
 
 
-def _begin_folder(config: RunConfig, plan: RunPlan, folder: RunFolder, processes: Processes) -> None:
-    if processes.is_main_process:
-        if folder.exists() and load_run(folder.path).trainer.epochs < config.trainer.epochs:
-            folder.metrics.unlink(missing_ok=True)  # the run is not finished any more
-        source = source_config(config, folder)
-        if source is not None:
-            write_text(folder.source, source.dump())
-        plan.plan.save(folder.plan)
-        write_text(folder.config, config.dump())  # last: it makes the folder a run
-    processes.barrier()
+def _begin_folder(
+    config: RunConfig, plan: RunPlan, folder: RunFolder, stamps: DataStamps, id_kinds: Iterable[FoundKind]
+) -> None:
+    """Write down what the run is made of."""
+    if folder.exists() and load_run(folder.path).trainer.epochs < config.trainer.epochs:
+        folder.metrics.unlink(missing_ok=True)  # the run is not finished any more
+    source = source_config(config, folder)
+    if source is not None:
+        write_text(folder.source, source.dump())
+    save_stamps(folder.data, stamps)
+    save_kinds(folder.id_kinds, id_kinds)
+    plan.plan.save(folder.plan)
+    write_text(folder.config, config.dump())  # last: it makes the folder a run
 
 
 def _weights_before(folder: RunFolder) -> int | None:
     """The checksum of what a run loaded from its source when it began; None where it begins now."""
-    if not folder.transfer.is_file():
+    try:
+        content = json.loads(folder.transfer.read_text(encoding="utf-8"))
+        checksum_before: int | None = content.get("checksum")
+    except FileNotFoundError:
         return None
-    content: dict[str, Any] = json.loads(folder.transfer.read_text(encoding="utf-8"))
-    return content.get("checksum")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder.transfer} is damaged: {error}; begin another run") from None
+    return checksum_before
 
 
 def _changes_since(config: RunConfig, folder: RunFolder) -> str:
@@ -294,6 +288,6 @@ def _load_source_weights(
     else:
         prefixes = {**declared.prefixes, **declared.further(config.schema_in_use, trained.schema_in_use)}
         report = transfer(model, checkpoint, prefixes, declared.prunable)
-    if processes.is_main_process:
-        write_json(folder.transfer, {"from": str(checkpoint), "checksum": weights, **asdict(report)})
+    content = {"from": str(checkpoint), "checksum": weights, **asdict(report)}
+    processes.on_main(lambda: write_json(folder.transfer, content))
     logger.info("transfer: %d loaded, %d fresh, %d pruned", *(len(part) for part in asdict(report).values()))
