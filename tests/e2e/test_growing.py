@@ -303,5 +303,8 @@ def test_data_that_cannot_teach_are_said(tmp_path):
     train(config, tmp_path / "run")
     said = (tmp_path / "run" / "log.txt").read_text()
     # twice 400 rows: two epochs
-    assert "warning: task click@post: all 800 training rows are negative: there is nothing to tell apart" in said
+    assert (
+        "warning: task click@post: all 800 training rows that were read are negative: there is nothing to tell apart"
+        in said
+    )
     assert "warning: the valid split holds no rows" in said

@@ -32,7 +32,7 @@ def training_findings(counts: Mapping[str, tuple[int, int]]) -> list[str]:
     """
     kinds = {name: "positive" if positives else "negative" for name, (rows, positives) in counts.items()}
     return [
-        f"task {name}: all {rows:,} training rows are {kinds[name]}: there is nothing to tell apart"
+        f"task {name}: all {rows:,} training rows that were read are {kinds[name]}: there is nothing to tell apart"
         for name, (rows, positives) in counts.items()
         if rows and positives in (0, rows)
     ]
