@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `step_<global step>`: torch's distributed checkpoint files (tables, dense weights, optimizer
 state and each rank's random generator) and `position.json`, which holds a checksum of every other file. Whatever else
-lies beside them is not touched.
+lies next to them is not touched.
 """
 
 from __future__ import annotations

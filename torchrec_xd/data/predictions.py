@@ -63,7 +63,7 @@ class PredictionColumns:
 
 
 class KeptColumns:
-    """Columns of files as they are, taken front to back, to stand beside the predictions for their rows.
+    """Columns of files as they are, taken front to back, to stand next to the predictions for their rows.
 
     Args:
         paths: of the files.

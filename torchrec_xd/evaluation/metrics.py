@@ -311,7 +311,7 @@ def _ordered_pairs(rows: _Rows, ranks: Collectives) -> tuple[float, float, float
 
 
 def _earlier(values: Array) -> Array:
-    """Sum of all values before each; never a difference of sums, which would lose small values beside large ones."""
+    """Sum of all values before each; never a difference of sums, which would lose small values next to large ones."""
     return np.append(0.0, np.cumsum(values))[:-1]
 
 

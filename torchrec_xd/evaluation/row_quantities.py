@@ -89,7 +89,7 @@ def auc_by_user(score_R: Array, label_R: Array, user_R: Array, weight_R: Array) 
 def _sums_before(value_R: Array, first_U: Array) -> Array:
     """Sum of all earlier values of the same user, [R].
 
-    Each user is summed alone: the difference of two places of one long running sum loses whatever is small beside the
+    Each user is summed alone: the difference of two places of one long running sum loses whatever is small next to the
     users before.
 
     Args:

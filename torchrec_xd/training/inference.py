@@ -156,7 +156,7 @@ def score(
         domain: of the rows.
         checkpoint: best or last.
         parts: also write `score_<name>`, untruncated, for each task and each auxiliary score.
-        keep: columns of the rows that are written beside the predictions, whatever they hold.
+        keep: columns of the rows that are written next to the predictions, whatever they hold.
         unseen_ids: `drop` leaves ids out that lie outside their tables (new items), and warns with their number.
 
     The columns are the schema's user column, those of `keep`, and `prob_<task>` for each task of the domain, truncated
