@@ -13,7 +13,7 @@ from torchrec_xd.doctor import Check, examine
 ROOT = Path(__file__).parents[1]
 OWN: dict[str, str | list[str]] = {
     "Requires-Python": ">=3.10,<3.14",
-    "Requires-Dist": ["torch<2.14,>=2.13", "rich>=14", "torchrec==1.8.0; extra == 'cuda'", "pyspark; extra == 'spark'"],
+    "Requires-Dist": ["torch<2.15,>=2.14", "rich>=14", "torchrec==1.9.2; extra == 'cuda'", "pyspark; extra == 'spark'"],
 }
 
 
@@ -45,8 +45,8 @@ def test_a_sound_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.syspath_prepend(tmp_path)
     checks = examine()
     assert [check for check in checks if not check.ok] == []
-    assert re.fullmatch(r"2\.13\.\d+\S* \(needs <2\.14,>=2\.13\)", named(checks, "torch").value)
-    assert named(checks, "torchrec").value == "1.8.0 (needs ==1.8.0)"
+    assert re.fullmatch(r"2\.14\.\d+\S* \(needs <2\.15,>=2\.14\)", named(checks, "torch").value)
+    assert named(checks, "torchrec").value == "1.9.2 (needs ==1.9.2)"
     assert re.match(r"(CPU|CUDA) build, fbgemm-gpu", named(checks, "FBGEMM").value)
     assert [named(checks, f"import {name}").value for name in doctor.IMPORTS] == ["works"] * 3
     assert {"CPU", "memory", "GPUs", "Python"} <= {check.name for check in checks}
@@ -56,12 +56,12 @@ def test_a_sound_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def test_versions_outside_the_range_and_missing_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     site = only(tmp_path / "site", monkeypatch)
     install(site, "torchrec-xd", "0.1.0", OWN | {"Requires-Python": "<3.9"})
-    install(site, "torch", "2.14.0+cpu")
+    install(site, "torch", "2.15.0+cpu")
     install(site, "rich", "15.0.0")
     checks = doctor._versions()
     assert [check.name for check in checks if not check.ok] == ["Python", "torch", "torchrec"]
-    assert named(checks, "torch").value == "2.14.0+cpu (needs <2.14,>=2.13)"
-    assert named(checks, "torchrec").value == "missing (needs ==1.8.0)"
+    assert named(checks, "torch").value == "2.15.0+cpu (needs <2.15,>=2.14)"
+    assert named(checks, "torchrec").value == "missing (needs ==1.9.2)"
     assert "make clean quickstart" in named(checks, "torchrec").advice
     assert "PYTHON=" in named(checks, "Python").advice
     assert named(checks, "rich").ok
@@ -110,6 +110,13 @@ def test_fbgemm_of_another_release_than_torchrec(monkeypatch: pytest.MonkeyPatch
     install(site, "fbgemm_gpu-cpu", "1.9.0")
     check = doctor._fbgemm(has_gpu=False)
     assert (check.value, check.ok) == ("fbgemm-gpu-cpu 1.9.0 with torchrec 1.8.0", False)
+
+
+def test_patch_releases_of_fbgemm_and_torchrec_are_a_pair(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    site = only(tmp_path / "site", monkeypatch)
+    install(site, "torchrec", "1.9.2")
+    install(site, "fbgemm_gpu-cpu", "1.9.0")
+    assert doctor._fbgemm(has_gpu=False).ok
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 CPU_SETUP = "on a CPU machine run `make clean quickstart`"
 GPU_SETUP = "on a GPU machine run `pip install -e '.[cuda]'` in a fresh environment"
@@ -101,11 +102,16 @@ def _fbgemm(has_gpu: bool) -> Check:
     if len(builds) > 1:
         return Check("FBGEMM", value, False, f"they overwrite each other's files, keep one: {SETUP}")
     name, version = next(iter(builds.items()))
-    if version != versions.get("torchrec", version):
+    if _series(version) != _series(versions.get("torchrec", version)):
         return Check("FBGEMM", f"{value} with torchrec {versions['torchrec']}", False, f"use a pair: {SETUP}")
     if not name.endswith("-cpu"):
         return Check("FBGEMM", f"CUDA build, {value}", has_gpu, "" if has_gpu else f"it needs a GPU: {CPU_SETUP}")
     return Check("FBGEMM", f"CPU build, {value}", True, f"the GPU stays idle: {GPU_SETUP}" if has_gpu else "")
+
+
+def _series(version: str) -> tuple[int, ...]:
+    """What FBGEMM and TorchRec are released by: 1.9 of 1.9.2."""
+    return Version(version).release[:2]
 
 
 def _try_imports() -> dict[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["TorchDispatchMode"]
 
-PINS = {"torch": "2.13", "torchrec": "1.8"}
+PINS = {"torch": "2.14", "torchrec": "1.9"}
 """Versions whose private parts were read."""
 
 for _package, _pin in PINS.items():
