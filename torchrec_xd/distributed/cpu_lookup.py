@@ -95,7 +95,7 @@ def _look_up(lookup: Any, threads: int, pooled: bool, features: KeyedJaggedTenso
     parts = split_by_kernel(lookup, features)
     calls = [partial(kernel, part) for kernel, part in zip(lookup_kernels(lookup), parts, strict=True)]
     anchor = torch.empty(0, requires_grad=True)  # without an input that wants a gradient there is no way back
-    vectors: tuple[Tensor, ...] = SideBySide.apply(anchor, threads, calls, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    vectors: tuple[Tensor, ...] = SideBySide.apply(anchor, threads, calls, torch.is_grad_enabled())
     if not pooled:
         vectors = tuple(group.view(-1) for group in vectors)
     return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=-1)
