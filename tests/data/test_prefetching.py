@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.support.numbered import content, write
 from torchrec_xd.batch import Batch, LoaderState
@@ -146,3 +147,23 @@ def test_batches_own_their_memory(root: Path) -> None:
         assert set(second.user_B.tolist()) != {7}
         assert second.weight_B.tolist() == [1.0] * 20
         assert second.bags.lengths().tolist() == [1] * 20
+
+
+def test_the_reading_thread_pins_what_goes_to_a_gpu(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor of a batch, and not in the thread that trains."""
+    schema, _ = write(root, [[[30]]])
+    loader = Loader(schema, LoaderSettings(batch_size=10), "train")
+    pinned: list[tuple[int, str]] = []
+
+    def noted(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append((id(tensor), threading.current_thread().name))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", noted)
+    batches = list(loader.batches())
+    assert pinned == []
+    batches = list(loader.batches(pin=True))
+    parts = [(b.dense_BN, b.label_BT, b.weight_B, b.user_B, b.extra_BK) for b in batches]
+    ids = [(kjt.values(), kjt.lengths()) for b in batches for kjt in (b.bags, b.sequences)]
+    assert {id(tensor) for tensors in (*parts, *ids) for tensor in tensors} <= {tensor for tensor, _ in pinned}
+    assert {name for _, name in pinned} == {"loader"}

@@ -41,13 +41,13 @@ def alone(rank: int) -> None:
 def train_and_measure(rank: int, config: RunConfig, folder: Path) -> tuple[dict, dict, list[tuple[int, ...]]]:
     """What the run says of itself, its metrics on `valid`, and the rows by domain of each batch that it trained on."""
     alone(rank)
-    batches, take = [], trainer.train_step
+    batches, take = [], trainer.forward
 
     def noted(training, batch):
         batches.append(batch.offsets)
         return take(training, batch)
 
-    trainer.train_step = noted
+    trainer.forward = noted
     content = run.train(config, folder)
     return content, inference.evaluate(folder, "valid", "last"), batches
 

@@ -35,14 +35,14 @@ def lines(run):
 def test_a_stop_heard_at_the_end_of_an_epoch_keeps_its_validation(tmp_path, monkeypatch):
     config = config_of(tmp_path)
     train(config, tmp_path / "whole")
-    step = trainer.train_step
+    step = trainer.forward
 
     def stop_in_the_last_step(training, batch):
         if (batch.position.epoch, batch.position.step) == (0, 7):
             os.kill(os.getpid(), signal.SIGTERM)
         return step(training, batch)
 
-    monkeypatch.setattr(trainer, "train_step", stop_in_the_last_step)
+    monkeypatch.setattr(trainer, "forward", stop_in_the_last_step)
     with pytest.raises(InterruptedRunError, match="stopped after step 7 of 21"):
         train(config, tmp_path / "stopped")
     monkeypatch.undo()
@@ -70,14 +70,14 @@ def test_a_loss_that_is_not_finite_names_the_rows_and_is_never_saved(tmp_path):
 def test_a_full_disk_ends_the_run_and_what_it_saved_before_goes_on(tmp_path, monkeypatch):
     config = config_of(tmp_path, checkpoint={"every_steps": 2})
     train(config, tmp_path / "whole")
-    step, limit = trainer.train_step, resource.getrlimit(resource.RLIMIT_FSIZE)
+    step, limit = trainer.forward, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill_the_disk(training, batch):
         if (batch.position.epoch, batch.position.step) == (0, 3):
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
         return step(training, batch)
 
-    monkeypatch.setattr(trainer, "train_step", fill_the_disk)
+    monkeypatch.setattr(trainer, "forward", fill_the_disk)
     try:
         with pytest.raises(
             UserError, match=r"step 4 could not be written to .*: .*File too large.*\n.* --resume"

@@ -19,7 +19,7 @@ def train_until(step, monkeypatch, config, run, how="stop"):
     Returns:
         What the run said in the end.
     """
-    own, begun = trainer.train_step, []
+    own, begun = trainer.forward, []
 
     def counted(training, batch):
         begun.append(1)
@@ -30,7 +30,7 @@ def train_until(step, monkeypatch, config, run, how="stop"):
         return own(training, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "train_step", counted)
+        patch.setattr(trainer, "forward", counted)
         with pytest.raises(KilledError if how == "die" else InterruptedRunError) as error:
             train(config, run)
     return str(error.value)

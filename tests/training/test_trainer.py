@@ -76,11 +76,9 @@ def test_the_dense_part_runs_in_the_chosen_precision(precision):
             pass
 
     model = Model()
-    loss, _ = train_step(
-        Training(model, NoOptimizers(), TrainerSettings(precision=precision, weighted=True), CPU), Rows()
-    )
+    step = train_step(Training(model, NoOptimizers(), TrainerSettings(precision=precision, weighted=True), CPU), Rows())
     assert model.seen == [torch.bfloat16 if precision == "bf16" else torch.float32]
-    assert loss.dtype == model.linear.weight.grad.dtype == torch.float32
+    assert step.loss.dtype == model.linear.weight.grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("given", "kept"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
@@ -119,7 +117,7 @@ def test_predicting_asks_for_no_loss_with_rows_or_without():
 
     seen = []
     rows = batch_of((0, 3, 3), [1.0, 0.0, 1.0])
-    loader = SimpleNamespace(batches=lambda: iter([rows, batch_of((0, 0, 0), [])]))
+    loader = SimpleNamespace(batches=lambda **_: iter([rows, batch_of((0, 0, 0), [])]))
     model = Model(nn.Identity(), Net(), refuse)
     [(batch, output)] = trainer.predict(model, loader, SimpleNamespace(device=torch.device("cpu")))
     assert len(batch) == 3

@@ -49,9 +49,9 @@ class Workbench:
         """One step of training on the next batch in memory, or on the one given; the loss."""
         batch = self.batches[self.steps % len(self.batches)] if batch is None else batch
         self.training.optimizers.set_lr(self.steps, TOTAL_STEPS)
-        loss, _ = train_step(self.training, batch)
+        done = train_step(self.training, batch)
         self.steps += 1
-        return loss
+        return done.loss
 
     def run(self, steps: int) -> None:
         """Several steps on batches in memory."""

@@ -122,10 +122,21 @@ class Loader:
             if name == task.domain
         }
 
-    def batches(self, start: LoaderState = LoaderState(0, 0), epochs: int = 1) -> Iterator[Batch]:  # noqa: B008 - frozen
+    def batches(
+        self,
+        start: LoaderState = LoaderState(0, 0),  # noqa: B008 - frozen
+        epochs: int = 1,
+        *,
+        pin: bool = False,
+    ) -> Iterator[Batch]:
         """Batches from `start` (an epoch and its steps already done) to the end of epoch `epochs - 1`.
 
         Close the iterator (or drop it) to stop early; what fails while reading is raised here.
+
+        Args:
+            start: where reading begins.
+            epochs: how many there are.
+            pin: put batches into pinned memory, from where copies to a GPU do not block; the reading thread does it.
 
         Raises:
             UserError: `start` lies beyond its epoch, or a value in a file breaks a rule.
@@ -135,7 +146,7 @@ class Loader:
                 f"step {start.step} lies beyond the {self.steps} steps of an epoch: files, batch_size or the number of "
                 "ranks have changed since that position was saved; restore them, or start at a whole epoch"
             )
-        return _prefetched(self._read(start, epochs), self._settings.prefetch)
+        return _prefetched(self._read(start, epochs, pin), self._settings.prefetch)
 
     def sources(self, position: LoaderState, most: int = 10) -> list[str]:
         """Where the rows of a batch lie, as `FILE: rows FIRST to LAST`; shuffled rows lie anywhere among these."""
@@ -150,7 +161,7 @@ class Loader:
         more = [f"and {len(found) - most} more row groups"] if len(found) > most else []
         return found[:most] + more
 
-    def _read(self, start: LoaderState, epochs: int) -> Generator[Batch, None, None]:
+    def _read(self, start: LoaderState, epochs: int, pin: bool) -> Generator[Batch, None, None]:
         first, last = start.epoch * self.steps + start.step, epochs * self.steps
         pool = ThreadPoolExecutor(len(self._domains), thread_name_prefix="loader")
         try:
@@ -162,7 +173,8 @@ class Loader:
                 parts = [
                     stream.take(self._row_at(step + 1, i) - self._row_at(step, i)) for i, stream in enumerate(streams)
                 ]
-                yield self.collate(parts, LoaderState(step // self.steps, step % self.steps + 1))
+                batch = self.collate(parts, LoaderState(step // self.steps, step % self.steps + 1))
+                yield batch.pin_memory() if pin else batch
         finally:
             pool.shutdown(cancel_futures=True)
 

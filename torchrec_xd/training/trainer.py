@@ -6,11 +6,12 @@ import math
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from itertools import groupby
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from pydantic import PositiveInt
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from torchrec_xd.batch import Batch, LoaderState
 from torchrec_xd.data.loader import Loader
+from torchrec_xd.distributed.pipeline import pipelined_steps
 from torchrec_xd.distributed.precision import fast_bf16
 from torchrec_xd.distributed.process_group import Processes, ProcessSettings
 from torchrec_xd.errors import InterruptedRunError, UserError
@@ -41,6 +43,8 @@ class TrainerSettings(ProcessSettings):
     hardware for it, else fp32."""
     weighted: bool = False
     """Whether the loss honours the schema's row weights; metrics always do."""
+    pipeline: bool | None = None
+    """Copy and distribute the next batches while one is computed; the numbers stay the same. Default: true on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,21 @@ class Training:
         precision = self.settings.precision
         return precision == "bf16" or (precision == "auto" and fast_bf16(self.processes.device))
 
+    @property
+    def pipelined(self) -> bool:
+        """Whether batches are read ahead by torchrec's pipeline."""
+        chosen = self.settings.pipeline
+        return self.processes.device.type == "cuda" if chosen is None else chosen
+
+
+class Step(NamedTuple):
+    """What one step of training computed."""
+
+    batch: Batch
+    """On the device."""
+    loss: Tensor
+    output: Output
+
 
 def fit(
     training: Training,
@@ -100,11 +119,11 @@ def fit(
     rows, since = 0, Stopwatch(first)
     began = time.perf_counter()
     training.model.train()
-    with log.progress(total, step) as progress, _stop_requests() as stop:
+    batches = loader.batches(start, settings.epochs, pin=processes.device.type == "cuda")
+    steps = train_steps(training, batches, _position(start, loader), planned)
+    with closing(steps), log.progress(total, step) as progress, _stop_requests() as stop:
         stopping = False
-        for batch in loader.batches(start, settings.epochs):
-            training.optimizers.set_lr(_position(batch.position, loader) - 1, planned)
-            loss, output = train_step(training, batch)
+        for batch, loss, output in steps:
             step += 1
             rows += len(batch) * processes.size
             epoch_ends = batch.position.step == loader.steps
@@ -138,19 +157,54 @@ def _position(state: LoaderState, loader: Loader) -> int:
     return state.epoch * loader.steps + state.step
 
 
-def train_step(training: Training, batch: Batch) -> tuple[Tensor, Output]:
+def train_steps(training: Training, batches: Iterator[Batch], done: int, planned: int) -> Generator[Step, None, None]:
+    """Train on batch after batch.
+
+    Args:
+        training: what is trained.
+        batches: of one or more epochs. The pipeline is empty between two of them, so that others may call the model.
+        done: steps of the schedule that lie before the first batch.
+        planned: steps of the whole schedule.
+    """
+    for _, epoch in groupby(batches, key=lambda batch: batch.position.epoch):
+        with closing(_steps_of(training, epoch)) as steps:
+            while True:
+                training.optimizers.set_lr(done, planned)
+                step = next(steps, None)
+                if step is None:
+                    break
+                done += 1
+                yield step
+
+
+def _steps_of(training: Training, batches: Iterator[Batch]) -> Generator[Step, None, None]:
+    """A step for each batch; the learning rates must have been set before it is asked for."""
+    if not training.pipelined:
+        return (train_step(training, batch) for batch in batches)
+
+    def loss_and_step(batch: Batch) -> tuple[Tensor, Step]:
+        step = forward(training, batch)
+        return step.loss, step
+
+    return pipelined_steps(training.model, training.optimizers, training.processes.device, loss_and_step, batches)
+
+
+def train_step(training: Training, batch: Batch) -> Step:
     """Forward, backward (tables move there) and the dense step; the learning rates must have been set before."""
-    settings = training.settings
     training.optimizers.zero_grad()
-    batch = batch.to(training.processes.device, non_blocking=True)
-    if not settings.weighted:
-        batch = replace(batch, weight_B=torch.ones_like(batch.weight_B))
-    with torch.autocast(training.processes.device.type, torch.bfloat16, enabled=training.bf16):
-        output: Output = training.model(batch)
-        loss = output.total_loss()
-    loss.backward()  # type: ignore[no-untyped-call]
+    step = forward(training, batch.to(training.processes.device, non_blocking=True))
+    step.loss.backward()  # type: ignore[no-untyped-call]
     training.optimizers.step()
-    return loss, output
+    return step
+
+
+def forward(training: Training, batch: Batch) -> Step:
+    """Outputs and loss of a batch that lies on the device."""
+    read = batch if training.settings.weighted else replace(batch, weight_B=torch.ones_like(batch.weight_B))
+    with torch.autocast(training.processes.device.type, torch.bfloat16, enabled=training.bf16):
+        output: Output = training.model(read)
+        loss = output.total_loss()
+    return Step(batch, loss, output)
 
 
 def _losses(loss: Tensor, output: Output) -> dict[str, float]:
@@ -175,7 +229,7 @@ def _divergence(loss: float, step: int, batch: Batch, loader: Loader) -> str:
 def predict(model: nn.Module, loader: Loader, processes: Processes) -> Iterator[tuple[Batch, Output]]:
     """Every batch of a split that holds rows, with the model's output for it, in evaluation mode and full precision."""
     model.eval()
-    for read in loader.batches():
+    for read in loader.batches(pin=processes.device.type == "cuda"):
         batch = read.to(processes.device, non_blocking=True)
         if len(batch):
             yield batch, model(batch, with_loss=False)
