@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -45,6 +46,24 @@ def test_auto_takes_bf16_where_the_cpu_has_hardware_for_it(monkeypatch, capabili
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     bf16 = {name: Training(None, None, TrainerSettings(precision=name), CPU).bf16 for name in ("fp32", "bf16", "auto")}
     assert bf16 == {"fp32": False, "bf16": True, "auto": fast}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "2 x GPU: matrix products in TF32, batches read ahead, no deterministic algorithms"),
+        (
+            {"tf32": False, "pipeline": False, "deterministic": True},
+            "2 x GPU: matrix products in fp32, batches not read ahead, deterministic algorithms",
+        ),
+        ({"precision": "bf16"}, "2 x GPU: matrix products in bf16, batches read ahead, no deterministic algorithms"),
+    ],
+)
+def test_how_a_gpu_trains_is_said(monkeypatch, settings, said):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU")
+    two = replace(CPU, size=2, device=torch.device("cuda", 0))
+    assert Training(None, None, TrainerSettings(**settings), two).how == said
+    assert Training(None, None, TrainerSettings(**settings), CPU).how == ""
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -101,8 +101,11 @@ def train(
             if changed:
                 log.say(f"the data have changed since the run began:\n{changed}")
             log.say(f"{directory}: {config.model.name} on {', '.join(schema.domains)}, {loader.rows:,} rows an epoch")
+            training = Training(model, optimizers, config.trainer, processes)
+            if training.how:
+                log.say(training.how)
             summary = fit(
-                Training(model, optimizers, config.trainer, processes),
+                training,
                 loader,
                 log,
                 checkpoints,

@@ -84,6 +84,17 @@ class Training:
         chosen = self.settings.pipeline
         return self.processes.device.type == "cuda" if chosen is None else chosen
 
+    @property
+    def how(self) -> str:
+        """How a GPU trains, for the log; empty on CPU."""
+        if self.processes.device.type != "cuda":
+            return ""
+        products = "in bf16" if self.bf16 else "in TF32" if self.settings.tf32 else "in fp32"
+        ahead = "" if self.pipelined else "not "
+        repeats = "deterministic algorithms" if self.settings.deterministic else "no deterministic algorithms"
+        name = torch.cuda.get_device_name(self.processes.device)
+        return f"{self.processes.size} x {name}: matrix products {products}, batches {ahead}read ahead, {repeats}"
+
 
 class Step(NamedTuple):
     """What one step of training computed."""
