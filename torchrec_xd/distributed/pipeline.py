@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
@@ -38,6 +39,7 @@ def pipelined_steps(
         forward: from a batch on the device to the loss (a scalar) and anything else.
         batches: in host memory; on a GPU in pinned memory, else their copies block.
     """
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # else a hint for torchrec's authors is shown
     kind = PrefetchTrainPipelineSparseDist if _prefetches(model) else TrainPipelineSparseDist
     pipeline = kind(_Lookups(model), optimizers, device, custom_model_fwd=forward)
     try:
