@@ -6,7 +6,7 @@ Shape legend: B rows of the batch, F features, N dense features, T tasks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,9 +25,17 @@ class LoaderState:
     """Completed batches of this epoch, this one included."""
 
 
+READ_BY_MODELS = ("bags", "sequences", "dense_BN", "label_BT", "weight_B")
+"""Parts of a batch that go to a device."""
+
+
 @dataclass
 class Batch(Pipelineable):
-    """Rows in domain order: rows of domain i are `offsets[i]:offsets[i + 1]`, so a model narrows and never masks."""
+    """Rows in domain order: rows of domain i are `offsets[i]:offsets[i + 1]`, so a model narrows and never masks.
+
+    What models read (`bags` to `weight_B`) goes to a device; `user_B` and `extra_BK` stay on the CPU, where metrics and
+    written predictions need them.
+    """
 
     bags: KeyedJaggedTensor
     """Ids of the EmbeddingBagCollection, keys in schema order, stride B."""
@@ -40,9 +48,9 @@ class Batch(Pipelineable):
     weight_B: Tensor
     """Row weights, float32; 1 unless the schema names a column."""
     user_B: Tensor
-    """User ids, int64, for GAUC."""
+    """User ids, int64, for GAUC; always on the CPU."""
     extra_BK: Tensor
-    """int64 columns that metrics slice by, in the order they were asked for."""
+    """int64 columns that metrics slice by, in the order they were asked for; always on the CPU."""
     offsets: tuple[int, ...]
     """Cumulative rows by domain, len(domains) + 1 entries from 0 to B."""
     position: LoaderState
@@ -74,24 +82,20 @@ class Batch(Pipelineable):
         )
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        """The batch on another device."""
+        """The batch with what models read on another device."""
         return self._each(lambda part: part.to(device=device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, from where copies to a GPU do not block."""
+        """The batch with what models read in page-locked memory, from where copies to a GPU do not block."""
         return self._each(lambda part: part.pin_memory())
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Tell the CUDA allocator that `stream` still uses this memory."""
-        for part in self._parts().values():
-            part.record_stream(stream)
-
-    def _parts(self) -> dict[str, Any]:
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: part for name, part in parts.items() if isinstance(part, Tensor | KeyedJaggedTensor)}
+        for name in READ_BY_MODELS:
+            getattr(self, name).record_stream(stream)
 
     def _each(self, call: Callable[[Any], Any]) -> Batch:
-        return replace(self, **{name: call(part) for name, part in self._parts().items()})
+        return replace(self, **{name: call(getattr(self, name)) for name in READ_BY_MODELS})
 
 
 def _one_row_without_ids(ids: KeyedJaggedTensor) -> KeyedJaggedTensor:

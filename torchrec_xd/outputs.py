@@ -67,10 +67,14 @@ def task_rows(schema: Schema, batch: Batch) -> dict[str, slice]:
 
 
 def score_matrix(schema: Schema, batch: Batch, output: Output, auxiliary: Mapping[str, str]) -> Tensor:
-    """`Output.score` as `[B, T + A]`: tasks, then auxiliary scores (name to task); NaN in rows of other domains."""
+    """`Output.score` as `[B, T + A]`: tasks, then auxiliary scores (name to task); NaN in rows of other domains.
+
+    On the device of the scores, so that one copy brings all of a batch to the CPU.
+    """
     columns = {**{task.name: task.name for task in schema.tasks}, **auxiliary}
-    score_BT = torch.full((len(batch), len(columns)), torch.nan)
+    device = output.score[next(iter(columns))].device
+    score_BT = torch.full((len(batch), len(columns)), torch.nan, device=device)
     rows = task_rows(schema, batch)
     for i, (name, task) in enumerate(columns.items()):
-        score_BT[rows[task], i] = output.score[name].detach().float().cpu()
+        score_BT[rows[task], i] = output.score[name].detach().float()
     return score_BT

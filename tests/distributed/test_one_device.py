@@ -50,17 +50,21 @@ class OnDevice(torch.Tensor):
     def numpy(self, **_):
         raise TypeError("can't convert cuda:0 device type tensor to numpy; use Tensor.cpu()")
 
+    copies = 0
+
     def cpu(self):
+        OnDevice.copies += 1
         return self.as_subclass(torch.Tensor)
 
 
-def test_predictions_are_copied_from_the_device():
+def test_predictions_are_copied_from_the_device_once():
     columns = PredictionColumns("user", ("click@post",), ("click@post/own",))
     with pytest.raises(TypeError, match="cuda"):
         torch.tensor([1.0]).as_subclass(OnDevice).float().numpy()
-    user_B = torch.tensor([7, 8]).as_subclass(OnDevice)
+    before, user_B = OnDevice.copies, torch.tensor([7, 8])
     scores = [torch.tensor(values).as_subclass(OnDevice) for values in ([0.25, 1.5], [-2.0, 1.5])]
     table = columns.table(user_B, scores)
+    assert OnDevice.copies == before + 1
     assert table.to_pydict() == {
         "user": [7, 8],
         "prob_click@post": [0.25, 1.0],

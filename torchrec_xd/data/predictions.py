@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -51,11 +52,14 @@ class PredictionColumns:
         return pa.schema([pa.field(self.user, pa.int64()), *self.kept, *numbers])
 
     def table(self, user_B: Tensor, score_TB: Sequence[Tensor], kept: PredictionTable | None = None) -> PredictionTable:
-        """Rows of one batch: users `[B]`, for each column its predictions `[B]`, and the columns that pass through."""
-        values = [score_B.float().cpu() for score_B in score_TB]
-        values[: len(self.tasks)] = [score_B.clamp(0, 1) for score_B in values[: len(self.tasks)]]
+        """Rows of one batch: users `[B]`, for each column its predictions `[B]`, and the columns that pass through.
+
+        Users are on the CPU, as batches keep them; all predictions are brought there by one copy.
+        """
+        values_TB = torch.stack([score_B.float() for score_B in score_TB]).cpu()
+        values_TB[: len(self.tasks)].clamp_(0, 1)
         through = [] if kept is None else kept.columns
-        return pa.table([user_B.cpu().numpy(), *through, *(score_B.numpy() for score_B in values)], schema=self.schema)
+        return pa.table([user_B.numpy(), *through, *values_TB.numpy()], schema=self.schema)
 
     def concat(self, tables: Iterable[PredictionTable]) -> PredictionTable:
         """Tables of batches, one after the other."""

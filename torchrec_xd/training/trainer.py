@@ -238,12 +238,15 @@ def _divergence(loss: float, step: int, batch: Batch, loader: Loader) -> str:
 
 @torch.no_grad()
 def predict(model: nn.Module, loader: Loader, processes: Processes) -> Iterator[tuple[Batch, Output]]:
-    """Every batch of a split that holds rows, with the model's output for it, in evaluation mode and full precision."""
+    """Every batch of a split that holds rows, with the model's output for it, in evaluation mode and full precision.
+
+    The batch is on the CPU, as it was read, and the output on the device.
+    """
     model.eval()
     for read in loader.batches(pin=processes.device.type == "cuda"):
         batch = read.to(processes.device, non_blocking=True)
         if len(batch):
-            yield batch, model(batch, with_loss=False)
+            yield read, model(batch, with_loss=False)
         else:
             model(batch.padding(), with_loss=False)  # a rank without rows still answers what the others look up
 
