@@ -185,9 +185,12 @@ class Embeddings(nn.Module):
         vectors: dict[ColumnRun, Tensor] = {}
         for module in self.numeric.values():
             columns = [name.removeprefix("n_") for name in cast(NumericEmbedding, module).names]
-            given = (
-                dense_BN if columns == self.batch_dense else dense_BN[:, [self.batch_dense.index(c) for c in columns]]
-            )
+            if columns != self.batch_dense:
+                # Not indexed by a list, which would be copied to the device and waited for.
+                dense = dense_BN.unbind(1)
+                given = torch.stack([dense[self.batch_dense.index(column)] for column in columns], dim=1)
+            else:
+                given = dense_BN
             vectors |= self._runs(module(given).flatten(1), columns)
         return vectors
 

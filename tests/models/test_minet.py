@@ -1,13 +1,10 @@
 import math
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from tests.support.domain_batches import as_mixed, only
-from tests.support.feeds import SCHEMA, schema_at, write_feed
+from tests.support.feeds import histories_at, write_feed, write_histories
 from tests.support.small_models import EMBEDDINGS, idle, settings_of
 from tests.support.unsharded import materialise
 from torchrec_xd.data.loader import Loader, LoaderSettings
@@ -16,10 +13,6 @@ from torchrec_xd.models.minet import LONG_TERM, build_minet
 from torchrec_xd.modules.minet import InterestAttention, ItemAttention
 from torchrec_xd.schema import Schema
 
-HISTORIES = [
-    {"column": "watched", "kind": "sequence", "group": "sequence", "table": "clip", "rows": 9, "length": 4},
-    {"column": "seen", "kind": "sequence", "group": "sequence", "table": "style", "rows": 5, "length": 4},
-]
 SEQUENCES = {"items": ["hist"], "video": ["watched"], "post": ["seen"]}
 SMALL = {"aligned_dim": 8, "tower_widths": [4], "widths": [16, 8], "attention_dim": 5}
 
@@ -27,15 +20,7 @@ SMALL = {"aligned_dim": 8, "tower_widths": [4], "widths": [16, 8], "attention_di
 @pytest.fixture(scope="module")
 def schema(tmp_path_factory):
     """The feed with a history of every domain."""
-    folder, random = write_feed(tmp_path_factory.mktemp("feed")), np.random.default_rng(0)
-    for path in folder.rglob("*.parquet"):
-        table = pq.read_table(path)
-        for feature in HISTORIES:
-            lengths = random.integers(6, size=len(table))
-            ids = [random.integers(feature["rows"], size=n).tolist() for n in lengths]
-            table = table.append_column(feature["column"], pa.array(ids, pa.list_(pa.int64())))
-        pq.write_table(table, path, row_group_size=64)
-    return Schema.model_validate({**schema_at(folder), "features": [*SCHEMA["features"], *HISTORIES]})
+    return Schema.model_validate(histories_at(write_histories(write_feed(tmp_path_factory.mktemp("feed")))))
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,11 @@ SCHEMA = {
     ],
 }
 """A domain called `items` and a column called `hist` on purpose: names that a ModuleDict would refuse or confuse."""
+HISTORIES = [
+    {"column": "watched", "kind": "sequence", "group": "sequence", "table": "clip", "rows": 9, "length": 4},
+    {"column": "seen", "kind": "sequence", "group": "sequence", "table": "style", "rows": 5, "length": 4},
+]
+"""Further histories: with `hist`, every domain has one."""
 
 
 def write_feed(folder: Path, rows: int = 400, seed: int = 0) -> Path:
@@ -86,3 +91,21 @@ def write_feed(folder: Path, rows: int = 400, seed: int = 0) -> Path:
 def schema_at(folder: Path) -> dict:
     """The schema of a feed written into `folder`."""
     return {**SCHEMA, "root": str(folder)}
+
+
+def write_histories(folder: Path) -> Path:
+    """Add the histories to the files of a feed."""
+    random = np.random.default_rng(0)
+    for path in folder.rglob("*.parquet"):
+        table = pq.read_table(path)
+        for feature in HISTORIES:
+            lengths = random.integers(6, size=len(table))
+            ids = [random.integers(feature["rows"], size=n).tolist() for n in lengths]
+            table = table.append_column(feature["column"], pa.array(ids, pa.list_(pa.int64())))
+        pq.write_table(table, path, row_group_size=64)
+    return folder
+
+
+def histories_at(folder: Path) -> dict:
+    """The schema of a feed with histories written into `folder`."""
+    return {**schema_at(folder), "features": [*SCHEMA["features"], *HISTORIES]}

@@ -57,7 +57,7 @@ class StarTopologyAdaptiveRecommender(nn.Module):
         logits = {}
         for domain, x_BI in by_domain(self.rows(lookups), lookups.rows).items():
             logit_BO = self.star(x_BI, domain) + self.auxiliary_logit(x_BI, domain)
-            logits.update({task: logit_BO[:, [i]] for i, task in enumerate(self.outputs[domain])})
+            logits.update({task: logit_BO[:, i : i + 1] for i, task in enumerate(self.outputs[domain])})
         return Predictions.from_logits(logits)
 
     def star(self, x_BI: Tensor, domain: str) -> Tensor:
