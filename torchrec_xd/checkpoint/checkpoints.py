@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 from torchrec_xd.batch import LoaderState
 from torchrec_xd.checkpoint.reading import Reader, causes, load
 from torchrec_xd.checkpoint.resharding import convert, moved_states
+from torchrec_xd.distributed.lookups import forget_cached_rows
 from torchrec_xd.distributed.process_group import Processes, seed_generators
 from torchrec_xd.distributed.sharding import local_pieces
 from torchrec_xd.errors import UserError
@@ -163,6 +164,7 @@ class Checkpoints:
         same = {name: parts for name, parts in same.items() if parts}
         exact = saved.world_size == self.processes.size
         load({"model": state["model"], "optimizer": same, **({"rng": generators} if exact else {})}, folder)
+        forget_cached_rows(model)
         for (name, _), source in moved.items():
             if source is not None:
                 convert(source, name, folder)
@@ -189,6 +191,7 @@ class Checkpoints:
         self._on_all(lambda: self._check_schema(folder, read_saved(folder)))
         self._on_all(lambda: Reader(folder).read_metadata())
         load({"model": model.state_dict()}, folder)
+        forget_cached_rows(model)
 
     def check(self, folder: Path) -> None:
         """Compare a checkpoint's files with their checksums (a collective; each rank reads its share).

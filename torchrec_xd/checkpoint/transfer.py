@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from torchrec_xd.checkpoint.reading import Reader, load, shape
+from torchrec_xd.distributed.lookups import forget_cached_rows
 from torchrec_xd.errors import UserError
 
 
@@ -56,5 +57,6 @@ def transfer(model: nn.Module, folder: Path, prefixes: Mapping[str, str], prunab
     if faults:
         raise UserError(f"{folder} does not fit this model:\n" + "\n".join(f"  {fault}" for fault in faults))
     load({"model": {source: state[name] for name, source in theirs.items()}}, folder)
+    forget_cached_rows(model)
     fresh = tuple(name for name in state if name not in theirs)
     return TransferReport(tuple(theirs), fresh, tuple(pruned))

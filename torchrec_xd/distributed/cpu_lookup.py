@@ -7,7 +7,7 @@ groups as there are threads, each with its own kernel. A table is still moved by
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any
@@ -15,14 +15,12 @@ from typing import Any
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding, BatchedFusedEmbeddingBag
-from torchrec.distributed.embedding import ShardedEmbeddingCollection
-from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from torchrec_xd.distributed.lookups import lookups_of
 from torchrec_xd.embeddings import table_collections, table_configs, table_parameters
-from torchrec_xd.private_names import lookup_kernels, set_lookup_group, sharded_lookups, split_by_kernel
+from torchrec_xd.private_names import lookup_kernels, set_lookup_group, split_by_kernel
 
 MOST_GROUPS = 8
 """Each group costs a call of FBGEMM's, half a millisecond of Python that the threads have to share."""
@@ -47,7 +45,7 @@ def look_up_as_bags(model: nn.Module) -> None:
     FBGEMM's backward pass for unpooled lookups takes a microsecond per row on CPU, for pooled ones 15 times less
     (docs/decisions.md).
     """
-    for lookup, pooled in _lookups(model):
+    for lookup, pooled in lookups_of(model):
         for kernel in [] if pooled else lookup_kernels(lookup):
             if isinstance(kernel, BatchedFusedEmbedding):
                 kernel.emb_module.pooling_mode, kernel.emb_module.is_nobag = PoolingMode.SUM, False
@@ -56,22 +54,10 @@ def look_up_as_bags(model: nn.Module) -> None:
 
 def look_up_side_by_side(model: nn.Module, threads: int) -> None:
     """Let the groups of every sharded collection run at the same time."""
-    for lookup, pooled in _lookups(model):
+    for lookup, pooled in lookups_of(model):
         kernels = lookup_kernels(lookup)
         if kernels and all(isinstance(k, BatchedFusedEmbedding | BatchedFusedEmbeddingBag) for k in kernels):
             lookup.forward = partial(_look_up, lookup, threads, pooled)
-
-
-def _lookups(model: nn.Module) -> Iterator[tuple[Any, bool]]:
-    """What looks up the groups of each sharded collection, and whether it pools; torchrec hides it from modules().
-
-    Replicated tables, which torchrec has put into DistributedDataParallel by then, are left out.
-    """
-    for module in model.modules():
-        pooled = isinstance(module, ShardedEmbeddingBagCollection)
-        if pooled or isinstance(module, ShardedEmbeddingCollection):
-            lookups = sharded_lookups(module)
-            yield from ((each, pooled) for each in lookups if not isinstance(each, DistributedDataParallel))
 
 
 def bags_of_one(tables: nn.Module, features: KeyedJaggedTensor) -> Tensor:
