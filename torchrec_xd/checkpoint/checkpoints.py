@@ -1,7 +1,7 @@
 """Checkpoints: everything a run needs to go on, written whole or not at all.
 
 A checkpoint is a folder `step_<global step>`: torch's distributed checkpoint files (tables, dense weights, optimizer
-state and each rank's random generator) and `position.json`, which holds a checksum of every other file. Whatever else
+state and each rank's random generators) and `position.json`, which holds a checksum of every other file. Whatever else
 lies next to them is not touched.
 """
 
@@ -24,10 +24,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from torchrec_xd.batch import LoaderState
+from torchrec_xd.checkpoint.generators import generator_states, held_states, restore_generators
 from torchrec_xd.checkpoint.reading import Reader, causes, load
 from torchrec_xd.checkpoint.resharding import convert, moved_states
 from torchrec_xd.distributed.lookups import forget_cached_rows
-from torchrec_xd.distributed.process_group import Processes, seed_generators
+from torchrec_xd.distributed.process_group import Processes
 from torchrec_xd.distributed.sharding import local_pieces
 from torchrec_xd.errors import UserError
 from torchrec_xd.private_names import checkpoint_files
@@ -94,7 +95,8 @@ class Checkpoints:
         """
         final, partial = (self.directory / f"{kind}_{step:09d}" for kind in ("step", "partial"))
         rank = self.processes.rank
-        state = _state(model, optimizers, rank)
+        state = _state(model, optimizers)
+        state |= generator_states(self.processes)  # last: writing cached rows back, which is done by now, may draw
         self._refuse_infinite(state, step)
 
         def make_room() -> None:
@@ -136,10 +138,11 @@ class Checkpoints:
     def resume(
         self, model: nn.Module, optimizers: Optimizers, say: Callable[[str], None] = logger.warning
     ) -> Saved | None:
-        """Load the last whole checkpoint into model, optimizer and random generator (a collective); None without any.
+        """Load the last whole checkpoint into model, optimizer and random generators (a collective); None without any.
 
-        Number of processes and plan may differ from those that wrote it. Random generators of another number of
-        processes start anew, from seed, step and rank. A damaged checkpoint is skipped, with a message to `say`.
+        Number of processes, plan and kind of device may differ from those that wrote it. Random generators that it does
+        not hold, and all of another number of processes, start anew, from seed, step and rank. A damaged checkpoint is
+        skipped, with a message to `say`.
 
         Raises:
             UserError: all are damaged, or the last whole one was written for a incompatible schema, or by another
@@ -154,25 +157,24 @@ class Checkpoints:
         saved = read_saved(folder)
         self._check_schema(folder, saved)
         optimizers.init_state()
-        state = _state(model, optimizers, self.processes.rank)
-        generators = state.pop("rng")
+        state = _state(model, optimizers)
         moved = moved_states(state, folder)
         same = {
             name: {part: value for part, value in parts.items() if (name, part) not in moved}
             for name, parts in state["optimizer"].items()
         }
         same = {name: parts for name, parts in same.items() if parts}
-        exact = saved.world_size == self.processes.size
-        load({"model": state["model"], "optimizer": same, **({"rng": generators} if exact else {})}, folder)
+        generators: dict[str, dict[str, torch.Tensor]] = {}
+        if saved.world_size == self.processes.size:
+            entries = Reader(folder).read_metadata().state_dict_metadata
+            generators = held_states(self.processes, entries, saved.step, say)
+        load({"model": state["model"], "optimizer": same, **generators}, folder)
         forget_cached_rows(model)
         for (name, _), source in moved.items():
             if source is not None:
                 convert(source, name, folder)
         optimizers.state.load_state_dict({"state": state["optimizer"]})
-        if exact:
-            torch.set_rng_state(generators[str(self.processes.rank)])
-        else:
-            seed_generators(torch.initial_seed(), saved.step, self.processes.rank)
+        restore_generators(self.processes, generators, saved.step)
         return saved
 
     def load(self, model: nn.Module, folder: Path, *, checked: bool = False) -> None:
@@ -361,10 +363,6 @@ def checksum(path: Path) -> int:
     return value
 
 
-def _state(model: nn.Module, optimizers: Optimizers, rank: int) -> dict[str, Any]:
+def _state(model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
     # Parameter groups hold settings alone, which the config has; a state of pure tensors needs no pickle.
-    return {
-        "model": model.state_dict(),
-        "optimizer": optimizers.state.state_dict()["state"],
-        "rng": {str(rank): torch.get_rng_state()},
-    }
+    return {"model": model.state_dict(), "optimizer": optimizers.state.state_dict()["state"]}
