@@ -3,10 +3,16 @@
 import os
 import subprocess
 import sys
+from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.distributed as dist
 
-from torchrec_xd.distributed.process_group import process_group
+from torchrec_xd.distributed import process_group as start
+from torchrec_xd.distributed.device import own_device, refuse_shared_gpu
+from torchrec_xd.distributed.process_group import ProcessSettings, process_group
 from torchrec_xd.errors import UserError
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -14,7 +20,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 @pytest.fixture
 def alone(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    for name in (*names, "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
@@ -97,3 +104,97 @@ def test_an_error_is_told_where_half_a_group_is_inherited(alone, inherited):
     )  # fmt: skip
     assert done.returncode == 2
     assert "error: no shipped config 'nosuch'" in done.stderr
+
+
+class Gpus:
+    """A machine with GPUs, as torch.cuda shows them to one process; gloo stands in for NCCL."""
+
+    def __init__(self, monkeypatch, visible, uuids=("GPU-a", "GPU-b", "GPU-c", "GPU-d")):
+        self.used, self.asked, initialise = [], {}, dist.init_process_group
+
+        def initialised(backend, **options):
+            self.asked = {"backend": backend, **options}
+            initialise("gloo", **{key: value for key, value in options.items() if key != "device_id"})
+
+        def properties(device):
+            return SimpleNamespace(name="NVIDIA H100", uuid=uuids[device.index])
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: visible > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+        monkeypatch.setattr(torch.cuda, "set_device", self.used.append)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+        monkeypatch.setattr(dist, "init_process_group", initialised)
+
+
+def test_on_a_gpu_the_group_is_bound_to_it(alone):
+    gpus = Gpus(alone, visible=2)
+    with process_group() as processes:
+        assert processes.device == torch.device("cuda", 0)
+    assert gpus.used == [torch.device("cuda", 0)]
+    assert gpus.asked["backend"] == "cuda:nccl,cpu:gloo"
+    assert gpus.asked["device_id"] == torch.device("cuda", 0)
+
+
+def test_on_a_cpu_the_group_is_bound_to_nothing(alone):
+    gpus = Gpus(alone, visible=0)
+    with process_group() as processes:
+        assert processes.device == torch.device("cpu")
+    assert (gpus.used, gpus.asked["backend"], gpus.asked["device_id"]) == ([], "gloo", None)
+
+
+def test_how_long_processes_wait_for_each_other_is_a_setting(alone):
+    gpus = Gpus(alone, visible=0)
+    with process_group(ProcessSettings(timeout_minutes=7)):
+        assert gpus.asked["store"].timeout == timedelta(minutes=7)
+    assert gpus.asked["timeout"] == timedelta(minutes=7)
+    with process_group():
+        pass
+    assert gpus.asked["timeout"] == timedelta(minutes=30)  # torch's own choice
+
+
+def launched(alone, **environment):
+    alone.setenv("MASTER_ADDR", "localhost")
+    alone.setenv("MASTER_PORT", "1")
+    for name, value in environment.items():
+        alone.setenv(name, value)
+
+
+@pytest.mark.parametrize("visible", [2, 3])
+def test_more_processes_than_gpus_are_refused_before_they_meet(alone, visible):
+    """Every rank finds it by itself: also those that would have had a GPU."""
+    Gpus(alone, visible)
+    alone.setenv("CUDA_VISIBLE_DEVICES", "4,5,6"[: 2 * visible - 1])
+    alone.setattr(start, "rendezvous", lambda *_, **__: pytest.fail("met the others"))
+    for rank in ("0", "3"):
+        launched(alone, RANK=rank, WORLD_SIZE="8", LOCAL_RANK=rank, LOCAL_WORLD_SIZE="4")
+        with pytest.raises(UserError) as told, process_group():
+            pass
+        text = str(told.value)
+        assert text.startswith(f"4 processes on this machine, but {visible} GPUs are visible to each")
+        assert f"LOCAL_RANK={rank}, LOCAL_WORLD_SIZE=4, CUDA_VISIBLE_DEVICES={'4,5,6'[: 2 * visible - 1]}" in text
+        assert f"torchrun --nproc-per-node {visible}" in text
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "local_size", "visible", "index"),
+    [("3", "4", 4, 3), ("1", "2", 4, 1), ("3", "4", 1, 0), ("3", None, 1, 0), ("1", None, 4, 1)],
+)
+def test_which_gpu_a_process_takes(alone, local_rank, local_size, visible, index):
+    """A launcher that shows every process its own GPU alone (Slurm's --gpus-per-task=1) has it as number 0."""
+    Gpus(alone, visible)
+    launched(alone, LOCAL_RANK=local_rank, **({} if local_size is None else {"LOCAL_WORLD_SIZE": local_size}))
+    assert own_device(int(local_rank), int(local_size or 1)) == torch.device("cuda", index)
+
+
+def test_two_processes_on_the_same_gpu_are_refused(alone):
+    """One visible GPU may be each process's own, or the same for all: its UUID tells."""
+    Gpus(alone, visible=1, uuids=("GPU-a",))
+    launched(alone, LOCAL_RANK="1", LOCAL_WORLD_SIZE="2")
+    store, gpu = dist.HashStore(), torch.device("cuda", 0)
+    refuse_shared_gpu(store, 0, gpu)
+    refuse_shared_gpu(store, 0, gpu)  # a second group of the same process
+    with pytest.raises(UserError, match=r"processes 0 and 1 would use the same GPU \(NVIDIA H100, GPU-a\)") as told:
+        refuse_shared_gpu(store, 1, gpu)
+    assert "LOCAL_RANK=1, LOCAL_WORLD_SIZE=2, CUDA_VISIBLE_DEVICES" in str(told.value)
+    Gpus(alone, visible=1, uuids=("GPU-b",))
+    refuse_shared_gpu(store, 2, gpu)

@@ -77,14 +77,14 @@ def test_a_run_that_grows_keeps_and_measures_what_it_trained_last(tmp_path, monk
 
 
 def test_a_finished_run_is_given_more_epochs(tmp_path):
-    def config(epochs):
-        trainer = {"epochs": epochs, "log_every": 5, "threads": 1}
+    def config(epochs, **more):
+        trainer = {"epochs": epochs, "log_every": 5, "threads": 1, **more}
         return validate(RunConfig, content_of(tmp_path, trainer=trainer), "test")
 
     train(config(3), tmp_path / "whole")
     train(config(2), tmp_path / "grown")
     assert saved(tmp_path / "grown") == ["step_000000060"]
-    content = train(config(3), tmp_path / "grown", restartable=True)
+    content = train(config(3, timeout_minutes=90), tmp_path / "grown", restartable=True)
     assert content["checkpoint"] == "step_000000090"
     assert content["eval"] == json.loads((tmp_path / "whole" / "metrics.json").read_text())["eval"]
     losses = [[(line["step"], line.get("loss")) for line in lines(tmp_path / run)] for run in ("whole", "grown")]

@@ -8,13 +8,16 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from pydantic import Field
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
+from torchrec_xd.distributed.device import own_device, refuse_shared_gpu
 from torchrec_xd.distributed.memory import keep_freed_memory
 from torchrec_xd.distributed.precision import arithmetic
 from torchrec_xd.errors import ReportedError, UserError
@@ -31,6 +34,9 @@ class ProcessSettings(Settings):
 
     threads: int = Field(default=0, ge=0, le=4096)
     """CPU threads per process; 0 leaves the choice to torch."""
+    timeout_minutes: int | None = Field(default=None, ge=1, le=100_000)
+    """How long processes wait for each other, at the start and in every exchange, before the run ends with an error;
+    null leaves the choice to torch (30). More where one of them is busy for long, for example with slow storage."""
     keep_freed_memory: bool = True
     """Have glibc keep what is freed, in huge pages, for as long as the process lives: a step is 12 % faster on CPU.
     Without effect under other C libraries. (The command line also sets GOMP_SPINCOUNT, which only takes effect before
@@ -120,26 +126,33 @@ def process_group(settings: ProcessSettings | None = None) -> Iterator[Processes
     Threads are as before when the block ends. An error that leaves the block on several ranks is reported by one.
 
     Raises:
-        UserError: the environment describes half a group.
+        UserError: the environment describes half a group, or there are more processes than GPUs.
     """
     settings = settings or ProcessSettings()
     rank, size, local_rank, local_size = _launched()
+    device = own_device(local_rank, local_size)
     if settings.keep_freed_memory:
         keep_freed_memory()
     threads = torch.get_num_threads()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
     if size == local_size and any(n == "lo" for _, n in socket.if_nameindex()):
         # All processes are on this machine: gloo's sockets need not be reachable from outside.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    store = next(iter(rendezvous("env://")))[0] if size > 1 else dist.HashStore()  # type: ignore[attr-defined]
+    minutes = settings.timeout_minutes
+    timeout = default_pg_timeout if minutes is None else timedelta(minutes=minutes)
+    store = next(iter(rendezvous("env://", timeout=timeout)))[0] if size > 1 else dist.HashStore()  # type: ignore[attr-defined]
+    store.set_timeout(timeout)
+    if cuda and size > 1:
+        refuse_shared_gpu(store, rank, device)
     backend = "cuda:nccl,cpu:gloo" if cuda else "gloo"
     own = dist.PrefixStore("group", store)  # type: ignore[attr-defined]
-    dist.init_process_group(backend, store=own, rank=rank, world_size=size)
+    # Bound to its GPU, NCCL connects now and not in the first exchange, so that what is wrong with it shows here.
+    bound = device if cuda else None
+    dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout, device_id=bound)
     assert dist.group.WORLD is not None
     try:
         with arithmetic(device, tf32=settings.tf32, deterministic=settings.deterministic):

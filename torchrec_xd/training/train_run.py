@@ -178,12 +178,13 @@ def _check_config(config: RunConfig, folder: RunFolder) -> None:
             f"--resume: trainer.epochs is {config.trainer.epochs}, and {folder.path} began with "
             f"{begun.trainer.epochs}: it may grow only"
         )
-    trainer = begun.trainer.model_copy(update={"epochs": config.trainer.epochs})
+    free = {name: getattr(config.trainer, name) for name in ("epochs", "timeout_minutes")}
+    trainer = begun.trainer.model_copy(update=free)
     may_change = {"sharding": config.sharding, "trainer": trainer, "init_from": config.init_from}
     if changes := config.changes_from(begun.model_copy(update=may_change)):
         raise UserError(
-            f"--resume: the config is not the one that {folder.path} began with ({changes}). Only `sharding` may "
-            f"change, and `trainer.epochs` may grow; resume with {folder.config}"
+            f"--resume: the config is not the one that {folder.path} began with ({changes}). Only `sharding` and "
+            f"`trainer.timeout_minutes` may change, and `trainer.epochs` may grow; resume with {folder.config}"
         )
     same_path = begun.init_from == config.init_from
     if not same_path and source_run(config) != source_run(begun, folder):
