@@ -104,6 +104,16 @@ def test_builds_of_fbgemm(
     assert bool(advice) == bool(check.advice)
 
 
+def test_a_cpu_build_of_fbgemm_where_training_would_take_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(only(tmp_path / "site", monkeypatch), "fbgemm_gpu-cpu", "1.9.0")
+    check = doctor._fbgemm(has_gpu=True, torch_sees_it=True)
+    assert (check.value, check.ok) == ("CPU build, fbgemm-gpu-cpu 1.9.0", False)
+    assert "training would take the GPU" in check.advice
+    assert "CUDA_VISIBLE_DEVICES" in check.advice
+
+
 def test_fbgemm_of_another_release_than_torchrec(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     site = only(tmp_path / "site", monkeypatch)
     install(site, "torchrec", "1.8.0")
@@ -162,10 +172,14 @@ def test_cpu_flags(tmp_path: Path) -> None:
     assert [check.name for check in doctor._cpu(tmp_path / "no_such_file")] == ["CPU"]
 
 
+H100 = {"name": "NVIDIA H100", "gib": 80, "capability": [9, 0]}
+NO_IMAGE = "CUDA error: no kernel image is available for execution on the device"
+
+
 @pytest.mark.parametrize(
     ("torch", "driver", "value", "ok"),
     [
-        ({"cuda": "13.0", "gpus": ["H100, 80 GiB, sm_90"]}, True, "H100, 80 GiB, sm_90 (CUDA 13.0)", True),
+        ({"cuda": "13.0", "gpus": [H100]}, True, "NVIDIA H100, 80 GiB, sm_90 (CUDA 13.0)", True),
         ({"cuda": None, "gpus": []}, False, "none", True),
         ({"cuda": "13.0", "gpus": []}, False, "none", True),
         ({"cuda": None, "gpus": []}, True, "a driver is loaded, but torch is a CPU build", True),
@@ -174,6 +188,94 @@ def test_cpu_flags(tmp_path: Path) -> None:
     ],
 )
 def test_gpus(torch: dict[str, object], driver: bool, value: str, ok: bool) -> None:
-    check = doctor._gpus(torch, driver)
+    check = doctor._gpus(torch, {"gpus": [""]}, driver, "1.9.0")
     assert (check.value, check.ok) == (value, ok)
     assert bool(check.advice) == ("a driver" in value)
+
+
+@pytest.mark.parametrize(
+    ("capability", "covered"),
+    [
+        ([7, 0], False),  # V100
+        ([7, 5], False),  # T4
+        ([8, 0], True),  # A100
+        ([8, 6], True),  # A10
+        ([8, 9], True),  # L40S
+        ([9, 0], True),  # H100, H200
+        ([10, 0], True),  # B200
+        ([10, 3], True),  # B300
+        ([12, 0], False),  # RTX PRO 6000
+    ],
+)
+def test_the_wheels_of_fbgemm_have_code_for_some_gpus(capability: list[int], covered: bool) -> None:
+    """Code of sm_80 runs on later GPUs of that generation, of sm_90a on none, of sm_100f on its family; no PTX."""
+    gpus = [H100, {"name": "Another", "gib": 16, "capability": capability}]
+    check = doctor._gpus({"cuda": "13.0", "gpus": gpus}, {}, True, "1.9.0")  # without a trial
+    assert check.ok == covered
+    if not covered:
+        major, minor = capability
+        assert check.advice.startswith(f"Another (sm_{major}{minor}): FBGEMM 1.9's wheels have code for")
+        assert f"TORCH_CUDA_ARCH_LIST={major}.{minor}" in check.advice
+        assert "H100 (sm_90)" not in check.advice
+
+
+def test_a_trial_on_every_gpu_decides() -> None:
+    t4 = {"name": "Tesla T4", "gib": 15, "capability": [7, 5]}
+    found = {"cuda": "13.0", "gpus": [t4, H100]}
+    assert doctor._gpus(found, {"gpus": ["", ""]}, True, "1.9.0").ok  # FBGEMM was built here
+    check = doctor._gpus(found, {"gpus": [NO_IMAGE, ""]}, True, "1.9.0")
+    assert not check.ok
+    assert check.advice.startswith("Tesla T4 (sm_75): FBGEMM 1.9's wheels have code for sm_80, sm_90a and sm_100f")
+    assert "NVIDIA H100 (sm_90)" not in check.advice
+    check = doctor._gpus(found, {"gpus": ["", "CUDA error: out of memory"]}, True, "1.9.0")
+    assert (check.ok, check.advice.split(":")[0]) == (False, "NVIDIA H100 (sm_90)")
+    assert "a small operator of FBGEMM fails on it: CUDA error: out of memory" in check.advice
+    check = doctor._gpus(found, {"error": "crashed with SIGSEGV"}, True, "1.9.0")
+    assert (check.ok, check.advice) == (False, "a small operator of FBGEMM fails on them: crashed with SIGSEGV")
+    check = doctor._gpus(found, {"gpus": [NO_IMAGE, ""]}, True, "2.3.0")  # a release whose wheels nobody looked at
+    assert (check.ok, NO_IMAGE in check.advice) == (False, True)
+
+
+FAKE_TORCH = """
+from types import SimpleNamespace as Namespace
+
+class Tensor(list):
+    tolist = lambda self: list(self)
+
+def tensor(values, device="cpu"):
+    found = Tensor(values)
+    found.device = device
+    return found
+
+def cumsum(values):
+    if values.device == "cuda:1":
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\\nCompile with")
+    if values.device == "cuda:2":
+        {third}
+    return Tensor([0, 1, 3])
+
+properties = Namespace(name="GPU", total_memory=16 * 2**30, major=7, minor=5)
+cuda = Namespace(device_count=lambda: {count}, get_device_properties=lambda index: properties)
+version, ops = Namespace(cuda="13.0"), Namespace(fbgemm=Namespace(asynchronous_complete_cumsum=cumsum))
+"""
+
+
+@pytest.mark.parametrize(
+    ("count", "third", "kernels"),
+    [
+        (0, "pass", {"gpus": []}),
+        (3, "pass", {"gpus": ["", NO_IMAGE, ""]}),
+        (3, "return Tensor([0, 0, 0])", {"gpus": ["", NO_IMAGE, "[0, 0, 0] in place of [0, 1, 3]"]}),
+        (3, "import os; os.abort()", {"error": "crashed with SIGABRT"}),
+    ],
+)
+def test_one_operator_is_tried_on_every_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, count: int, third: str, kernels: dict[str, object]
+) -> None:
+    (tmp_path / "torch.py").write_text(FAKE_TORCH.replace("{third}", third).replace("{count}", str(count)))
+    for name in ("fbgemm_gpu", "torchrec"):
+        (tmp_path / f"{name}.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    found = doctor._try_imports()
+    assert [found[name] for name in ("fbgemm_gpu", "torchrec", "kernels")] == [{}, {}, kernels]
+    assert found["torch"] == {"cuda": "13.0", "gpus": [{"name": "GPU", "gib": 16, "capability": [7, 5]}] * count}

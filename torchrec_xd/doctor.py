@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,11 @@ GPU_SETUP = "on a GPU machine run `pip install -e '.[cuda]'` in a fresh environm
 SETUP = f"{CPU_SETUP}; {GPU_SETUP}"
 IMPORTS = ("torch", "fbgemm_gpu", "torchrec")
 """Tried in this order: each needs the ones before it."""
+KERNELS = "kernels"
+"""What is tried last: an operator of FBGEMM on every GPU."""
+WHEEL_CODE = {"1.9": ("sm_80", "sm_90a", "sm_100f")}
+"""By release of FBGEMM: what its CUDA wheels on PyPI hold code for, as read from the wheels; they hold no PTX."""
+NO_GPU = "set CUDA_VISIBLE_DEVICES to nothing"
 
 
 @dataclass(frozen=True)
@@ -48,13 +54,16 @@ def examine() -> list[Check]:
     found = _try_imports()
     torch = found.get("torch", {})
     driver = Path("/proc/driver/nvidia/version").exists()
+    seen = bool(torch.get("gpus"))
+    builds = _fbgemm_builds()
+    tried = found.get(KERNELS, {}) if any(not name.endswith("-cpu") for name in builds) else {}
     return [
         *_versions(),
-        _fbgemm(has_gpu=driver or bool(torch.get("gpus"))),
+        _fbgemm(driver or seen, seen),
         *(_import(name, found) for name in IMPORTS),
         *_cpu(Path("/proc/cpuinfo")),
         Check("memory", f"{psutil.virtual_memory().total / 2**30:.0f} GiB"),
-        _gpus(torch, driver),
+        _gpus(torch, tried, driver, next(iter(builds.values()), "")),
     ]
 
 
@@ -92,10 +101,18 @@ def _against(found: str, wanted: SpecifierSet) -> str:
     return f"{found} (needs {wanted})"
 
 
-def _fbgemm(has_gpu: bool) -> Check:
+def _installed() -> dict[str, str]:
+    """The version of every distribution, by its canonical name."""
+    return {str(canonicalize_name(found.name)): found.version for found in metadata.distributions() if found.name}
+
+
+def _fbgemm_builds() -> dict[str, str]:
+    return {name: version for name, version in sorted(_installed().items()) if name.startswith("fbgemm-gpu")}
+
+
+def _fbgemm(has_gpu: bool, torch_sees_it: bool = False) -> Check:
     """Which build of FBGEMM there is. All own the package fbgemm_gpu, so two overwrite each other's files."""
-    versions = {str(canonicalize_name(found.name)): found.version for found in metadata.distributions() if found.name}
-    builds = {name: version for name, version in sorted(versions.items()) if name.startswith("fbgemm-gpu")}
+    versions, builds = _installed(), _fbgemm_builds()
     value = " and ".join(f"{name} {version}" for name, version in builds.items())
     if not builds:
         return Check("FBGEMM", "missing", False, SETUP)
@@ -106,7 +123,11 @@ def _fbgemm(has_gpu: bool) -> Check:
         return Check("FBGEMM", f"{value} with torchrec {versions['torchrec']}", False, f"use a pair: {SETUP}")
     if not name.endswith("-cpu"):
         return Check("FBGEMM", f"CUDA build, {value}", has_gpu, "" if has_gpu else f"it needs a GPU: {CPU_SETUP}")
-    return Check("FBGEMM", f"CPU build, {value}", True, f"the GPU stays idle: {GPU_SETUP}" if has_gpu else "")
+    value = f"CPU build, {value}"
+    if torch_sees_it:
+        advice = f"training would take the GPU, for which this build has no code: {GPU_SETUP}, or {NO_GPU}"
+        return Check("FBGEMM", value, False, advice)
+    return Check("FBGEMM", value, True, f"the GPU stays idle: {GPU_SETUP}" if has_gpu else "")
 
 
 def _series(version: str) -> tuple[int, ...]:
@@ -115,7 +136,7 @@ def _series(version: str) -> tuple[int, ...]:
 
 
 def _try_imports() -> dict[str, dict[str, Any]]:
-    """Output of `_report_imports` in its own process; the last line of stderr as `error` of the import that failed."""
+    """Output of `_report_imports` in its own process; the last line of stderr as `error` of what failed."""
     command = [sys.executable, "-m", __name__]
     run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ourselves
     found: dict[str, dict[str, Any]] = {}
@@ -123,7 +144,7 @@ def _try_imports() -> dict[str, dict[str, Any]]:
         if line.startswith('{"import": '):
             report = json.loads(line)
             found[report.pop("import")] = report
-    failed = next((name for name in IMPORTS if name not in found), None)
+    failed = next((name for name in (*IMPORTS, KERNELS) if name not in found), None)
     if failed is not None:
         last_words = [line.strip() for line in run.stderr.splitlines() if line.strip()][-1:]
         crash = [f"crashed with {signal.Signals(-run.returncode).name}"] if run.returncode < 0 else []
@@ -132,12 +153,14 @@ def _try_imports() -> dict[str, dict[str, Any]]:
 
 
 def _report_imports() -> None:
-    """Import one package after the other, try it, and report on stdout what was found."""
+    """Import one package after the other, try it, then the GPUs, and report on stdout what was found."""
     import torch  # noqa: PLC0415 - each import may crash, and what came before it has been reported by then
 
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    names = [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}" for gpu in gpus]
-    _report("torch", cuda=torch.version.cuda, gpus=names)
+    described = [
+        {"name": gpu.name, "gib": round(gpu.total_memory / 2**30), "capability": [gpu.major, gpu.minor]} for gpu in gpus
+    ]
+    _report("torch", cuda=torch.version.cuda, gpus=described)
 
     import fbgemm_gpu  # noqa: F401, PLC0415
 
@@ -147,6 +170,15 @@ def _report_imports() -> None:
     import torchrec  # noqa: F401, PLC0415 - its distributed part too
 
     _report("torchrec")
+
+    def trial(index: int) -> str:
+        try:
+            found = torch.ops.fbgemm.asynchronous_complete_cumsum(torch.tensor([1, 2], device=f"cuda:{index}")).tolist()
+        except RuntimeError as error:
+            return str(error).partition("\n")[0]
+        return "" if found == [0, 1, 3] else f"{found} in place of [0, 1, 3]"
+
+    _report(KERNELS, gpus=[trial(index) for index in range(len(gpus))])
 
 
 def _report(name: str, **found: object) -> None:
@@ -184,9 +216,17 @@ def _cpu(cpuinfo: Path) -> list[Check]:
     ]
 
 
-def _gpus(torch: dict[str, Any], driver: bool) -> Check:
-    if torch.get("gpus"):
-        return Check("GPUs", f"{'; '.join(torch['gpus'])} (CUDA {torch['cuda']})")
+def _gpus(torch: dict[str, Any], kernels: dict[str, Any], driver: bool, fbgemm: str) -> Check:
+    """What GPUs there are, and whether the CUDA build of this version of FBGEMM works on them."""
+    if gpus := torch.get("gpus"):
+        value = "; ".join(f"{gpu['name']}, {gpu['gib']} GiB, {_sm(gpu)}" for gpu in gpus)
+        if "error" in kernels:
+            faults = [f"a small operator of FBGEMM fails on them: {kernels['error']}"]
+        else:
+            trials = kernels.get("gpus") or [None] * len(gpus)
+            found = [_fault(gpu, trial, fbgemm) for gpu, trial in zip(gpus, trials, strict=True)]
+            faults = [fault for fault in dict.fromkeys(found) if fault]  # of equal GPUs, once
+        return Check("GPUs", f"{value} (CUDA {torch['cuda']})", not faults, "; ".join(faults))
     if not driver:
         return Check("GPUs", "none")
     if "cuda" not in torch:
@@ -195,6 +235,37 @@ def _gpus(torch: dict[str, Any], driver: bool) -> Check:
         return Check("GPUs", "a driver is loaded, but torch is a CPU build", True, f"to use them: {GPU_SETUP}")
     causes = f"the driver is too old for CUDA {torch['cuda']}, or CUDA_VISIBLE_DEVICES hides them"
     return Check("GPUs", "a driver is loaded, but torch sees no GPU", False, causes)
+
+
+def _fault(gpu: dict[str, Any], trial: str | None, fbgemm: str) -> str:
+    """Why FBGEMM fails on a GPU, and the remedy; `trial` is what went wrong there, None if nothing was tried."""
+    release = ".".join(map(str, _series(fbgemm))) if fbgemm else ""
+    code = WHEEL_CODE.get(release, ())
+    if trial == "" or (trial is None and (not code or _runs(gpu, code))):
+        return ""
+    if not code or _runs(gpu, code):
+        return f"{gpu['name']} ({_sm(gpu)}): a small operator of FBGEMM fails on it: {trial}"
+    held = f"{', '.join(code[:-1])} and {code[-1]}"
+    return (
+        f"{gpu['name']} ({_sm(gpu)}): FBGEMM {release}'s wheels have code for {held}, which run on GPUs of sm_80 to "
+        "sm_89 (A100, A10, L40S), sm_90 (H100, H200) and sm_100 to sm_103 (B200, B300): take one of these, build "
+        f"FBGEMM from source with TORCH_CUDA_ARCH_LIST={'.'.join(map(str, gpu['capability']))}, or {NO_GPU}"
+    )
+
+
+def _runs(gpu: dict[str, Any], code: Iterable[str]) -> bool:
+    """Whether code runs on a GPU: on the same and later ones of its generation; with the letter a on the same alone."""
+    major, minor = gpu["capability"]
+    parts = [re.fullmatch(r"sm_(\d+)(\d)([af]?)", architecture) for architecture in code]
+    return any(
+        int(part[1]) == major and (int(part[2]) == minor if part[3] == "a" else int(part[2]) <= minor)
+        for part in parts
+        if part
+    )
+
+
+def _sm(gpu: dict[str, Any]) -> str:
+    return "sm_{}{}".format(*gpu["capability"])
 
 
 if __name__ == "__main__":
