@@ -21,10 +21,11 @@ from torchrec_xd.distributed.sharding import shard
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups
 from torchrec_xd.models.model import Model
 from torchrec_xd.outputs import Losses, Predictions
-from torchrec_xd.planner import ShardingSettings, plan_run, this_machine
+from torchrec_xd.planner import ShardingSettings, plan_run
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import validate
 from torchrec_xd.table_types import TableOptimizer
+from torchrec_xd.training.building import run_cluster
 
 PLAIN_OPTIMIZERS: dict[str, tuple[bool, Callable[[Any], torch.optim.Optimizer]]] = {
     "sparse SGD": (True, lambda parameters: torch.optim.SGD(parameters, 0.01)),
@@ -137,8 +138,7 @@ def _ours(batch: Batch, schema: Schema, dtype: Dtype, optimizer: str, processes:
     built = Model(Embeddings(schema, EmbeddingSettings(dtype=dtype), seed=0), Mean(), _mean_loss)
     settings = validate(OptimizerSettings, {"tables": {"name": optimizer}}, "--optimizer")
     fuse_optimizers(built, settings.tables)
-    cluster = this_machine("cuda" if processes.device.type == "cuda" else "cpu", processes.size, processes.local_size)
-    sharding = ShardingSettings()
+    sharding, cluster = ShardingSettings(), run_cluster(processes)
     plan = plan_run(built, sharders(sharding.communication), cluster, sharding, len(batch), {}).sharding_plan
     model, optimizers = shard(built, plan, settings, processes, sharding.communication)
     batch = batch.to(processes.device)

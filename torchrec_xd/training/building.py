@@ -14,7 +14,8 @@ from torchrec_xd.errors import UserError
 from torchrec_xd.models import find_model
 from torchrec_xd.models.model import Model
 from torchrec_xd.models.transfer import SourceRun
-from torchrec_xd.planner import RunPlan, plan_run, this_machine
+from torchrec_xd.planner import Cluster, RunPlan, plan_run, this_machine
+from torchrec_xd.planner.inputs.gpus import installed_gpu
 from torchrec_xd.run_folder import RunFolder
 
 
@@ -82,6 +83,14 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
+def run_cluster(processes: Processes) -> Cluster:
+    """The cluster that the processes are on, with the GPUs of all ranks (a collective)."""
+    if processes.device.type != "cuda":
+        return this_machine("cpu", processes.size, processes.local_size)
+    gpus = processes.all_gather_object(installed_gpu(processes.device))
+    return this_machine("cuda", processes.size, processes.local_size, gpus)
+
+
 def plan_sharding(model: Model, config: RunConfig, processes: Processes) -> RunPlan:
     """Give the tables their optimizers, whose state takes room, and plan where they go (a collective).
 
@@ -92,10 +101,9 @@ def plan_sharding(model: Model, config: RunConfig, processes: Processes) -> RunP
     """
     check_device(config.optimizer.tables, processes.device)
     fuse_optimizers(model, config.optimizer.tables)
+    cluster = run_cluster(processes)
 
     def planned() -> RunPlan:
-        cuda = processes.device.type == "cuda"
-        cluster = this_machine("cuda" if cuda else "cpu", processes.size, processes.local_size)
         pooling = {f.column: float(f.length) for f in config.schema_in_use.features if f.length is not None}
         kinds = sharders(config.sharding.communication)
         return plan_run(model, kinds, cluster, config.sharding, config.loader.batch_size, pooling)

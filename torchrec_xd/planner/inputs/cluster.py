@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +15,14 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from torchrec.distributed.planner.types import HardwareConfig, KernelConfig, Topology, TopologyFactory, TrainerConfig
 
 from torchrec_xd.errors import UserError
+from torchrec_xd.planner.inputs.gpus import FIGURES, GPUS, InstalledGpu, find_gpu, installed_gpu
 from torchrec_xd.settings import Settings, load_yaml, validate
 
 GIB = 1024**3
+HOST_SHARE = 0.85
+"""Share of a GPU machine's memory that tables may fill: its processes and their batches need the rest."""
+
+logger = logging.getLogger(__name__)
 
 
 class LookupCost(Settings):
@@ -94,6 +101,8 @@ class Cluster(Settings):
     """Number of ranks."""
     ranks_per_node: PositiveInt
     """Ranks on one node, connected by its fast links."""
+    gpu: str | None = None
+    """GPU model, for example `H100`: gives the defaults of memory, bandwidths (but between nodes) and speeds."""
     hbm_gib: NonNegativeFloat
     """Memory of one GPU; 0 on CPU."""
     ddr_gib: PositiveFloat
@@ -108,13 +117,34 @@ class Cluster(Settings):
     """Bandwidth between ranks of one node."""
     inter_node_gib_s: PositiveFloat = 12.5
     """Bandwidth between nodes, per rank."""
+    fp32_tflops: PositiveFloat | None = None
+    """Peak speed of a rank in fp32, in TFLOP/s."""
+    tf32_tflops: PositiveFloat | None = None
+    """Peak speed in TF32, dense."""
+    bf16_tflops: PositiveFloat | None = None
+    """Peak speed in bf16, dense."""
     reservation: float = Field(default=0.15, ge=0, lt=1)
     """Share of the tables' device memory (HBM, on CPU DDR) kept free for the dense model, activations and batches."""
     calibration: Calibration | None = None
     """Measured lookup costs. Default: torchrec's constants."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_gpu(cls, content: Any) -> Any:
+        gpu = content.get("gpu") if isinstance(content, dict) else None
+        if not isinstance(gpu, str):
+            return content
+        if gpu not in GPUS:
+            raise ValueError(
+                f"unknown gpu '{gpu}'; known: {', '.join(GPUS)}; for another one leave out 'gpu' and give "
+                f"{', '.join(FIGURES)}"
+            )
+        return {**GPUS[gpu].figures(), **content}
+
     @model_validator(mode="after")
     def _check(self) -> Cluster:
+        if self.device == "cpu" and self.gpu is not None:
+            raise ValueError("a cpu cluster has no GPUs; remove 'gpu'")
         if self.device == "cuda" and self.hbm_gib == 0:
             raise ValueError("a cuda cluster needs 'hbm_gib', the memory of one GPU, above 0")
         if self.world_size > self.ranks_per_node and self.world_size % self.ranks_per_node:
@@ -143,11 +173,14 @@ class Cluster(Settings):
     def with_changes(self, **changes: Any) -> Cluster:
         """A copy with other settings, validated again; settings that are None stay as they are.
 
+        Another `gpu` comes with its figures.
+
         Raises:
             UserError: a value breaks a rule.
         """
         given = {key: value for key, value in changes.items() if value is not None}
-        return validate(Cluster, {**self.model_dump(), **given}, "cluster")
+        kept = self.model_dump(exclude=set(FIGURES) if "gpu" in given else None)
+        return validate(Cluster, {**kept, **given}, "cluster")
 
     def topology(self) -> Topology:
         """The cluster as torchrec's topology; its memory is the limit for tables, without the reservation."""
@@ -170,15 +203,65 @@ class Cluster(Settings):
         )
 
 
-def this_machine(device: Literal["cuda", "cpu"], world_size: int, ranks_per_node: int) -> Cluster:
-    """The cluster of a run, assuming that all nodes are like this machine; bandwidths are torchrec's constants."""
+def this_machine(
+    device: Literal["cuda", "cpu"], world_size: int, ranks_per_node: int, gpus: Sequence[InstalledGpu] | None = None
+) -> Cluster:
+    """The cluster of a run, assuming that all nodes are like this machine; links between nodes are torchrec's constant.
+
+    GPUs have the memory that they report and the bandwidths of their model. Different ones count as equal ones with the
+    smallest memory and the slowest of each bandwidth. Models that are not known get torchrec's constants. The log warns
+    of both.
+
+    Args:
+        device: where the tables are.
+        world_size: number of ranks.
+        ranks_per_node: of them on this machine.
+        gpus: of the ranks. Default: the first ones of this machine.
+    """
+    host_gib = psutil.virtual_memory().total / GIB / ranks_per_node
+    if device == "cpu":
+        return Cluster(device=device, world_size=world_size, ranks_per_node=ranks_per_node, hbm_gib=0, ddr_gib=host_gib)
+    if gpus is None:
+        gpus = [installed_gpu(f"cuda:{i}") for i in range(min(ranks_per_node, torch.cuda.device_count()))]
+    names = sorted({gpu.name for gpu in gpus})
+    models = [find_gpu(name) for name in names]
+    _warn_about_gpus(names, models)
     return Cluster(
         device=device,
         world_size=world_size,
         ranks_per_node=ranks_per_node,
-        hbm_gib=torch.cuda.get_device_properties(0).total_memory / GIB if device == "cuda" else 0,
-        ddr_gib=psutil.virtual_memory().total / GIB / ranks_per_node,
+        gpu=models[0] if len(models) == 1 else None,
+        ddr_gib=host_gib * HOST_SHARE,
+        hbm_gib=min(gpu.memory for gpu in gpus) / GIB,
+        **_slowest(models),
     )
+
+
+def _warn_about_gpus(names: Sequence[str], models: Sequence[str | None]) -> None:
+    for name, model in zip(names, models, strict=True):
+        if model is None:
+            logger.warning(
+                "the planner has no bandwidths of GPU '%s' (known: %s) and takes torchrec's constants; to plan with "
+                "others, write a cluster profile or measure one (`torchrec-xd plan calibrate`), plan with it "
+                "(`torchrec-xd plan make`), and name that plan as sharding.plan",
+                name,
+                ", ".join(GPUS),
+            )
+    if len(names) > 1:
+        logger.warning(
+            "the ranks have different GPUs (%s): the plan takes the smallest memory and the slowest bandwidths for all",
+            ", ".join(names),
+        )
+
+
+def _slowest(models: Sequence[str | None]) -> dict[str, Any]:
+    """The least of each bandwidth and speed; None counts as torchrec's constants, which have no speeds."""
+    found = {}
+    for figure in set(FIGURES) - {"hbm_gib"}:
+        constant = Cluster.model_fields[figure].get_default()
+        values = [constant if model is None else getattr(GPUS[model], figure) for model in models]
+        found[figure] = None if None in values else min(values)
+    return found
 
 
 def load_cluster(name: str, folder: Path) -> Cluster:
