@@ -1,6 +1,7 @@
 """Costs are torchrec's own, shard by shard."""
 
 import pytest
+from torchrec.distributed.planner.constants import UVM_CACHING_RATIO
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.types import ParameterConstraints
 
@@ -24,6 +25,7 @@ def test_every_shard_costs_what_torchrec_says(cluster, seed, optimizer):
         (table.fqn, option.sharding_type, option.kernel, option.num_shards): option
         for table, options in zip(tables, cost_tables(tables, cluster, 512, listed.pooling()), strict=True)
         for option in options
+        if option.cache_load_factor in (None, UVM_CACHING_RATIO)
     }
     lengths = {t.name: [listed.pooling()[f] for f in t.features] for t in tables}
     theirs = EmbeddingEnumerator(

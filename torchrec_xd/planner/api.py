@@ -148,6 +148,7 @@ def _plan(problem: PlanningProblem, chosen: Sequence[Option], ranks: Sequence[In
             sharding_type=option.sharding_type,
             kernel=option.kernel,
             column_dim=option.column_dim,
+            cache_load_factor=option.cache_load_factor,
             ranks="all" if option.sharding_type in ("row_wise", "data_parallel") else tuple(where.tolist()),
             ms=option.total_ms,
             hbm=sum(run.count * run.storage.hbm for run in option.runs),

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 from torchrec.distributed.planner.enumerators import get_partition_by_type
 from torchrec.distributed.planner.planners import to_sharding_plan
 from torchrec.distributed.planner.types import Shard, ShardingOption
 from torchrec.distributed.sharding_plan import calculate_shard_sizes_and_offsets
-from torchrec.distributed.types import ModuleSharder, ShardingPlan
+from torchrec.distributed.types import CacheParams, ModuleSharder, ShardingPlan
 
 from torchrec_xd.atomic_write import write_text
 from torchrec_xd.distributed.sharders import torchrec_sharders
@@ -37,6 +37,8 @@ class PlannedTable(Settings):
     kernel: str
     column_dim: PositiveInt | None
     """Minimum width of column shards; None for other types."""
+    cache_load_factor: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the rows that the cache in HBM holds (`fused_uvm_caching`). None: no cache, or torchrec's 0.2."""
     ranks: tuple[NonNegativeInt, ...] | Literal["all"]
     """Rank of each shard; `all`: all ranks in order."""
     ms: NonNegativeFloat
@@ -50,6 +52,11 @@ class PlannedTable(Settings):
     def fqn(self) -> str:
         """Path and name."""
         return f"{self.path}.{self.name}" if self.path else self.name
+
+    @property
+    def kernel_text(self) -> str:
+        """Kernel, with the load factor of its cache: `fused_uvm_caching[0.2]`."""
+        return f"{self.kernel}[{self.cache_load_factor:g}]" if self.cache_load_factor else self.kernel
 
 
 class Plan(Settings):
@@ -129,6 +136,7 @@ class Plan(Settings):
             compute_kernel=planned.kernel,
             shards=[Shard(size, offset, rank=rank) for size, offset, rank in zip(sizes, offsets, ranks, strict=True)],
             is_pooled=True,
+            cache_params=CacheParams(load_factor=planned.cache_load_factor) if planned.cache_load_factor else None,
         )
 
 
@@ -230,7 +238,7 @@ def diff_plans(before: Plan, after: Plan) -> list[str]:
         if fqn not in new_of:
             lines.append(f"{fqn}: removed")
         elif fqn not in old_of:
-            lines.append(f"{fqn}: added, {new_of[fqn].sharding_type}/{new_of[fqn].kernel} on {new_of[fqn].ranks}")
+            lines.append(f"{fqn}: added, {new_of[fqn].sharding_type}/{new_of[fqn].kernel_text} on {new_of[fqn].ranks}")
         else:
             changes = _changes(old_of[fqn], new_of[fqn])
             if changes:
@@ -239,7 +247,7 @@ def diff_plans(before: Plan, after: Plan) -> list[str]:
 
 
 def _changes(old: PlannedTable, new: PlannedTable) -> list[str]:
-    fields = ("rows", "dim", "dtype", "sharding_type", "kernel", "column_dim", "ranks")
+    fields = ("rows", "dim", "dtype", "sharding_type", "kernel", "cache_load_factor", "column_dim", "ranks")
     return [
         f"{field} {getattr(old, field)} -> {getattr(new, field)}"
         for field in fields

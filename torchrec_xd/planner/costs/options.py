@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.planner.constants import MIN_CW_DIM, POOLING_FACTOR
+from torchrec.distributed.planner.constants import MIN_CW_DIM, POOLING_FACTOR, UVM_CACHING_RATIO
 from torchrec.distributed.planner.enumerators import GUARDED_COMPUTE_KERNELS, get_partition_by_type
 from torchrec.distributed.planner.shard_estimators import EmbeddingStorageEstimator
 from torchrec.distributed.planner.types import Perf, Shard, ShardingOption, Storage, Topology
 from torchrec.distributed.planner.utils import build_sharder_data_map, sharder_name
 from torchrec.distributed.sharding_plan import calculate_shard_sizes_and_offsets
-from torchrec.distributed.types import ShardingType
+from torchrec.distributed.types import CacheParams, ShardingType
 
 from torchrec_xd.errors import UserError
 from torchrec_xd.planner.costs.calibration import perf_estimator
@@ -29,6 +29,11 @@ from torchrec_xd.planner.inputs.module_tables import TableRef
 COLUMN_TYPES = (ShardingType.COLUMN_WISE.value, ShardingType.TABLE_COLUMN_WISE.value)
 COLUMN_DIMS = (32, 64, MIN_CW_DIM, 256, 512)
 """Minimum widths of column shards to try, besides half of the table; torchrec tries MIN_CW_DIM only."""
+LOAD_FACTORS = (0.1, UVM_CACHING_RATIO, 0.4, 0.6)
+"""Shares of a table's rows that its cache in HBM may hold, where HBM is short; elsewhere UVM_CACHING_RATIO is tried."""
+ROOMY = 0.25
+"""HBM is not short for a table whose weights, and those of all tables together, fill no more of it than this. Optimizer
+states and buffers are at most about twice the weights."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,16 @@ class Option:
     kernel: str
     column_dim: int | None
     """Minimum width of column shards; None for other types."""
+    cache_load_factor: float | None
+    """Share of the rows that the cache in HBM holds; None for kernels without a cache."""
     runs: tuple[ShardRun, ...]
 
     @property
     def label(self) -> str:
-        """Type and kernel, with the width of column shards."""
+        """Type and kernel, with the width of column shards and the load factor of a cache."""
         width = f"[{self.runs[0].dim}]" if self.column_dim else ""
-        return f"{self.sharding_type}{width}/{self.kernel}"
+        cache = f"[{self.cache_load_factor:g}]" if self.cache_load_factor else ""
+        return f"{self.sharding_type}{width}/{self.kernel}{cache}"
 
     @property
     def num_shards(self) -> int:
@@ -102,12 +110,19 @@ def cost_tables(
     # One look into each collection: torchrec goes through all of its tables for every one of them.
     collections = {id(table.module): table for table in tables}
     pooled = {key: ShardingOption.module_pooled(table.module, table.path) for key, table in collections.items()}
+    short = _short_of_hbm(tables, cluster)
     for table in tables:
         own = [c for c in constraints if c.matches(table.name)]
         lengths = [pooling.get(feature, POOLING_FACTOR) for feature in table.features]
         options = [
             entry
-            for entry in _uncosted(table, topology, own, (batch_size, lengths, pooled[id(table.module)]))
+            for entry in _uncosted(
+                table,
+                topology,
+                own,
+                LOAD_FACTORS if table.fqn in short else (UVM_CACHING_RATIO,),
+                (batch_size, lengths, pooled[id(table.module)]),
+            )
             if stacked or _placeable(entry[0].sharding_type, sum(entry[2]), topology)
         ]
         if not options:
@@ -141,13 +156,14 @@ def _uncosted(
     table: TableRef,
     topology: Topology,
     constraints: Sequence[Constraint],
+    load_factors: Sequence[float],
     inputs: tuple[int, list[float], bool],
 ) -> Iterator[tuple[ShardingOption, int | None, list[int]]]:
     """Options with one shard per shape, their minimum column width, and the number of shards of each shape."""
     batch_size, lengths, is_pooled = inputs
     cut: dict[tuple[str, int | None], tuple[list[list[int]], list[int]]] = {}
     for kind, kernel in _types_and_kernels(table, topology.compute_device, constraints):
-        for column_dim in _column_dims(kind, table.dim):
+        for column_dim, cache in itertools.product(_column_dims(kind, table.dim), _caches(kernel, load_factors)):
             if (kind, column_dim) not in cut:
                 cut[kind, column_dim] = _shapes(table, topology, kind, column_dim)
             shapes, counts = cut[kind, column_dim]
@@ -162,8 +178,23 @@ def _uncosted(
                 compute_kernel=kernel,
                 shards=[Shard(size=shape, offset=[0, 0]) for shape in shapes],
                 is_pooled=is_pooled,
+                cache_params=cache,
             )
             yield option, column_dim, counts
+
+
+def _short_of_hbm(tables: Sequence[TableRef], cluster: Cluster) -> set[str]:
+    """The tables for which caches of several sizes are tried: each size makes planning slower."""
+    held = {table.fqn: table.parameter.numel() * table.parameter.element_size() for table in tables}
+    if sum(held.values()) > ROOMY * cluster.hbm_bytes * cluster.world_size:
+        return set(held)
+    return {fqn for fqn, size in held.items() if size > ROOMY * cluster.hbm_bytes}
+
+
+def _caches(kernel: str, load_factors: Sequence[float]) -> tuple[CacheParams | None, ...]:
+    if kernel != EmbeddingComputeKernel.FUSED_UVM_CACHING.value:
+        return (None,)
+    return tuple(CacheParams(load_factor=factor) for factor in load_factors)
 
 
 def _column_dims(kind: str, dim: int) -> tuple[int | None, ...]:
@@ -218,6 +249,7 @@ def _work(option: ShardingOption, shard: Shard, calibrated: bool) -> tuple[objec
         option.module_type_key,
         option.sharding_type,
         option.compute_kernel,
+        option.cache_load_factor,
         option.is_pooled,
         option.is_weighted,
         option.tensor.dtype,
@@ -234,4 +266,4 @@ def _costed(option: ShardingOption, column_dim: int | None, counts: list[int]) -
         assert shard.perf is not None
         assert shard.storage is not None
         runs.append(ShardRun(count, shard.size[0], shard.size[1], shard.perf, shard.storage))
-    return Option(option.sharding_type, option.compute_kernel, column_dim, tuple(runs))
+    return Option(option.sharding_type, option.compute_kernel, column_dim, option.cache_load_factor, tuple(runs))

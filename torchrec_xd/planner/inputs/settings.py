@@ -33,7 +33,8 @@ class ShardingSettings(Settings):
     )
     """Sharding types to choose from, for all tables. (grid_shard and table_row_wise need GPUs and a plan file.)"""
     constraints: tuple[Constraint, ...] = ()
-    """Pins, bans and co-locations of single tables."""
+    """Pins, bans and co-locations of single tables. On GPUs `forbid: [fused_uvm_caching, fused_uvm]` keeps tables in
+    HBM; otherwise they go to host memory where HBM is short."""
     plan: Path | None = None
     """A plan that `torchrec-xd plan make --out` wrote. Default: planned when the run starts."""
     communication: CommunicationSettings = CommunicationSettings()
@@ -60,7 +61,10 @@ class ShardingSettings(Settings):
     def all_constraints(self) -> tuple[Constraint, ...]:
         """`types` and `constraints` as constraints of the planner.
 
-        Sharded tables use fused kernels, which update in the backward pass; replicated ones have dense kernels only.
+        Sharded tables use fused kernels, which update in the backward pass; replicated ones have dense kernels only. On
+        GPUs, tables that HBM has no room for are kept in host memory (`fused_uvm_caching`: with a cache in HBM,
+        `fused_uvm`: without one), unless a constraint forbids these kernels.
         """
-        kernels = ("fused", "dense") if "data_parallel" in self.types else ("fused",)
+        fused = ("fused", "fused_uvm_caching", "fused_uvm")
+        kernels = (*fused, "dense") if "data_parallel" in self.types else fused
         return (Constraint(tables=("*",), sharding_types=self.types, kernels=kernels), *self.constraints)

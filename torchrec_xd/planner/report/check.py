@@ -30,7 +30,7 @@ class RankCheck:
 
     rank: int
     estimated_bytes: int
-    """Weights, optimizer state, and the buffers of ids and vectors."""
+    """Weights, optimizer state, the buffers of ids and vectors, and caches of tables in host memory."""
     table_bytes: int
     peak_memory_bytes: int
     estimated_lookup_ms: float

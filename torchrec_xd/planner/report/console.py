@@ -50,7 +50,7 @@ def _tables_view(plan: Plan) -> Table:
             f"{table.rows:,}",
             str(table.dim),
             table.sharding_type,
-            table.kernel,
+            table.kernel_text,
             ranks_text(table),
             f"{table.hbm / GIB:.3f}",
             f"{table.ddr / GIB:.3f}",

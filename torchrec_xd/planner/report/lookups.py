@@ -36,6 +36,12 @@ def measure_ranks(planning: Planning, optimizer: TableOptimizer) -> list[RankLoo
         raise UserError(
             "--measure-lookups runs lookups on this machine, which has no CUDA device; choose a cpu cluster"
         )
+    offloaded = [table.fqn for table in plan.tables if table.kernel.startswith("fused_uvm")]
+    if offloaded:
+        raise UserError(
+            "--measure-lookups measures lookups in HBM, but the plan has tables in host memory: "
+            f"{', '.join(offloaded[:20])}; leave the option out, or forbid fused_uvm_caching and fused_uvm for them"
+        )
     measured = []
     for rank in range(plan.cluster.world_size):
         shards = _shards_of(planning, rank)

@@ -150,7 +150,7 @@ def _tables(plan: Plan) -> list[str | Grid]:
         )
     rows = [
         [
-            *(table.fqn, f"{table.rows:,}", str(table.dim), table.sharding_type, table.kernel),
+            *(table.fqn, f"{table.rows:,}", str(table.dim), table.sharding_type, table.kernel_text),
             *(f"{_shards(plan, table):,}", ranks_text(table)),
             *(f"{table.hbm / GIB:.3f}", f"{table.ddr / GIB:.3f}", f"{table.ms:.4f}"),
         ]

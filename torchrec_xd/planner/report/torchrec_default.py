@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.planner.constants import UVM_CACHING_RATIO
 from torchrec.distributed.planner.planners import EmbeddingShardingPlanner
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
@@ -88,7 +90,10 @@ def _match(plan: ShardingPlan, table: TableRef, options: Sequence[Option]) -> tu
     kind, count = chosen.sharding_type, len(ranks)
     if kind in (ShardingType.COLUMN_WISE.value, ShardingType.TABLE_COLUMN_WISE.value) and count == 1:
         kind = ShardingType.TABLE_WISE.value
+    cached = chosen.compute_kernel == EmbeddingComputeKernel.FUSED_UVM_CACHING.value
+    factor = UVM_CACHING_RATIO if cached else None
     for option in options:
-        if (option.sharding_type, option.kernel, option.num_shards) == (kind, chosen.compute_kernel, count):
+        own = (option.sharding_type, option.kernel, option.cache_load_factor, option.num_shards)
+        if own == (kind, chosen.compute_kernel, factor, count):
             return option, ranks
     raise AssertionError(f"torchrec chose {chosen.sharding_type}/{chosen.compute_kernel} x {count} for {table.fqn}")

@@ -54,6 +54,11 @@ class Candidate:
     memory_M: Floats
     """Bytes of all shards."""
 
+    @property
+    def shape(self) -> tuple[str, int]:
+        """Sharding type and number of shards. Candidates that share both differ in kernel and cache only."""
+        return self.options[0].sharding_type, len(self.ms_S)
+
 
 @dataclass(frozen=True)
 class TableGroup:
@@ -76,12 +81,13 @@ def build_groups(
     for members in groups_of(constraints, names):
         pins = [pin for i in members if (pin := allowed_ranks(constraints, names[i])) is not None]
         ranks = np.array(sorted(frozenset.intersection(*pins)), dtype=np.int64) if pins else None
-        keyed = [{(o.sharding_type, o.kernel, o.num_shards): o for o in options[i]} for i in members]
+        keyed = [
+            {(o.sharding_type, o.kernel, o.cache_load_factor, o.num_shards): o for o in options[i]} for i in members
+        ]
         common = [key for key in keyed[0] if all(key in other for other in keyed[1:])]
         candidates = [_candidate([other[key] for other in keyed], ranks) for key in common]
         candidates = [c for c in candidates if ranks is None or len(c.ms_S) <= len(ranks)]
         if not candidates:
-            where = "" if ranks is None else f" on ranks {ranks.tolist()}"
             where = "" if ranks is None else f" on ranks {ranks.tolist()}"
             raise UserError(
                 f"no sharding type and kernel is allowed for all of: {', '.join(names[i] for i in members)}"

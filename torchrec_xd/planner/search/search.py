@@ -4,6 +4,7 @@
    candidate is counted at the shadow price that the lower bound's linear program gives it.
 2. Iterated local search from the best starts: groups of the slowest rank are moved, resharded or swapped; where no such
    change helps, a few ranks are emptied and filled again.
+3. Memory that is left over goes to faster kernels on the ranks that are not the slowest.
 
 Iterations are counted, not timed, so that every process finds the same plan.
 """
@@ -97,12 +98,33 @@ def search(groups: Sequence[TableGroup], cluster: Cluster, effort: int = 400) ->
         return NotFound(shortage, (), tuple(unplaced))
     improved = [LocalSearch(groups, cluster, start, lower_ms).run(effort) for start in starts[:STARTS_KEPT]]
     best = min(improved, key=lambda assignment: assignment.slowest_ms)
+    _use_free_memory(groups, best)
     certified_ms = raised_bound(flat, lower_ms, best.slowest_ms, relaxation)
     placed = tuple(
         PlacedGroup(group.candidates[index], ranks)
         for group, index, ranks in zip(groups, best.chosen, best.ranks, strict=True)
     )
     return Found(placed, best.slowest_ms, certified_ms)
+
+
+def _use_free_memory(groups: Sequence[TableGroup], assignment: Assignment) -> None:
+    """Change to faster kernels and larger caches in place where they fit, slowest groups first."""
+    state, chosen = assignment.state, assignment.chosen
+    current = [group.candidates[index] for group, index in zip(groups, chosen, strict=True)]
+    for group in sorted(range(len(groups)), key=lambda i: (-current[i].total_ms, i)):
+        now, ranks = current[group], assignment.ranks[group]
+        faster = [
+            (candidate.total_ms, index)
+            for index, candidate in enumerate(groups[group].candidates)
+            if candidate.total_ms < now.total_ms and candidate.shape == now.shape
+        ]
+        for _, index in sorted(faster):
+            candidate = groups[group].candidates[index]
+            more = candidate.memory_MS - now.memory_MS
+            if (state.memory_MW[:, ranks] + more <= state.limit_M[:, None]).all():
+                state.take(now, ranks)
+                assignment.put(group, candidate, index, ranks)
+                break
 
 
 def _starts(
