@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -128,12 +129,76 @@ def test_lookups_of_every_rank_are_measured():
         measure_ranks(planning, "adam")
 
 
+def test_calibrating_takes_the_gpus_of_the_machine(tmp_path, monkeypatch):
+    gpu = SimpleNamespace(name="NVIDIA H200", total_memory=139 * 2**30)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(measurement, "calibrate", lambda device, optimizer: CALIBRATION if device == "cuda" else None)
+    done = CliRunner().invoke(app, ["calibrate", str(tmp_path / "here.yaml"), "--world-size", "16"])
+    assert done.exit_code == 0, done.output
+    profile = yaml.safe_load((tmp_path / "here.yaml").read_text())
+    assert (profile["gpu"], profile["hbm_gib"], profile["world_size"], profile["ranks_per_node"]) == (
+        "H200",
+        139,
+        16,
+        4,
+    )
+    assert profile["calibration"]["machine"] == "here"
+
+
+class Event:
+    """A CUDA event on a GPU whose clock is set by hand."""
+
+    now_ms = 0.0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = Event.now_ms
+
+    def elapsed_time(self, end):
+        return end.at - self.at
+
+
+def test_a_gpus_time_is_taken_by_events_that_are_waited_for_once(monkeypatch):
+    waits = []
+    monkeypatch.setattr("torch.cuda.Event", Event)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: waits.append(1))
+    watch = measurement.Stopwatch("cuda")
+    for Event.now_ms in (5.0, 7.5, 12.0):
+        watch.mark()
+    assert not waits
+    assert watch.passed_ms() == [2.5, 4.5]
+    assert waits == [1]
+
+
+def test_the_fastest_call_but_the_first_counts(monkeypatch):
+    # Per call: forward, backward, and what is between calls and does not count.
+    calls = [(1.0, 1.0, 50.0), *((10.0 - 0.1 * i, 20.0 + i, 0.5) for i in range(measurement.REPEATS))]
+    clock = itertools.accumulate([0.0, *itertools.chain(*calls)])
+
+    class Scripted(Event):
+        def record(self):
+            self.at = next(clock)
+
+    monkeypatch.setattr("torch.cuda.Event", Scripted)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
+    stopwatch = measurement.Stopwatch
+    monkeypatch.setattr(measurement, "Stopwatch", lambda device: stopwatch("cuda"))
+    forward, backward, _ = run_lookup([LookupWork(100, 8, 4, 60, 20)], "fp32", "cpu", "sgd")
+    assert (forward, backward) == (pytest.approx(10.0 - 0.1 * (measurement.REPEATS - 1)), pytest.approx(20.0))
+
+
 def test_the_command_writes_a_profile_that_plans(tmp_path, monkeypatch):
     monkeypatch.setattr(measurement, "FIT_SHAPES", tuple(itertools.product((100, 5000), (8, 32), ((64, 1), (64, 5)))))
     monkeypatch.setattr(measurement, "HELD_OUT_SHAPES", ((1000, 16, (64, 2)),))
     profile, tables = tmp_path / "here.yaml", tmp_path / "tables.csv"
-    done = CliRunner().invoke(app, ["calibrate", str(profile), "--cluster", "cpu"])
+    # Without --cluster: this machine has no GPU, so that the profile `cpu` is completed.
+    done = CliRunner().invoke(app, ["calibrate", str(profile)])
     assert done.exit_code == 0, done.output
+    assert yaml.safe_load(profile.read_text())["device"] == "cpu"
     assert "median error" in done.output
     assert set(yaml.safe_load(profile.read_text())["calibration"]["forward"]) == {"fp32", "fp16"}
     tables.write_text("name,rows,dim\na,1000,16\nb,500,8\n")

@@ -141,7 +141,9 @@ def check(run: Annotated[Path, typer.Argument(help="Run folder of a finished run
 @app.command()
 def calibrate(
     out: Annotated[Path, typer.Argument(help="Cluster profile to write.")],
-    cluster: ClusterOption = "8xH100",
+    cluster: Annotated[
+        str | None, typer.Option(help="A shipped profile, or a path. Default: this machine's GPUs, or cpu without any.")
+    ] = None,
     world_size: WorldSize = None,
     ranks_per_node: RanksPerNode = None,
     optimizer: Annotated[TableOptimizer, typer.Option(help="Of the tables.")] = "rowwise_adagrad",
@@ -150,11 +152,17 @@ def calibrate(
     import torch
     import yaml
 
+    from torchrec_xd.planner import this_machine
     from torchrec_xd.planner.costs.measurement import calibrate as measured_costs
 
     check_output_file(out, "OUT")
     with _quiet_torchrec():
-        machine = _cluster(cluster, world_size=world_size, ranks_per_node=ranks_per_node)
+        if cluster is None and torch.cuda.is_available():
+            count = torch.cuda.device_count()
+            machine = this_machine("cuda", count, count)
+            machine = machine.with_changes(world_size=world_size, ranks_per_node=ranks_per_node)
+        else:
+            machine = _cluster(cluster or "cpu", world_size=world_size, ranks_per_node=ranks_per_node)
         if machine.device == "cuda" and not torch.cuda.is_available():
             raise UserError(
                 "calibrate measures this machine, which has no CUDA device; choose a cpu cluster, as --cluster cpu"

@@ -99,24 +99,49 @@ def run_lookup(
     first = torch.zeros(1, dtype=torch.long, device=device)
     offsets = torch.cat([first, *(end + int(start) for end, start in zip(ends, starts, strict=False))])
     gradient = torch.ones(samples, sum(work.dim for work in works), device=device)
-    forward, backward = [], []
+    watch = Stopwatch(device)
     for _ in range(REPEATS + 1):
         ids = torch.cat([torch.randint(0, work.rows, (round(work.lookups),), device=device) for work in works])
-        began = _now(cuda)
+        watch.mark()
         vectors = lookup(ids, offsets)
-        between = _now(cuda)
+        watch.mark()
         vectors.backward(gradient)
-        forward.append(between - began)
-        backward.append(_now(cuda) - between)
+        watch.mark()
     held = sum(t.numel() * t.element_size() for t in (*lookup.parameters(), *lookup.buffers()))
-    # The first call warms up.
-    return min(forward[1:]) * 1000, min(backward[1:]) * 1000, held
+    # Three marks a call: forward, backward, the next call's ids. The first call warms up.
+    passed = watch.passed_ms()
+    return min(passed[3::3]), min(passed[4::3]), held
 
 
-def _now(cuda: bool) -> float:
-    if cuda:
+class Stopwatch:
+    """Takes the time between marks.
+
+    On a GPU marks are events in its stream, waited for once at the end: the GPU does not wait for this process between
+    them, as long as its kernels take longer than their launches.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._events: list[torch.cuda.Event] | None = [] if device == "cuda" else None
+        self._seconds: list[float] = []
+
+    def mark(self) -> None:
+        """Mark this point."""
+        if self._events is None:
+            self._seconds.append(_cpu_seconds())
+        else:
+            self._events.append(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
+            self._events[-1].record()
+
+    def passed_ms(self) -> list[float]:
+        """Time between consecutive marks."""
+        if self._events is None:
+            return [1000 * (end - begin) for begin, end in itertools.pairwise(self._seconds)]
         torch.cuda.synchronize()
-    elif torch.get_num_threads() == 1:
+        return [begin.elapsed_time(end) for begin, end in itertools.pairwise(self._events)]
+
+
+def _cpu_seconds() -> float:
+    if torch.get_num_threads() == 1:
         # CPU time of the thread: leaves out waiting for other processes.
         return time.thread_time()
     return time.perf_counter()
