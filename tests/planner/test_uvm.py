@@ -3,6 +3,7 @@
 import io
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,8 @@ def storage_by_torchrec(planning):
             partition_by="device",
             compute_kernel=entry.compute_kernel,
             shards=[Shard(size, [0, 0], rank=rank) for size, rank in zip(sizes, entry.ranks, strict=True)],
-            cache_params=entry.cache_params,
+            # priced as if rows were fetched when they are needed: torchrec takes what is fetched ahead for free
+            cache_params=entry.cache_params and replace(entry.cache_params, prefetch_pipeline=None),
         )
         EmbeddingStorageEstimator(cluster.topology()).estimate([option], data)
         EmbeddingPerfEstimator(cluster.topology()).estimate([option], data)
@@ -192,10 +194,12 @@ def test_the_load_factor_goes_through_the_file_to_fbgemm(offloaded, tmp_path):
         plan_run(module_of(BIG), sharders(), L40S, ShardingSettings(plan=path), 1, {}).sharding_plan,
     ):
         big, small = (sharded.plan["bags"][name] for name in ("big", "small"))
-        assert (big.compute_kernel, big.cache_params) == ("fused_uvm_caching", CacheParams(load_factor=0.2))
+        cache = CacheParams(load_factor=0.2, prefetch_pipeline=True)
+        assert (big.compute_kernel, big.cache_params) == ("fused_uvm_caching", cache)
         assert small.cache_params is None
         # What torchrec hands to FBGEMM's lookup.
-        assert add_params_from_parameter_sharding({}, big)["cache_load_factor"] == 0.2
+        given = add_params_from_parameter_sharding({}, big)
+        assert (given["cache_load_factor"], given["prefetch_pipeline"]) == (0.2, True)
 
 
 def test_plan_files_without_load_factors_are_read_as_before(offloaded, tmp_path):

@@ -125,6 +125,7 @@ class Plan(Settings):
                 f"table '{planned.fqn}': {planned.sharding_type} on {self.cluster.world_size} ranks makes "
                 f"{len(sizes)} shards, but the plan has ranks for {len(ranks)}: {list(ranks)}; plan again"
             )
+        load_factor = planned.cache_load_factor
         return ShardingOption(
             name=table.name,
             tensor=table.parameter,
@@ -136,7 +137,8 @@ class Plan(Settings):
             compute_kernel=planned.kernel,
             shards=[Shard(size, offset, rank=rank) for size, offset, rank in zip(sizes, offsets, ranks, strict=True)],
             is_pooled=True,
-            cache_params=CacheParams(load_factor=planned.cache_load_factor) if planned.cache_load_factor else None,
+            # Kernels that keep what was fetched ahead of its use: what `pipelined_steps` relies on.
+            cache_params=CacheParams(load_factor=load_factor, prefetch_pipeline=True) if load_factor else None,
         )
 
 
