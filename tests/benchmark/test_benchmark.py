@@ -48,7 +48,7 @@ def test_step_says_where_the_time_goes(out: Path, model: str) -> None:
     rows = {row["what"].strip(): row for row in content["rows"]}
     assert {"whole step", "GEMM", "tables: lookup", "tables: backward and update"} <= rows.keys()
     assert content["dense_of_gemm_ceiling"] > 0
-    assert content["machine"]["versions"]["torch"] == torch.__version__
+    assert content["machine"]["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert content["command"]
 
 

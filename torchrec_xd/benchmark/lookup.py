@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -12,7 +11,17 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_xd.batch import Batch, LoaderState
-from torchrec_xd.benchmark.measure import BatchSize, Json, Repeats, Result, RowsPerTable, Threads, alternate, ratio
+from torchrec_xd.benchmark.measure import (
+    BatchSize,
+    Json,
+    Repeats,
+    Result,
+    RowsPerTable,
+    Threads,
+    alternate,
+    ratio,
+    seconds,
+)
 from torchrec_xd.benchmark.step import Dtype
 from torchrec_xd.distributed.optimizers import OptimizerSettings, fuse_optimizers
 from torchrec_xd.distributed.process_group import Processes, process_group
@@ -87,7 +96,8 @@ def lookup(
         runs = {"ours": _ours(batch, _schema(tables, rows_per_table, dim), dtype, optimizer, processes)}
         for name, (sparse, make) in PLAIN_OPTIMIZERS.items():
             if sparse or tables * rows_per_table * dim * 4 <= DENSE_BYTES:
-                runs[name] = _plain(PlainBags(tables, rows_per_table, dim, sparse=sparse), make, batch)
+                bags = PlainBags(tables, rows_per_table, dim, sparse=sparse).to(processes.device)
+                runs[name] = _plain(bags, make, batch.to(processes.device))
         for run in runs.values():
             run()
             run()
@@ -143,26 +153,22 @@ def _ours(batch: Batch, schema: Schema, dtype: Dtype, optimizer: str, processes:
     model, optimizers = shard(built, plan, settings, processes, sharding.communication)
     batch = batch.to(processes.device)
 
-    def run() -> float:
-        began = time.perf_counter()
+    def step() -> None:
         optimizers.set_lr(0, 1)
         optimizers.zero_grad()
         model(batch).total_loss().backward()
         optimizers.step()
-        return 1000 * (time.perf_counter() - began)
 
-    return run
+    return lambda: 1000 * seconds(step)
 
 
 def _plain(bags: PlainBags, make: Callable[[Any], torch.optim.Optimizer], batch: Batch) -> Callable[[], float]:
     optimizer = make(bags.parameters())
     features = [(jagged.values(), jagged.offsets()[:-1]) for jagged in batch.bags.to_dict().values()]
 
-    def run() -> float:
-        began = time.perf_counter()
+    def step() -> None:
         optimizer.zero_grad()
         bags(features).backward()
         optimizer.step()
-        return 1000 * (time.perf_counter() - began)
 
-    return run
+    return lambda: 1000 * seconds(step)

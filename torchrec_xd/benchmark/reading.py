@@ -15,7 +15,17 @@ import torch
 import typer
 
 from torchrec_xd.benchmark import synthetic
-from torchrec_xd.benchmark.measure import BatchSize, Json, Repeats, Result, RowsPerTable, Threads, alternate, ratio
+from torchrec_xd.benchmark.measure import (
+    BatchSize,
+    Json,
+    Repeats,
+    Result,
+    RowsPerTable,
+    Threads,
+    alternate,
+    ratio,
+    seconds,
+)
 from torchrec_xd.benchmark.step import Dtype, ModelOption, Precision, known
 from torchrec_xd.benchmark.workbench import synthetic_run, workbench
 from torchrec_xd.data.loader import Loader, LoaderSettings
@@ -95,11 +105,15 @@ def train(
                 config.loader.prefetch + 1
             ):  # batches that were prefetched before the clock started do not count
                 next(batches)
-            began, rows = time.perf_counter(), 0
-            for batch in islice(batches, steps):
-                bench.step(batch)
-                rows += len(batch)
-            return rows / (time.perf_counter() - began)
+            rows: list[int] = []
+
+            def steps_from_parquet() -> None:
+                for batch in islice(batches, steps):
+                    bench.step(batch)
+                    rows.append(len(batch))
+
+            took = seconds(steps_from_parquet)
+            return sum(rows) / took
 
         speed = alternate({"step": lambda: bench.speed(steps), "train": from_parquet}, repeats)
     settings = {"model": model, "rows per table": rows_per_table, "batch": batch_size, "precision": precision}

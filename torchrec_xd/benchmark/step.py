@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchrec_xd.benchmark import synthetic
 from torchrec_xd.benchmark.measure import BatchSize, Json, Repeats, Result, RowsPerTable, Spread, Threads, seconds
+from torchrec_xd.benchmark.profile import Profile, activities, profiled
 from torchrec_xd.benchmark.workbench import Workbench, synthetic_run, workbench
 from torchrec_xd.errors import UserError
 from torchrec_xd.private_names import TorchDispatchMode, operator_name, storage_key
@@ -23,6 +25,8 @@ Precision = Annotated[Literal["fp32", "bf16", "auto"], typer.Option(help="Of the
 Dtype = Annotated[TableDtype, typer.Option(help="Of the tables.")]
 Optimizer = Annotated[TableOptimizer, typer.Option(help="Of the tables.")]
 
+PROFILED = 6
+"""Steps that the profiler looks at, some times over."""
 GEMMS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 COPIES = ("aten::copy_", "aten::_to_copy", "aten::clone", "aten::cat", "aten::stack")
 
@@ -53,13 +57,16 @@ def step(
             "step", {**settings, "tables": dtype, "optimizer": optimizer, "threads": torch.get_num_threads()}
         )
         result.rows = [{"what": "whole step", "ms": Spread(tuple(1000 * rows / v for v in speed.values))}]
-        result.rows += phases(bench)
-        dense, alone, flops = gemms(bench)
+        profile = profiled(partial(bench.run, PROFILED), PROFILED, bench.processes.device)
+        on_gpu, busy = gpu_rows(profile, rows / speed.median)
+        result.rows += [*phases(profile), *on_gpu]
+        dense, alone, flops = gemms(bench, profile)
         result.rows += [
             {"what": "dense part (all but tables and exchange)", "ms": 1000 * dense, "TFLOP/s": flops / dense / 1e12},
             {"what": "its GEMMs alone, same shapes", "ms": 1000 * alone, "TFLOP/s": flops / alone / 1e12},
         ]
-        result.more = {"rows_per_second": speed, "dense_of_gemm_ceiling": alone / dense, "ranks": bench.processes.size}
+        ranks = bench.processes.size
+        result.more = {"rows_per_second": speed, "dense_of_gemm_ceiling": alone / dense, "ranks": ranks, **busy}
         if trace:
             write_trace(bench, trace)
         if bench.processes.is_main_process:
@@ -88,30 +95,28 @@ def known(model: str) -> None:
         raise UserError(f"--model {model}: choose one of {', '.join(synthetic.MODELS)}")
 
 
-def phases(bench: Workbench, steps: int = 6) -> list[dict[str, Any]]:
-    """Share of a step's operator time by kind, from torch's profiler."""
+def phases(profile: Profile) -> list[dict[str, Any]]:
+    """Milliseconds of a step by kind of work, and its share of all operators."""
     spent: Counter[str] = Counter()
-    for event in _profiled(bench, steps):
-        spent[_kind(event.key)] += event.self_cpu_time_total
+    for name, time in profile.spent.items():
+        spent[_kind(name)] += time  # type: ignore[assignment]
     total = sum(spent.values())
     return [
-        {"what": f"  {kind}", "ms": spent[kind] / steps / 1000, "share": f"{spent[kind] / total:.0%}"}
+        {"what": f"  {kind}", "ms": spent[kind] / profile.steps / 1000, "share": f"{spent[kind] / total:.0%}"}
         for kind, _ in spent.most_common()
     ]
 
 
-def _profiled(bench: Workbench, steps: int, rounds: int = 6) -> Any:
-    """Operators of some steps, each with its time, of the quickest of some rounds.
-
-    The profiler's notes come to lie among the tensors, so that those are put into fresh memory, which costs more than
-    all operators together, until the notes of earlier rounds have left enough room.
-    """
-    found = []
-    for _ in range(rounds):
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-            bench.run(steps)
-        found.append(profiler.key_averages())
-    return min(found, key=lambda events: sum(event.self_cpu_time_total for event in events))
+def gpu_rows(profile: Profile, step_seconds: float) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """How busy the GPU is in a step that takes so long, and what it is given to do; nothing on a CPU."""
+    if not profile.kernels:
+        return [], {}
+    busy, kernels = profile.busy / profile.steps / 1e6, profile.kernels / profile.steps
+    rows: list[dict[str, Any]] = [
+        {"what": "GPU busy", "ms": 1000 * busy, "share": f"{busy / step_seconds:.0%}"},
+        {"what": "kernels of a step", "per step": f"{kernels:.0f}"},
+    ]
+    return rows, {"gpu_busy": busy / step_seconds, "kernels_per_step": kernels}
 
 
 def _kind(name: str) -> str:
@@ -128,15 +133,14 @@ def _kind(name: str) -> str:
     return "element-wise and rest"
 
 
-def gemms(bench: Workbench, steps: int = 6) -> tuple[float, float, float]:
+def gemms(bench: Workbench, profile: Profile) -> tuple[float, float, float]:
     """Seconds of a step without tables and exchange, seconds of its GEMMs run alone, and its FLOPs."""
     with FlopCounterMode(display=False) as counter, _GemmShapes() as recorder:
         bench.step()
     flops = float(counter.get_total_flops())
     elsewhere = ("tables: backward and update", "tables: lookup", "exchange")
-    events = _profiled(bench, steps)
-    outside = sum(e.self_cpu_time_total for e in events if _kind(e.key) in elsewhere) / steps / 1e6
-    whole = statistics.median(seconds(bench.step) for _ in range(2 * steps))
+    outside = sum(time for name, time in profile.spent.items() if _kind(name) in elsewhere) / profile.steps / 1e6
+    whole = statistics.median(seconds(bench.step) for _ in range(2 * profile.steps))
     alone = sum(_fastest(call) for call in recorder.calls)
     return whole - outside, alone, flops
 
@@ -186,6 +190,6 @@ class _Counts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def write_trace(bench: Workbench, path: str) -> None:
     """Three steps as a trace that Perfetto (ui.perfetto.dev) and chrome://tracing open."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], with_stack=True) as profiler:
+    with torch.profiler.profile(activities=activities(bench.processes.device), with_stack=True) as profiler:
         bench.run(3)
     profiler.export_chrome_trace(path)
