@@ -117,9 +117,26 @@ def test_the_stages_of_mkt_are_given_their_settings_and_ports():
     assert sorted(role.port_map.values()) == [29500, 29501]
 
 
-def test_cpus_are_counted_where_nobody_says_otherwise():
-    resource = components.evaluate(run_dir="runs/x", j="1x4", threads=3).roles[0].resource
-    assert (resource.cpu, resource.gpu, resource.memMB) == (12, 0, 8192)
+@pytest.mark.parametrize(
+    ("given", "cpu", "memory", "threads"),
+    [
+        ({"j": "1x4"}, 4, 8192, 1),
+        ({"j": "1x4", "threads": 3}, 12, 8192, 3),
+        ({"j": "1x4", "cpu": 16, "memMB": 100}, 16, 100, 1),
+        ({"j": "2x8", "gpu": 8}, 64, 8 * 65_536, 4),  # of each node
+        ({"j": "1x1", "gpu": 1}, 8, 65_536, 4),
+        ({"j": "1x8", "gpu": 8, "threads": 2}, 64, 8 * 65_536, 2),
+        ({"j": "1x8", "gpu": 8, "threads": 12}, 96, 8 * 65_536, 12),
+        ({"j": "1x8", "gpu": 8, "cpu": 96, "memMB": 900_000}, 96, 900_000, 4),
+        ({"j": "1x8", "gpu": 8, "cpu": 16}, 16, 8 * 65_536, 2),  # no more threads than there are CPUs
+        ({"j": "1x8", "gpu": 8, "cpu": 9}, 9, 8 * 65_536, 1),
+    ],
+)
+def test_what_a_job_takes_where_nobody_says_otherwise(given, cpu, memory, threads):
+    (role,) = components.evaluate(run_dir="runs/x", **given).roles
+    assert (role.resource.cpu, role.resource.memMB) == (cpu, memory)
+    assert role.resource.gpu == given.get("gpu", 0)
+    assert role.env["OMP_NUM_THREADS"] == str(threads)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +147,9 @@ def test_cpus_are_counted_where_nobody_says_otherwise():
         ("train", ["-j", "1:2x4"], ["-j 1:2x4", "NODESxPROCESSES"]),
         ("train", ["-j", "1x2", "--gpu", "4"], ["--gpu 4", "-j 1x2"]),
         ("train", ["-j", "1x4", "--threads", "2", "--cpu", "4"], ["--cpu 4", "need 8"]),
-        ("train", ["--memMB", "0"], ["--memMB 0", "at least 1"]),
+        ("train", ["--memMB", "-1"], ["--memMB -1", "at least 0"]),
+        ("train", ["--threads", "-1"], ["--threads -1", "at least 0"]),
+        ("train", ["-j", "1x4", "--gpu", "4", "--cpu", "3"], ["--cpu 3", "need 4"]),
         ("mkt", ["--max_retries", "-1"], ["--max_retries -1", "at least 0"]),
         ("train", ["--mounts", "src=/data,dst=/data"], ["--mounts src=/data", "type"]),
         ("train", ["--config", "configs/singel_cj.yaml"], ["configs/singel_cj.yaml", "no such file", "single_cj.yaml"]),

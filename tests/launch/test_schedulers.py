@@ -158,6 +158,28 @@ def test_slurm_starts_one_task_on_each_node_and_requeues_what_failed(mkt, tmp_pa
         assert (code, requeued) == (1, again)
 
 
+def on_gpus(**given):
+    """Two nodes of eight GPUs, for which nobody has said how many CPUs and how much memory."""
+    return components.evaluate(run_dir="/cluster/runs/one", j="2x8", gpu=8, image="registry.example/xd:1", **given)
+
+
+def test_slurm_is_asked_for_cpus_and_memory_by_gpu():
+    script = dry_run(on_gpus(), "slurm", partition="gpu", time="01:00:00").materialize()
+    nodes = [line.split() for line in script.splitlines() if line.startswith("#SBATCH --")]
+    assert len(nodes) == 2
+    for options in nodes:
+        assert {"--gpus-per-task=8", "--cpus-per-task=64", "--mem=524288"} <= set(options)
+    assert script.count("OMP_NUM_THREADS=4") == 2
+    assert "NCCL" not in script
+
+
+def test_kubernetes_is_asked_for_cpus_and_memory_by_gpu(kubernetes):
+    job = dry_run(on_gpus(), "kubernetes", queue="training", namespace="ads").resource
+    for task in job["spec"]["tasks"]:
+        (container,) = task["template"].spec.containers
+        assert container.resources.limits == {"cpu": "64000m", "memory": "524288M", "nvidia.com/gpu": "8"}
+
+
 @pytest.fixture
 def kubernetes(monkeypatch):
     """A Kubernetes client whose objects hold what they are given."""

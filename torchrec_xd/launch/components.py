@@ -25,6 +25,12 @@ from torchrec_xd.schema import Split
 PORT = 29500
 """Where the first stage's nodes find each other; every further stage has the port after."""
 
+CPU_MEMORY = 8192
+"""MB of a node without GPUs, where nobody says how much."""
+GPU_CPUS, GPU_THREADS, GPU_MEMORY = 8, 4, 65_536
+"""CPUs, threads and MB for each GPU, where nobody says how many. Nodes with A100 or H100 have more (AWS p4d: 12 CPUs
+and 144 GiB for each, p5: 24 and 256). The CPUs above the threads are for reading, the backward pass and NCCL."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -32,10 +38,10 @@ class Job:
 
     Args:
         j: nodes x processes per node, for example 2x8; with GPUs, one process for each.
-        threads: CPU threads of a process, where the config's trainer.threads is 0.
-        cpu: CPUs per node; 0 is processes x threads.
+        threads: CPU threads of a process, where the config's trainer.threads is 0; 0 is 1, with GPUs 4.
+        cpu: CPUs per node; 0 is processes x threads, with GPUs at least 8 for each.
         gpu: GPUs per node.
-        memMB: memory per node, in MB.
+        memMB: memory per node, in MB; 0 is 8192, with GPUs 65536 for each.
         image: container image with this project as its working directory; local and Slurm jobs need none.
         mounts: what containers see of the cluster: type=bind,src=/data,dst=/data or type=volume,src=NAME,dst=/data.
         interface: network interface by which nodes reach each other, for gloo and NCCL. Default: they choose.
@@ -45,10 +51,10 @@ class Job:
     """
 
     j: str = "1x2"
-    threads: int = 1
+    threads: int = 0
     cpu: int = 0
     gpu: int = 0
-    memMB: int = 8192
+    memMB: int = 0
     image: str = ""
     mounts: list[str] = field(default_factory=list)
     interface: str = ""
@@ -62,21 +68,32 @@ class Job:
         return int(self.j.partition("x")[2])
 
     @property
+    def threads_each(self) -> int:
+        """CPU threads of a process."""
+        if self.threads or not self.gpu:
+            return self.threads or 1
+        return max(1, min(GPU_THREADS, self.cpus // self.processes))
+
+    @property
     def cpus(self) -> int:
         """CPUs per node."""
-        return self.cpu or self.processes * self.threads
+        return self.cpu or self.processes * max(self.threads or 1, GPU_CPUS if self.gpu else 1)
+
+    @property
+    def memory(self) -> int:
+        """Memory per node, in MB."""
+        return self.memMB or (self.gpu * GPU_MEMORY if self.gpu else CPU_MEMORY)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.j):
             raise UserError(f"-j {self.j}: expected NODESxPROCESSES, both at least 1, for example 2x8")
-        lowest = {"threads": 1, "cpu": 0, "gpu": 0, "memMB": 1, "max_restarts": 0, "max_retries": 0}
-        for name, least in lowest.items():
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} {getattr(self, name)}: at least {least}")
+        for name in ("threads", "cpu", "gpu", "memMB", "max_restarts", "max_retries"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} {getattr(self, name)}: at least 0")
         if self.gpu and self.gpu != self.processes:
             raise UserError(f"-j {self.j} --gpu {self.gpu}: every process takes one GPU of its node; make them equal")
-        if self.cpus < (needed := self.processes * self.threads):
-            raise UserError(f"--cpu {self.cpu}: {self.processes} processes x {self.threads} threads need {needed}")
+        if self.cpus < (needed := self.processes * self.threads_each):
+            raise UserError(f"--cpu {self.cpu}: {self.processes} processes x {self.threads_each} threads need {needed}")
         try:
             specs.parse_mounts(self.mounts)
         except (KeyError, ValueError) as error:
@@ -228,7 +245,7 @@ def benchmark(*, command: str, args: str = "", job: Job) -> specs.AppDef:
 def launch(name: str, job: Job, *stages: list[str], module: str = "torchrec_xd.cli") -> specs.AppDef:
     """One role of `job`'s nodes; on each, torchrun runs the stages' commands of `module` one after the other."""
     env = {
-        "OMP_NUM_THREADS": str(job.threads),
+        "OMP_NUM_THREADS": str(job.threads_each),
         "PET_MAX_RESTARTS": str(job.max_restarts),  # PET_*: torchrun's options
         # A store for every start: with torch's shared one, restarted ranks may look for addresses of dead ones.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
@@ -244,7 +261,7 @@ def launch(name: str, job: Job, *stages: list[str], module: str = "torchrec_xd.c
             j=job.j,
             cpu=job.cpus,
             gpu=job.gpu,
-            memMB=job.memMB,
+            memMB=job.memory,
             env={**env, **job.env},
             # Each stage has its own port: nodes that are done early must not meet the stage before.
             rdzv_port=PORT + place,
