@@ -125,6 +125,19 @@ class Cluster(Settings):
     """Peak speed in bf16, dense."""
     reservation: float = Field(default=0.15, ge=0, lt=1)
     """Share of the tables' device memory (HBM, on CPU DDR) kept free for the dense model, activations and batches."""
+    fp32_tflops: PositiveFloat | None = None
+    """TFLOP/s of one rank's matrix products in fp32, dense: of a GPU its peak, of a CPU what `plan calibrate` measured."""
+    tf32_tflops: PositiveFloat | None = None
+    """The same in TF32, which only GPUs have."""
+    bf16_tflops: PositiveFloat | None = None
+    """The same in bf16."""
+    gemm_efficiency: float = Field(default=0.5, gt=0, le=1)
+    """Share of these TFLOP/s that matrix products reach. The default is an assumption; `plan calibrate` measures what
+    they reach, and writes 1."""
+    launch_us: PositiveFloat = 7.5
+    """Microseconds to launch one operator from Python. The default is an assumption, the middle of the usual 5 to 10."""
+    price_per_hour: PositiveFloat | None = None
+    """Price of one rank, in any currency. Default: costs are not shown."""
     calibration: Calibration | None = None
     """Measured lookup costs. Default: torchrec's constants."""
 
