@@ -57,7 +57,7 @@ class RunLog:
     def __enter__(self) -> RunLog:
         if self.directory is None:
             with ExitStack() as opened:
-                opened.enter_context(_quiet_torch())
+                opened.enter_context(quiet_torch())
                 self._opened = opened.pop_all()
             return self
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ class RunLog:
             file = opened.enter_context(path.open("a", buffering=1, encoding="utf-8"))
             screen = opened.enter_context(_stderr_into(file))
             opened.enter_context(_logging_into(file))
-            opened.enter_context(_quiet_torch())
+            opened.enter_context(quiet_torch())
             self._console = _console(screen, self.rank)
             self._opened = opened.pop_all()
         return self
@@ -215,7 +215,7 @@ def _stderr_into(file: TextIO) -> Iterator[TextIO]:
 
 
 @contextmanager
-def _quiet_torch() -> Iterator[None]:
+def quiet_torch() -> Iterator[None]:
     """Leave out what torch has to say about the code of torchrec: nothing that a user can act on."""
     logger = logging.getLogger("torch.fx._symbolic_trace")
 

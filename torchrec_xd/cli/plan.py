@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -12,23 +11,39 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from torchrec_xd.atomic_write import write_json, write_text
+from torchrec_xd.cli.plan_inputs import (
+    BatchSize,
+    ClusterOption,
+    Constraints,
+    Ddr,
+    Effort,
+    Hbm,
+    Inter,
+    Intra,
+    Json,
+    MeasurePooling,
+    Optimizer,
+    Pooling,
+    RanksPerNode,
+    Reservation,
+    Weights,
+    WorldSize,
+    chosen_cluster,
+    quiet_torchrec,
+)
+from torchrec_xd.cli.plan_scale import scale
 from torchrec_xd.cli.screen import screen, show
 from torchrec_xd.errors import UserError
 from torchrec_xd.table_types import PlannedDtype, TableOptimizer
 from torchrec_xd.writable import check_output_file
 
 if TYPE_CHECKING:
-    from torchrec_xd.planner import Cluster, InfeasibleError, Planning
+    from torchrec_xd.planner import InfeasibleError, Planning
     from torchrec_xd.planner.report.lookups import RankLookups
     from torchrec_xd.planner.report.torchrec_default import DefaultPlan
     from torchrec_xd.training.workload import Workload
 
 app = typer.Typer(help="Plan how embedding tables are sharded over a cluster.", no_args_is_help=True)
-
-ClusterOption = Annotated[str, typer.Option(help="A shipped profile (`config list`, clusters/), or a path.")]
-WorldSize = Annotated[int | None, typer.Option(help="Number of ranks. Default: the profile's.")]
-RanksPerNode = Annotated[int | None, typer.Option(help="Ranks per node. Default: the profile's.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write a summary (JSON).")]
 
 
 @app.command()
@@ -38,29 +53,21 @@ def make(
     cluster: ClusterOption = "8xH100",
     world_size: WorldSize = None,
     ranks_per_node: RanksPerNode = None,
-    hbm: Annotated[float | None, typer.Option(help="GPU memory per rank, GiB.")] = None,
-    ddr: Annotated[float | None, typer.Option(help="Host memory per rank, GiB.")] = None,
-    intra: Annotated[float | None, typer.Option(help="Bandwidth inside a node, GiB/s per rank.")] = None,
-    inter: Annotated[float | None, typer.Option(help="Bandwidth between nodes, GiB/s per rank.")] = None,
-    reservation: Annotated[float | None, typer.Option(help="Part of the memory kept free of tables, 0 to 1.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Samples per rank and step. Default: the config's, else 512.")
-    ] = None,
-    weights: Annotated[PlannedDtype | None, typer.Option(help="Weight type. Default: the config's, else fp32.")] = None,
-    optimizer: Annotated[
-        TableOptimizer | None, typer.Option(help="Default: the config's, else rowwise_adagrad.")
-    ] = None,
-    pooling: Annotated[Path | None, typer.Option(help="YAML, feature: mean ids per sample.")] = None,
-    measure_pooling: Annotated[
-        bool, typer.Option("--measure-pooling", help="Measure mean ids per sample in the config's training files.")
-    ] = False,
+    hbm: Hbm = None,
+    ddr: Ddr = None,
+    intra: Intra = None,
+    inter: Inter = None,
+    reservation: Reservation = None,
+    batch_size: BatchSize = None,
+    weights: Weights = None,
+    optimizer: Optimizer = None,
+    pooling: Pooling = None,
+    measure_pooling: MeasurePooling = False,
     measure_lookups: Annotated[
         bool, typer.Option("--measure-lookups", help="Measure the lookups of each rank on this machine.")
     ] = False,
-    constraints: Annotated[Path | None, typer.Option(help="YAML with 'constraints': pins, bans, co-locations.")] = None,
-    effort: Annotated[
-        int | None, typer.Option(help="Consecutive non-improving iterations after which the search ends.")
-    ] = None,
+    constraints: Constraints = None,
+    effort: Effort = None,
     out: Annotated[Path | None, typer.Option(help="Write the plan (JSON); training loads it.")] = None,
     report: Json = None,
     html: Annotated[Path | None, typer.Option(help="Write the plan as an HTML page.")] = None,
@@ -78,8 +85,8 @@ def make(
     for option, path in {"--out": out, "--json": report, "--html": html}.items():
         if path is not None:
             check_output_file(path, option)
-    with _quiet_torchrec():
-        machine = _cluster(
+    with quiet_torchrec():
+        machine = chosen_cluster(
             cluster,
             world_size=world_size,
             ranks_per_node=ranks_per_node,
@@ -106,6 +113,9 @@ def make(
             save_plan_page(planning.plan, html)
         if report is not None:
             write_json(report, _summary(planning, default, lookups), indent=1)
+
+
+app.command()(scale)
 
 
 @app.command()
@@ -148,51 +158,31 @@ def calibrate(
     ranks_per_node: RanksPerNode = None,
     optimizer: Annotated[TableOptimizer, typer.Option(help="Of the tables.")] = "rowwise_adagrad",
 ) -> None:
-    """Measure lookups on this machine and write a cluster profile with their costs."""
+    """Measure lookups, matrix products, memory and links on this machine, and write them as a cluster profile."""
     import torch
     import yaml
 
     from torchrec_xd.planner import this_machine
-    from torchrec_xd.planner.costs.measurement import calibrate as measured_costs
+    from torchrec_xd.planner.costs.rates import measured_cluster
 
     check_output_file(out, "OUT")
-    with _quiet_torchrec():
+    with quiet_torchrec():
         if cluster is None and torch.cuda.is_available():
             count = torch.cuda.device_count()
             machine = this_machine("cuda", count, count)
             machine = machine.with_changes(world_size=world_size, ranks_per_node=ranks_per_node)
         else:
-            machine = _cluster(cluster or "cpu", world_size=world_size, ranks_per_node=ranks_per_node)
+            machine = chosen_cluster(cluster or "cpu", world_size=world_size, ranks_per_node=ranks_per_node)
         if machine.device == "cuda" and not torch.cuda.is_available():
             raise UserError(
                 "calibrate measures this machine, which has no CUDA device; choose a cpu cluster, as --cluster cpu"
             )
-        calibration = measured_costs(machine.device, optimizer)
-    content = machine.model_copy(update={"calibration": calibration}).model_dump(mode="json")
-    write_text(out, yaml.safe_dump(content, sort_keys=False))
+        machine = measured_cluster(machine, optimizer)
+    write_text(out, yaml.safe_dump(machine.model_dump(mode="json"), sort_keys=False))
+    calibration = machine.calibration
+    assert calibration is not None
     for dtype, error in calibration.median_error.items():
         show(f"{dtype}: median error {error:.1%} on held-out shapes ({calibration.machine})")
-
-
-@contextmanager
-def _quiet_torchrec() -> Iterator[None]:
-    """Silence torchrec's warnings about defaults of its own planner, which are not used."""
-    import logging
-
-    logger = logging.getLogger("torchrec")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def _cluster(name: str, **changes: Any) -> Cluster:
-    from torchrec_xd.planner import load_cluster
-    from torchrec_xd.shipped import CLUSTERS
-
-    return load_cluster(name, CLUSTERS).with_changes(**changes)
 
 
 def _workload(

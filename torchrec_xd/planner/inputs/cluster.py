@@ -117,16 +117,12 @@ class Cluster(Settings):
     """Bandwidth between ranks of one node."""
     inter_node_gib_s: PositiveFloat = 12.5
     """Bandwidth between nodes, per rank."""
-    fp32_tflops: PositiveFloat | None = None
-    """Peak speed of a rank in fp32, in TFLOP/s."""
-    tf32_tflops: PositiveFloat | None = None
-    """Peak speed in TF32, dense."""
-    bf16_tflops: PositiveFloat | None = None
-    """Peak speed in bf16, dense."""
+    all_reduce_gib_s: PositiveFloat | None = None
+    """Bandwidth of an all-reduce inside a node: bytes that a rank sends, over time. Default: `intra_node_gib_s`."""
     reservation: float = Field(default=0.15, ge=0, lt=1)
     """Share of the tables' device memory (HBM, on CPU DDR) kept free for the dense model, activations and batches."""
     fp32_tflops: PositiveFloat | None = None
-    """TFLOP/s of one rank's matrix products in fp32, dense: of a GPU its peak, of a CPU what `plan calibrate` measured."""
+    """TFLOP/s of one rank's matrix products in fp32: peak without sparsity, or what `plan calibrate` measured."""
     tf32_tflops: PositiveFloat | None = None
     """The same in TF32, which only GPUs have."""
     bf16_tflops: PositiveFloat | None = None
@@ -135,7 +131,7 @@ class Cluster(Settings):
     """Share of these TFLOP/s that matrix products reach. The default is an assumption; `plan calibrate` measures what
     they reach, and writes 1."""
     launch_us: PositiveFloat = 7.5
-    """Microseconds to launch one operator from Python. The default is an assumption, the middle of the usual 5 to 10."""
+    """Microseconds to launch one operator from Python. The default is an assumption: the middle of 5 to 10."""
     price_per_hour: PositiveFloat | None = None
     """Price of one rank, in any currency. Default: costs are not shown."""
     calibration: Calibration | None = None

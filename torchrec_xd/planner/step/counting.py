@@ -88,9 +88,10 @@ def meta_batch(
     shares = np.cumsum([(mixing or {}).get(name, 1.0) for name in schema.domains])
 
     def ids(none: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        counts = [round(pooling.get(key, 1.0) * rows) for key in none.keys()]
+        keys = none.keys()
+        counts = [round(pooling.get(key, 1.0) * rows) for key in keys]
         return KeyedJaggedTensor(
-            none.keys(),
+            keys,
             none.values().new_empty(sum(counts)),
             lengths=none.lengths().new_empty(len(counts) * rows),
             stride=rows,
@@ -189,7 +190,7 @@ def _without_tables(model: nn.Module) -> nn.Module:
 
 
 class _Bags(nn.Module):
-    """Vectors as an EmbeddingBagCollection gives them; where it is trained they want the gradient that it would take."""
+    """Vectors as an EmbeddingBagCollection gives them; they want a gradient where it is trained."""
 
     def __init__(self, tables: EmbeddingBagCollection) -> None:
         super().__init__()
@@ -221,14 +222,15 @@ class _Sequences(nn.Module):
         }
 
 
-class _Gathered(JaggedTensor):  # type: ignore[misc]
+class _Gathered(JaggedTensor):
     """Padding as a gather: FBGEMM's own operator has no backward pass on the meta device."""
 
     def to_padded_dense(self, desired_length: int | None = None, padding_value: float = 0.0) -> Tensor:
         assert desired_length is not None
         values, rows = self.values(), len(self.lengths())
         places = torch.empty(rows * desired_length, dtype=torch.int64, device=META)
-        return values.index_select(0, places).view(rows, desired_length, -1)
+        padded: Tensor = values.index_select(0, places).view(rows, desired_length, -1)
+        return padded
 
 
 def _trained(tables: nn.Module) -> bool:

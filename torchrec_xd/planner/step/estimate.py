@@ -1,9 +1,9 @@
 """How long a training step takes, part by part, and which part binds.
 
-On GPUs four things run at the same time, and the slowest of them is the step: the device (lookups, exchange, dense part,
-and what of the all-reduce the backward pass does not hide), the launching of its operators, the input (copy and
-distribution of the next batch, as in torchrec's TrainPipelineSparseDist), and reading. On CPUs only reading is beside the
-rest: launches, input and the whole all-reduce are waited for.
+On GPUs four things run at the same time, and the slowest of them is the step: the device (lookups, exchange, dense
+part, and what of the all-reduce the backward pass does not hide), the launching of its operators, the input (copy and
+distribution of the next batch, as in torchrec's TrainPipelineSparseDist), and reading. On CPUs only reading runs at the
+same time as the rest: launches, input and the whole all-reduce are waited for.
 """
 
 from __future__ import annotations
@@ -92,10 +92,8 @@ def estimate_step(
         "all-reduce": exposed,
     }
     others: dict[Bound, float] = {"launches": launches, "input": given}
-    if gpu:
-        streams = [device, *({name: ms} for name, ms in others.items()), {"reader": reader}]
-    else:
-        streams = [{**device, **others}, {"reader": reader}]
+    streams: list[dict[Bound, float]] = [{"reader": reader}]
+    streams += [device, *({name: ms} for name, ms in others.items())] if gpu else [{**device, **others}]
     longest = max(streams, key=lambda parts: sum(parts.values()))
     return StepEstimate(
         lookups_ms=lookups,
@@ -123,8 +121,8 @@ def check_precision(cluster: Cluster, precision: Precision) -> None:
     if _tflops(cluster, precision) is None:
         known = ", ".join(kind for kind in ("fp32", "tf32", "bf16") if _tflops(cluster, kind) is not None) or "none"
         raise UserError(
-            f"precision {precision}: the cluster has no '{precision}_tflops', the speed of its matrix products (it has: "
-            f"{known}); add it to the profile, or have `torchrec-xd plan calibrate` measure it on such a machine"
+            f"precision {precision}: the cluster has no '{precision}_tflops', the speed of its matrix products (it "
+            f"has: {known}); add it to the profile, or have `torchrec-xd plan calibrate` measure it on such a machine"
         )
 
 
@@ -149,7 +147,7 @@ def kernels_ms(operators: Sequence[Operator], cluster: Cluster, precision: Preci
 
 def all_reduce_ms(gradient_bytes: float, cluster: Cluster) -> float:
     """A ring: every rank sends all but its own part twice."""
-    return 2 * _sent(cluster) * gradient_bytes / _link(cluster)
+    return 2 * _sent(cluster) * gradient_bytes / _link(cluster, cluster.all_reduce_gib_s)
 
 
 def input_ms(work: DenseWork, cluster: Cluster) -> float:
@@ -163,11 +161,11 @@ def _sent(cluster: Cluster) -> float:
     return (cluster.world_size - 1) / cluster.world_size
 
 
-def _link(cluster: Cluster) -> float:
+def _link(cluster: Cluster, inside_gib_s: float | None = None) -> float:
     """Bytes per ms of the slowest link between ranks."""
-    inside = cluster.world_size <= cluster.ranks_per_node
-    slowest = cluster.intra_node_gib_s if inside else min(cluster.intra_node_gib_s, cluster.inter_node_gib_s)
-    return slowest * GIB / 1000
+    inside = inside_gib_s or cluster.intra_node_gib_s
+    one_node = cluster.world_size <= cluster.ranks_per_node
+    return (inside if one_node else min(inside, cluster.inter_node_gib_s)) * GIB / 1000
 
 
 def _tflops(cluster: Cluster, precision: Precision) -> float | None:

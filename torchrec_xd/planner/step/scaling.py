@@ -68,8 +68,8 @@ def parse_ranks(text: str) -> list[int]:
     first, last = (int(found[1]), int(found[2])) if found else (0, 0)
     if not 1 <= first <= last <= MOST_RANKS:
         raise UserError(
-            f"ranks '{text}': give the smallest and the largest number of ranks as FIRST..LAST, with 1 ≤ FIRST ≤ LAST ≤ "
-            f"{MOST_RANKS:,}, for example 1..1024; the sizes between are found by doubling"
+            f"ranks '{text}': give the smallest and the largest number of ranks as FIRST..LAST, with 1 ≤ FIRST ≤ LAST "
+            f"≤ {MOST_RANKS:,}, for example 1..1024; the sizes between are found by doubling"
         )
     return [first << doubled for doubled in range((last // first).bit_length())]
 
@@ -121,7 +121,7 @@ def scale(
         UserError: the cluster has no TFLOP/s for the precision, or constraints that match nothing or leave nothing.
     """
     check_precision(sizes[0].cluster, precision)
-    works = {size.batch_size: count(size.batch_size) for size in sizes}
+    works = {rows: count(rows) for rows in dict.fromkeys(size.batch_size for size in sizes)}
     points: list[ScalePoint] = []
     base: ScalePoint | None = None
     for size in sizes:
