@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 from tests.support.planner_cases import cpus, gpus, module_of, planned
 from torchrec_xd.cli.plan import app
+from torchrec_xd.distributed.links import Links
 from torchrec_xd.distributed.sharders import torchrec_sharders
 from torchrec_xd.errors import UserError
-from torchrec_xd.planner.costs import measurement
+from torchrec_xd.planner.costs import measurement, rates
 from torchrec_xd.planner.costs.measurement import Measured, fit, median_error, run_lookup
 from torchrec_xd.planner.costs.options import cost_tables
 from torchrec_xd.planner.inputs.cluster import Calibration, LookupCost, LookupWork
@@ -194,6 +195,7 @@ def test_the_fastest_call_but_the_first_counts(monkeypatch):
 def test_the_command_writes_a_profile_that_plans(tmp_path, monkeypatch):
     monkeypatch.setattr(measurement, "FIT_SHAPES", tuple(itertools.product((100, 5000), (8, 32), ((64, 1), (64, 5)))))
     monkeypatch.setattr(measurement, "HELD_OUT_SHAPES", ((1000, 16, (64, 2)),))
+    monkeypatch.setattr(rates, "measure_links", lambda processes: Links(1.0, 1.0))
     profile, tables = tmp_path / "here.yaml", tmp_path / "tables.csv"
     # Without --cluster: this machine has no GPU, so that the profile `cpu` is completed.
     done = CliRunner().invoke(app, ["calibrate", str(profile)])

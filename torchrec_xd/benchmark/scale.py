@@ -54,7 +54,24 @@ def scale(
 
 
 def _measure(point: dict[str, int], model: str, precision: str, dtype: str) -> float:
-    """Rows per second over all ranks; a `step` in processes of its own."""
+    """Rows per second over all ranks."""
+    speed: float = run_step(point, model, precision, dtype)["rows_per_second"]["median"]
+    return speed
+
+
+def run_step(point: dict[str, int], model: str, precision: str, dtype: str, *more: str) -> dict[str, Any]:
+    """What a `step` in processes of its own finds.
+
+    Args:
+        point: `ranks`, `threads`, `batch` and `rows` where they are not the defaults.
+        model: its name.
+        precision: of the dense part.
+        dtype: of the tables.
+        more: further words of the command line.
+
+    Raises:
+        UserError: the command failed; with the end of what it said.
+    """
     ranks, threads = point.get("ranks", 1), point.get("threads", 0)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
@@ -62,11 +79,10 @@ def _measure(point: dict[str, int], model: str, precision: str, dtype: str) -> f
         command = [sys.executable, *launcher, "-m", "torchrec_xd.benchmark", "step", "--model", model]
         command += ["--precision", precision, "--dtype", dtype, "--threads", str(threads), "--json", str(found)]
         command += ["--batch-size", str(point.get("batch", 4096))]
-        command += ["--rows-per-table", str(point.get("rows", 100_000))]
+        command += ["--rows-per-table", str(point.get("rows", 100_000)), *more]
         environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UserError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
         content: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
-    speed: float = content["rows_per_second"]["median"]
-    return speed
+    return content
