@@ -2,7 +2,7 @@
 
 Costs are torchrec's estimates or measured ones. Each plan comes with a lower bound: no plan's slowest rank is faster.
 `make_plan` in `api.py` is the entry; `inputs` holds what is given, `costs` estimates, `search` decides, `report` shows,
-`plan.py` is the plan as a file.
+`plan.py` is the plan as a file. `step` estimates the whole training step and how it scales.
 """
 
 from torchrec_xd.planner.api import Planning, RunPlan, make_plan, plan_module, plan_run

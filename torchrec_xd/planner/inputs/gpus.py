@@ -71,7 +71,7 @@ _H100 = GpuModel(
     intra_node_gib_s=419,
     fp32_tflops=67,
     tf32_tflops=494.5,
-    bf16_tflops=989,
+    bf16_tflops=989.5,
 )
 GPUS = {
     "A100-40G": replace(_A100, reported="A100-SXM4-40GB", hbm_gib=37.25, hbm_gib_s=1450),

@@ -78,7 +78,7 @@ def assumptions(cluster: Cluster, precision: Precision) -> list[str]:
     return [
         f"An estimate, no measurement. Matrix products in {precision}, at {cluster.gemm_efficiency:.0%} of the "
         f"profile's TFLOP/s; {cluster.launch_us:g} µs per launch; lookups: {costs}.",
-        overlap,
+        f"{overlap} Latency of collectives and slow ranks are not modelled: at many ranks this is an upper bound.",
     ]
 
 
