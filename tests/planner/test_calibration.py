@@ -135,7 +135,8 @@ def test_calibrating_takes_the_gpus_of_the_machine(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: gpu)
-    monkeypatch.setattr(measurement, "calibrate", lambda device, optimizer: CALIBRATION if device == "cuda" else None)
+    monkeypatch.setattr(rates, "calibrate", lambda device, optimizer: CALIBRATION if device == "cuda" else None)
+    monkeypatch.setattr(rates, "measure_rates", lambda device: {"tf32_tflops": 321.0} if device == "cuda" else {})
     done = CliRunner().invoke(app, ["calibrate", str(tmp_path / "here.yaml"), "--world-size", "16"])
     assert done.exit_code == 0, done.output
     profile = yaml.safe_load((tmp_path / "here.yaml").read_text())
@@ -146,6 +147,7 @@ def test_calibrating_takes_the_gpus_of_the_machine(tmp_path, monkeypatch):
         4,
     )
     assert profile["calibration"]["machine"] == "here"
+    assert profile["tf32_tflops"] == 321  # measured, not the data sheet's
 
 
 class Event:
