@@ -31,7 +31,7 @@ def content(whole=23.0, lookup=1.0, update=3.0, gemm=4.0, copies=2.0):
 def test_parts_are_compared_with_their_own_kind():
     lines = {line["what"]: line for line in compared("mmoe", 2, STEP, [content(), content(whole=46.0)])}
     assert list(lines) == [
-        f"mmoe, 2 ranks: {p}" for p in ("whole step", "lookups", "dense and launches", "exchange", "all-reduce")
+        f"mmoe on 2: {p}" for p in ("whole step", "lookups", "dense and launches", "exchange", "all-reduce")
     ]
     whole, lookups, dense, exchange, _ = lines.values()
     assert (whole["predicted ms"], whole["measured ms"].values, whole["ratio"].values) == (
@@ -41,7 +41,7 @@ def test_parts_are_compared_with_their_own_kind():
     )
     assert (lookups["predicted ms"], lookups["measured ms"].median) == (2.0, 4.0)
     assert (dense["predicted ms"], dense["measured ms"].median) == (6.0, 6.0)
-    assert exchange == {"what": "mmoe, 2 ranks: exchange", "predicted ms": 3.0}
+    assert exchange == {"what": "mmoe on 2: exchange", "predicted ms": 3.0}
 
 
 def test_the_estimate_is_of_the_run(monkeypatch):

@@ -102,11 +102,11 @@ def compared(model: str, ranks: int, step: StepEstimate, found: list[dict[str, A
         "lookups": step.lookups_ms,
         "dense and launches": step.dense_ms + step.launches_ms,
     }
-    measured = {"whole step": [_ms(content, ("whole step",)) for content in found]}
+    measured = {"whole step": [ms for content in found for ms in _whole(content)]}
     measured |= {part: [_ms(content, kinds) for content in found] for part, kinds in KINDS.items()}
     lines: list[dict[str, Any]] = [
         {
-            "what": f"{model}, {ranks} ranks: {part}",
+            "what": f"{model} on {ranks}: {part}",
             "predicted ms": ms,
             "measured ms": Spread(tuple(measured[part])),
             "ratio": Spread(tuple(ms / took for took in measured[part])),
@@ -114,13 +114,17 @@ def compared(model: str, ranks: int, step: StepEstimate, found: list[dict[str, A
         for part, ms in parts.items()
     ]
     waited = {"exchange": step.exchange_ms, "all-reduce": step.all_reduce_ms, "ids": step.input_ms}
-    return lines + [
-        {"what": f"{model}, {ranks} ranks: {part}", "predicted ms": ms} for part, ms in waited.items() if ms
-    ]
+    return lines + [{"what": f"{model} on {ranks}: {part}", "predicted ms": ms} for part, ms in waited.items() if ms]
+
+
+def _whole(content: dict[str, Any]) -> list[float]:
+    """Every measurement of the whole step."""
+    (line,) = (line for line in content["rows"] if line["what"] == "whole step")
+    values: list[float] = line["ms"]["values"]
+    return values
 
 
 def _ms(content: dict[str, Any], kinds: tuple[str, ...]) -> float:
-    """Milliseconds of some lines of a `step`, medians of what was repeated."""
-    lines = {line["what"].strip(): line.get("ms") for line in content["rows"]}
-    found = [lines[kind] for kind in kinds if kind in lines]
-    return float(sum(value["median"] if isinstance(value, dict) else value for value in found))
+    """Milliseconds of some kinds of operators, summed."""
+    lines = {line["what"].strip(): line["ms"] for line in content["rows"]}
+    return float(sum(lines[kind] for kind in kinds if kind in lines))
