@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch.nn import functional
 
 from tests.support import placements
 from tests.support.device import DEVICE, PROCESSES, Bf16, Device, NoLists
@@ -116,6 +117,7 @@ def test_a_training_step_stays_on_the_device(ready, bf16):
         loss.backward()
     assert device.ran > 50
     assert device.copies == []
+    assert device.unrepeatable == set()  # what trainer.deterministic promises
     trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     gradients = {name: gradient for name, gradient in trained.items() if gradient is not None}
     # FBGEMM's padding of sequences has no gradient on `meta`.
@@ -170,3 +172,13 @@ def test_the_stand_in_refuses_what_a_gpu_would_wait_for(faulty):
         assert (x + 1).device == DEVICE
         with pytest.raises((AssertionError, RuntimeError)):
             faulty(x)
+
+
+def test_the_stand_in_notes_what_a_gpu_cannot_repeat():
+    with Device() as device:
+        torch.ones(3, dtype=torch.int64, device=DEVICE).cumsum(0)
+        torch.ones(3, device=DEVICE).softmax(0)
+        assert device.unrepeatable == set()
+        torch.ones(3, device=DEVICE).cumsum(0)
+        functional.avg_pool3d(torch.ones(1, 2, 2, 2, device=DEVICE, requires_grad=True), 2).sum().backward()
+        assert device.unrepeatable == {"aten::cumsum", "aten::avg_pool3d_backward"}

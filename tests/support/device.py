@@ -5,6 +5,8 @@ By itself it lets through what a GPU refuses or waits for, and autocast does not
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -17,6 +19,13 @@ from torchrec_xd.distributed.process_group import Processes
 DEVICE = torch.device("meta")
 PROCESSES = Processes(0, 1, 1, DEVICE, None, 1)
 """One process on the device."""
+
+UNREPEATABLE = re.compile(
+    r"::(cum(sum|prod)|scatter_reduce|put_?$|histc|bincount|kthvalue|median|.*pool.*backward|.*pad\dd_backward|upsample.*"
+    r"backward|grid_sampler.*backward|_embedding_bag.*max|_ctc_loss_backward|nll_loss2d|max_unpool)"
+)
+"""Operators of which torch.use_deterministic_algorithms says that, for floating-point numbers, CUDA has no algorithm (or may
+have none) that repeats."""
 
 
 class Device(TorchDispatchMode):
@@ -35,6 +44,8 @@ class Device(TorchDispatchMode):
         """Shape of what was copied to the CPU, copy by copy."""
         self.ran = 0
         """Operators on the device so far."""
+        self.unrepeatable: set[str] = set()
+        """Those of them that on a GPU have no deterministic algorithm."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name, kwargs = function._schema.name, kwargs or {}
@@ -53,6 +64,8 @@ class Device(TorchDispatchMode):
         places |= {each.device.type for each in tensors(result)}
         assert "cpu" not in places or (self.host and places == {"cpu"}), f"{name} of tensors on {sorted(places)}"
         self.ran += places == {"meta"}
+        if UNREPEATABLE.search(name) and any(each.is_floating_point() for each in tensors(result)):
+            self.unrepeatable.add(name)
         return result
 
     def _copied(self, source: Tensor, target: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +19,7 @@ import torch
 import torchrec_xd
 from tools.gpu_check.step import Found, Machine, NeedsGpuError
 from tools.gpu_check.trace import Trace, read_trace
+from torchrec_xd.benchmark.profile import profiled
 from torchrec_xd.benchmark.workbench import TOTAL_STEPS, Workbench, synthetic_run, workbench
 from torchrec_xd.training.trainer import Step, train_steps
 
@@ -87,7 +89,7 @@ def overlap(machine: Machine) -> Found:
     found, ok = {}, True
     for model in MODELS:
         with bench_of(machine, model, 4096) as bench:
-            trace = profiled(machine, bench, 20)
+            trace = traced(machine, bench, 20)
         copies = trace.copies_to_device()
         ok &= bool(copies) and all(copy.pinned for copy in copies)
         ok &= not any(copy.stream == trace.compute_stream for copy in copies)
@@ -109,8 +111,11 @@ def speed(machine: Machine) -> Found:
                 rates = sorted(bench.speed(steps) for _ in range(3))
                 entry: dict[str, Any] = {"rows/s": rates[1], "lowest": rates[0], "highest": rates[2]}
                 if machine.cuda:
-                    trace = profiled(machine, bench, 10)
-                    entry |= {"GPU busy": trace.busy(), "kernels per step": len(trace.kernels) / 10}
+                    profile = profiled(partial(bench.run, steps), steps, machine.device, rounds=1)
+                    entry |= {
+                        "GPU busy": profile.busy / 1e6 / steps * rates[1] / (bench.rows * bench.processes.size),
+                        "kernels per step": profile.kernels / steps,
+                    }
             found[f"{model}, batch {batch}"] = entry
     return Found(True, found)
 
@@ -133,8 +138,8 @@ def _rate(rows: Iterator[int]) -> float:
     return total / (perf_counter() - began)
 
 
-def profiled(machine: Machine, bench: Workbench, steps: int) -> Trace:
-    """What the GPU does in some steps of training from files."""
+def traced(machine: Machine, bench: Workbench, steps: int) -> Trace:
+    """When the GPU copies and computes in some steps of training from files."""
     for _ in trained(bench, 3):
         pass
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:

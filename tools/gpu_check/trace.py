@@ -1,4 +1,4 @@
-"""What a GPU did, from a trace of torch's profiler."""
+"""When a GPU copied and when it computed, from a trace of torch's profiler."""
 
 from __future__ import annotations
 
@@ -38,22 +38,17 @@ class Trace:
             spent[kernel.stream] += int(kernel.stop - kernel.start)
         return spent.most_common(1)[0][0]
 
-    def busy(self) -> float:
-        """Share of the time, from the first kernel to the end of the last one, in which some kernel ran."""
-        spans = united(self.kernels)
-        return _length(spans) / (spans[-1][1] - spans[0][0])
-
     def copies_to_device(self) -> list[Event]:
         """From the host to the GPU."""
         return [copy for copy in self.copies if "HtoD" in copy.name]
 
     def hidden(self, copies: Sequence[Event]) -> float:
         """Share of the time of some copies in which kernels ran too; 1 where there is no copy."""
-        theirs = united(copies)
+        theirs, kernels = united(copies), united(self.kernels)
         both = sum(
-            max(0.0, min(stop, other_stop) - max(start, other_start))
+            max(0.0, min(stop, kernel_stop) - max(start, kernel_start))
             for start, stop in theirs
-            for other_start, other_stop in united(self.kernels)
+            for kernel_start, kernel_stop in kernels
         )
         return both / _length(theirs) if theirs else 1.0
 
