@@ -24,8 +24,8 @@ UNREPEATABLE = re.compile(
     r"::(cum(sum|prod)|scatter_reduce|put_?$|histc|bincount|kthvalue|median|.*pool.*backward|.*pad\dd_backward|upsample.*"
     r"backward|grid_sampler.*backward|_embedding_bag.*max|_ctc_loss_backward|nll_loss2d|max_unpool)"
 )
-"""Operators of which torch.use_deterministic_algorithms says that, for floating-point numbers, CUDA has no algorithm (or may
-have none) that repeats."""
+"""Operators that, for floating-point numbers, have no algorithm on CUDA that repeats, or may have none: as the documentation
+of torch.use_deterministic_algorithms lists them."""
 
 
 class Device(TorchDispatchMode):
