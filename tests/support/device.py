@@ -24,8 +24,8 @@ UNREPEATABLE = re.compile(
     r"::(cum(sum|prod)|scatter_reduce|put_?$|histc|bincount|kthvalue|median|.*pool.*backward|.*pad\dd_backward|upsample.*"
     r"backward|grid_sampler.*backward|_embedding_bag.*max|_ctc_loss_backward|nll_loss2d|max_unpool)"
 )
-"""Operators that, for floating-point numbers, have no algorithm on CUDA that repeats, or may have none: as the documentation
-of torch.use_deterministic_algorithms lists them."""
+"""Operators on floating-point numbers for which CUDA has no algorithm that repeats, or may have none: as the
+documentation of torch.use_deterministic_algorithms lists them."""
 
 
 class Device(TorchDispatchMode):
