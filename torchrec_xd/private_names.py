@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.fx.experimental._config
 from torch import Tensor, nn
 from torch.distributed.optim import (  # type: ignore[attr-defined]
     _apply_optimizer_in_backward,
@@ -108,6 +109,14 @@ def checkpoint_index(folder: Path) -> Path:
 def operator_name(operator: Any) -> str:
     """Name of a dispatched operator, for example `aten::mm` (`_schema`)."""
     return str(operator._schema.name)
+
+
+def compile_sizes_apart() -> None:
+    """Have torch.compile take two sizes that are equal at first for two sizes, in this process (`use_duck_shape`).
+
+    By default it compiles again as soon as they differ, as numbers of rows by domain soon do.
+    """
+    torch.fx.experimental._config.use_duck_shape = False
 
 
 def storage_key(tensor: Tensor) -> int:

@@ -92,7 +92,9 @@ class ProgressiveLayeredExtraction(nn.Module):
         paths = dict.fromkeys(self.paths, x_BI)
         for level in self.levels:
             paths = level(paths)
-        shared = [by_domain(expert, rows) for expert in self.last.run(SHARED, paths[SHARED])]
+        shared = []
+        for expert in self.last.run(SHARED, paths[SHARED]):
+            shared.append(by_domain(expert, rows))  # noqa: PERF401 - torch.compile takes `rows` in there for constants
         # With one level all paths are the same rows, which are cut once.
         cuts = by_domain(x_BI, rows) if not self.levels else {d: by_domain(paths[d], rows)[d] for d in self.outputs}
         common = {}

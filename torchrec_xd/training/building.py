@@ -17,6 +17,7 @@ from torchrec_xd.models.transfer import SourceRun
 from torchrec_xd.planner import Cluster, RunPlan, plan_run, this_machine
 from torchrec_xd.planner.inputs.gpus import installed_gpu
 from torchrec_xd.run_folder import RunFolder
+from torchrec_xd.training.compilation import compile_net
 
 
 def source_config(config: RunConfig, folder: RunFolder | None = None) -> RunConfig | None:
@@ -112,10 +113,12 @@ def plan_sharding(model: Model, config: RunConfig, processes: Processes) -> RunP
 
 
 def shard_by(plan: RunPlan, model: Model, config: RunConfig, processes: Processes) -> tuple[nn.Module, Optimizers]:
-    """The model on its ranks, and its optimizers (a collective).
+    """The model on its ranks, its net compiled where the config asks for it, and its optimizers (a collective).
 
     From here on every rank draws numbers of its own (dropout), on CPU and GPU.
     """
+    if config.trainer.compile:
+        compile_net(model)
     sharded = shard(model, plan.sharding_plan, config.optimizer, processes, config.sharding.communication)
     seed_generators(config.seed, processes.rank)
     return sharded

@@ -33,6 +33,7 @@ from torchrec_xd.planner import RankMeasured, RunPlan
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.run_lock import LOCK, run_lock
 from torchrec_xd.training.building import build, continues, plan_sharding, shard_by, source_config, source_run
+from torchrec_xd.training.compilation import refuse_missing_compiler
 from torchrec_xd.training.inference import checkpoints_of, choose_checkpoint
 from torchrec_xd.training.split_evaluation import SplitEvaluation, has_rows
 from torchrec_xd.training.trainer import Summary, Training, fit
@@ -74,6 +75,8 @@ def train(
         if restartable and (done := processes.on_main(lambda: _finished(config, folder))):
             return done
         refuse_shared_files(schema)
+        if config.trainer.compile:
+            refuse_missing_compiler(processes.device)
         loader = Loader(schema, config.loader, "train", ShardSpec(processes.rank, processes.size, config.seed))
         _refuse_empty_batches(loader, processes)
         valid = SplitEvaluation(config, "valid", processes) if has_rows(schema, "valid") else None

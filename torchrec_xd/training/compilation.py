@@ -1,0 +1,76 @@
+"""The dense part compiled to fewer, larger kernels: `trainer.compile`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchrec_xd.embeddings import Lookups
+from torchrec_xd.errors import UserError
+from torchrec_xd.models.model import Model
+from torchrec_xd.private_names import compile_sizes_apart
+
+
+def refuse_missing_compiler(device: torch.device) -> None:
+    """Whether there is all that torch.compile needs on a device.
+
+    Raises:
+        UserError: it cannot compile here.
+    """
+    names = (os.environ.get("CXX", "g++"),) if device.type == "cpu" else (os.environ.get("CC", "gcc"), "clang")
+    missing = [] if any(map(shutil.which, names)) else [f"a compiler ({' or '.join(names)}) on PATH"]
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        missing.append("Python's header files (Python.h)")
+    if device.type != "cpu" and importlib.util.find_spec("triton") is None:
+        missing.append("the package triton")
+    if missing:
+        raise UserError(
+            f"trainer.compile: true needs {' and '.join(missing)} for {device.type}; install what is missing, or leave "
+            "trainer.compile out: false computes the same, in more kernels"
+        )
+
+
+def compile_net(model: Model, backend: str = "inductor") -> None:
+    """Have training run the net, and a teacher's, compiled; evaluation runs them as they are.
+
+    Modules stay the same objects, so that names of weights do not change. Tables and the loss are not compiled.
+
+    Args:
+        model: its nets are compiled when they are first used in training.
+        backend: of torch.compile.
+    """
+    torch.compiler.reset()  # what earlier runs of this process compiled counts against a limit
+    compile_sizes_apart()
+    nets = [model.net] if model.teacher is None else [model.net, model.teacher.net]
+    for net in nets:
+        net.forward = _Compiled(net, model.net, backend)
+
+
+class _Compiled:
+    """A net's forward: compiled where `trained` is in training mode, else as it is."""
+
+    def __init__(self, net: nn.Module, trained: nn.Module, backend: str) -> None:
+        self._plain, self._trained = net.forward, trained
+        self._compiled = torch.compile(self._with_rows, backend=backend, dynamic=True)
+
+    def __call__(self, lookups: Lookups, *taught: Any) -> Any:
+        if not self._trained.training:
+            return self._plain(lookups, *taught)
+        domains = tuple(lookups.rows)
+        ends = [own.stop for own in lookups.rows.values()]
+        return self._compiled(lookups.groups, lookups.specific, lookups.sequences, domains, taught, *ends)
+
+    def _with_rows(
+        self, groups: Any, specific: Any, sequences: Any, domains: tuple[str, ...], taught: Any, *ends: int
+    ) -> Any:
+        """The ends of the domains' rows come as arguments of their own: torch.compile takes these for variable."""
+        starts = (0, *ends[:-1])
+        rows = {d: slice(start, end) for d, start, end in zip(domains, starts, ends, strict=True)}
+        return self._plain(Lookups(groups, specific, sequences, rows), *taught)
