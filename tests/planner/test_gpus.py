@@ -81,7 +81,7 @@ def test_figures_are_those_of_the_data_sheets():
 def test_a_profile_names_its_gpu_and_overrides_its_figures():
     profile = load_cluster("8xH200", PROFILES)
     assert (profile.gpu, profile.hbm_gib, profile.hbm_gib_s) == ("H200", 131.3, 4470)
-    assert (profile.fp32_tflops, profile.tf32_tflops, profile.bf16_tflops) == (67, 494.5, 989)
+    assert (profile.fp32_tflops, profile.tf32_tflops, profile.bf16_tflops) == (67, 494.5, 989.5)
     given = {"device": "cuda", "world_size": 1, "ranks_per_node": 1, "ddr_gib": 8, "gpu": "L40S"}
     changed = validate(Cluster, {**given, "hbm_gib": 40, "bf16_tflops": 300}, "mine.yaml")
     assert (changed.hbm_gib, changed.bf16_tflops, changed.hbm_gib_s) == (40, 300, 805)
