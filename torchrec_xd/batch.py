@@ -38,9 +38,10 @@ class Batch(Pipelineable):
     """
 
     bags: KeyedJaggedTensor
-    """Ids of the EmbeddingBagCollection, keys in schema order, stride B."""
+    """Ids of the EmbeddingBagCollection, int64, keys in schema order, stride B; lengths are int32: half the bytes to a
+    GPU and between ranks, for fewer than 2^31 ids in a batch."""
     sequences: KeyedJaggedTensor
-    """Ids of the EmbeddingCollection, keys in schema order, stride B."""
+    """Ids of the EmbeddingCollection, alike."""
     dense_BN: Tensor
     """Dense features, float32, in schema order; 0 where the domain lacks the column or the value is null."""
     label_BT: Tensor

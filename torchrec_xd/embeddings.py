@@ -232,7 +232,7 @@ class Embeddings(nn.Module):
         assert feature.length is not None
         zero_BD = batch.dense_BN.new_zeros(len(batch), self.schema.dim_of(feature))
         if feature.column not in jagged:
-            return SequenceLookup(zero_BD[:, None, :][:, :0], zero_BD.new_zeros(len(batch), dtype=torch.int64), zero_BD)
+            return SequenceLookup(zero_BD[:, None, :][:, :0], zero_BD.new_zeros(len(batch), dtype=torch.int32), zero_BD)
         keys_BLD = jagged[feature.column].to_padded_dense(feature.length).float()
         # Several ids may share the table (an item and its substitute): a row queries with the sum of those it carries.
         queries = [firsts[f.column] for f in self.queries[feature.column]]

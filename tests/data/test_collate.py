@@ -105,7 +105,7 @@ def test_a_batch_of_two_domains_equals_the_slow_reference(
         assert (jagged.stride(), jagged.length_per_key()) == (len(batch), told)
     assert [part.dtype for part in (batch.bags.values(), batch.bags.lengths(), batch.dense_BN)] == [
         torch.int64,
-        torch.int64,
+        torch.int32,
         torch.float32,
     ]
 

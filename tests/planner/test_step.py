@@ -75,9 +75,9 @@ def test_a_two_layer_net_by_hand():
     # AdamW reads 4 and writes 3 numbers for each of 19 weights.
     assert work.optimizer.bytes == 7 * 4 * 19
     assert work.gradient_bytes == 4 * 19
-    # An id and its length, 4 dense columns, label, weight, user.
-    assert work.id_bytes == 8 * 16
-    assert work.batch_bytes == 8 * (16 + 16 + 4 + 4 + 8)
+    # An id of 8 bytes and its length of 4; 4 dense columns, label and weight of 4 each.
+    assert work.id_bytes == 8 * 12
+    assert work.batch_bytes == 8 * (12 + 16 + 4 + 4)
     assert {weight.device.type for weight in model.parameters()} == {"cpu"}
 
 

@@ -164,7 +164,7 @@ class Collator:
         )
 
     def _jagged_tensor(self, rows: Sequence[Rows], features: Sequence[int]) -> KeyedJaggedTensor:
-        lengths_FB = np.ones((len(features), sum(len(part) for part in rows)), dtype=np.int64)
+        lengths_FB = np.ones((len(features), sum(len(part) for part in rows)), dtype=np.int32)
         values: list[NDArray[Any]] = [_NONE]
         for feature, lengths_B in zip(features, lengths_FB, strict=True):
             at = 0

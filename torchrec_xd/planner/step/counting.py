@@ -130,7 +130,7 @@ def count_dense(model: nn.Module, batch: Batch) -> DenseWork:
         backward = recorder.take()
     weight_bytes = _bytes([weight for weight in dense.parameters() if weight.requires_grad])
     ids = [batch.bags.values(), batch.bags.lengths(), batch.sequences.values(), batch.sequences.lengths()]
-    rest = [batch.dense_BN, batch.label_BT, batch.weight_B, batch.user_B, batch.extra_BK]
+    rest = [batch.dense_BN, batch.label_BT, batch.weight_B]  # user ids and columns to slice by stay on the CPU
     return DenseWork(
         forward=forward,
         backward=backward,
