@@ -53,7 +53,7 @@ class DenseWork:
     gradient_bytes: int
     """Gradients of the dense weights, which all ranks add up."""
     batch_bytes: int
-    """The whole batch."""
+    """What is copied to the device: all that models read."""
     id_bytes: int
     """Ids and their lengths, which go to the ranks that hold the tables."""
 
