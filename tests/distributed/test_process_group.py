@@ -167,9 +167,9 @@ def test_more_processes_than_gpus_are_refused_before_they_meet(alone, visible):
     alone.setattr(start, "rendezvous", lambda *_, **__: pytest.fail("met the others"))
     for rank in ("0", "3"):
         launched(alone, RANK=rank, WORLD_SIZE="8", LOCAL_RANK=rank, LOCAL_WORLD_SIZE="4")
-        with pytest.raises(UserError) as told, process_group():
+        with pytest.raises(UserError) as error, process_group():
             pass
-        text = str(told.value)
+        text = str(error.value)
         assert text.startswith(f"4 processes on this machine, but {visible} GPUs are visible to each")
         assert f"LOCAL_RANK={rank}, LOCAL_WORLD_SIZE=4, CUDA_VISIBLE_DEVICES={'4,5,6'[: 2 * visible - 1]}" in text
         assert f"torchrun --nproc-per-node {visible}" in text
@@ -193,8 +193,8 @@ def test_two_processes_on_the_same_gpu_are_refused(alone):
     store, gpu = dist.HashStore(), torch.device("cuda", 0)
     refuse_shared_gpu(store, 0, gpu)
     refuse_shared_gpu(store, 0, gpu)  # a second group of the same process
-    with pytest.raises(UserError, match=r"processes 0 and 1 would use the same GPU \(NVIDIA H100, GPU-a\)") as told:
+    with pytest.raises(UserError, match=r"processes 0 and 1 would use the same GPU \(NVIDIA H100, GPU-a\)") as error:
         refuse_shared_gpu(store, 1, gpu)
-    assert "LOCAL_RANK=1, LOCAL_WORLD_SIZE=2, CUDA_VISIBLE_DEVICES" in str(told.value)
+    assert "LOCAL_RANK=1, LOCAL_WORLD_SIZE=2, CUDA_VISIBLE_DEVICES" in str(error.value)
     Gpus(alone, visible=1, uuids=("GPU-b",))
     refuse_shared_gpu(store, 2, gpu)
