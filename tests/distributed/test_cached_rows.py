@@ -5,17 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.support.feeds import schema_at, write_feed
-from tests.support.sharded import sharded
+from tests.support.sharded import sharded_pretrain
 from torchrec_xd.batch import LoaderState
 from torchrec_xd.checkpoint import Checkpoints, CheckpointSettings, transfer
 from torchrec_xd.distributed.lookups import forget_cached_rows, lookups_of
-from torchrec_xd.distributed.optimizers import OptimizerSettings
-from torchrec_xd.distributed.process_group import process_group
-from torchrec_xd.embeddings import EmbeddingSettings
-from torchrec_xd.models.mkt import PretrainSettings, build_pretrain
 from torchrec_xd.private_names import lookup_kernels
-from torchrec_xd.schema import Schema
 
 
 class Cache:
@@ -47,13 +41,8 @@ class Cache:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    schema = Schema.model_validate(schema_at(write_feed(tmp_path_factory.mktemp("feed"), rows=64)))
-    settings = PretrainSettings(expert_widths=(8, 6), aligned_dim=4, tower_widths=(4,))
-    with process_group() as processes:
-        task = build_pretrain(schema, settings, EmbeddingSettings(dtype="fp16"), 0)
-        model, optimizers = sharded(task, OptimizerSettings(), processes)
-        optimizers.init_state()
-        yield model, optimizers, schema, processes
+    with sharded_pretrain(tmp_path_factory.mktemp("feed")) as found:
+        yield found
 
 
 @pytest.fixture

@@ -7,16 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.support.feeds import schema_at, write_feed
-from tests.support.sharded import sharded
+from tests.support.sharded import sharded_pretrain
 from torchrec_xd.batch import LoaderState
 from torchrec_xd.checkpoint import Checkpoints, CheckpointSettings, read_saved, write_saved
 from torchrec_xd.distributed.lookups import lookups_of
-from torchrec_xd.distributed.optimizers import OptimizerSettings
-from torchrec_xd.distributed.process_group import process_group, seed_generators
-from torchrec_xd.embeddings import EmbeddingSettings
-from torchrec_xd.models.mkt import PretrainSettings, build_pretrain
-from torchrec_xd.schema import Schema
+from torchrec_xd.distributed.process_group import seed_generators
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 3)
 
@@ -53,14 +48,8 @@ def gpu(monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A small sharded model with its optimizers, its schema and its process."""
-    schema = Schema.model_validate(schema_at(write_feed(tmp_path_factory.mktemp("feed"), rows=64)))
-    settings = PretrainSettings(expert_widths=(8, 6), aligned_dim=4, tower_widths=(4,))
-    with process_group() as processes:
-        task = build_pretrain(schema, settings, EmbeddingSettings(dtype="fp16"), 0)
-        model, optimizers = sharded(task, OptimizerSettings(), processes)
-        optimizers.init_state()
-        yield model, optimizers, schema, processes
+    with sharded_pretrain(tmp_path_factory.mktemp("feed")) as found:
+        yield found
 
 
 def checkpoints_at(folder, trained, device):
