@@ -19,13 +19,20 @@ from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.data.shards import ShardSpec
 
 
-def loader_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("loader")]
+def all_loader_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("loader")}
+
+
+@pytest.fixture
+def loader_threads() -> Any:
+    """Lists the reading threads that the test started; an earlier one's may still wait for the garbage collector."""
+    before = all_loader_threads()
+    return lambda: [thread.name for thread in all_loader_threads() - before]
 
 
 def stop_by_closing(batches: Iterator[Batch]) -> None:
     next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
 
 
 def stop_by_dropping(batches: Iterator[Batch]) -> None:
@@ -46,7 +53,7 @@ def stop_at_the_end(batches: Iterator[Batch]) -> None:
 
 
 @pytest.mark.parametrize("stop", [stop_by_closing, stop_by_dropping, stop_by_an_exception, stop_at_the_end])
-def test_no_thread_and_no_window_outlives_its_consumer(root: Path, stop: Any) -> None:
+def test_no_thread_and_no_window_outlives_its_consumer(root: Path, stop: Any, loader_threads: Any) -> None:
     schema, _ = write(root, [[[500, 500]]])
     loader = Loader(schema, LoaderSettings(batch_size=10, shuffle_rows=50), "train")
     assert loader_threads() == []
@@ -63,7 +70,9 @@ def test_no_thread_and_no_window_outlives_its_consumer(root: Path, stop: Any) ->
         gc.enable()
 
 
-def test_what_the_thread_raises_is_raised_in_the_consumer(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_thread_raises_is_raised_in_the_consumer(
+    root: Path, monkeypatch: pytest.MonkeyPatch, loader_threads: Any
+) -> None:
     schema, _ = write(root, [[[30]]])
     loader = Loader(schema, LoaderSettings(batch_size=10), "train")
     collate = loader.collate
@@ -98,7 +107,7 @@ def test_the_queue_is_bounded(root: Path, monkeypatch: pytest.MonkeyPatch) -> No
         next(batches)
         time.sleep(0.1)
         assert done <= len(made) <= done + 2
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
 
 
 def test_two_readers_of_one_loader_do_not_disturb_each_other(root: Path) -> None:
@@ -121,7 +130,7 @@ def test_the_next_window_is_read_ahead_and_the_one_after_it_is_not(root: Path, r
         time.sleep(0.01)
     time.sleep(0.1)
     assert read == [0, 1]
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
 
 
 def test_a_row_group_larger_than_the_window_is_read_once(root: Path, read: list[int]) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import signal
+import threading
 
 import pytest
 
@@ -60,6 +61,8 @@ def test_a_loss_that_is_not_finite_names_the_rows_and_is_never_saved(tmp_path):
     )
     with pytest.raises(UserError, match=r"the loss became \w+ at or before step \d+ \(epoch 0, batch \d+\)") as error:
         train(config, tmp_path / "run")
+    # whoever keeps the error keeps the frames of the loop, and these must not keep the reading threads
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
     assert "post/train.parquet: rows " in str(error.value)
     step = int(str(error.value).split("step ")[1].split(" ")[0])
     assert step > 1

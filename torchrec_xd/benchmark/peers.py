@@ -166,7 +166,7 @@ def ours(
             if not steps and time.perf_counter() - began > limit:
                 break
         speed = rows / (time.perf_counter() - began)
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()
         print(json.dumps({"rows_per_second": speed, "auc": _auc(bench) if steps else None}))
 
 

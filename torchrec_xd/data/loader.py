@@ -128,7 +128,7 @@ class Loader:
         epochs: int = 1,
         *,
         pin: bool = False,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Batches from `start` (an epoch and its steps already done) to the end of epoch `epochs - 1`.
 
         Close the iterator (or drop it) to stop early; what fails while reading is raised here.
@@ -302,7 +302,7 @@ class _WindowReader:
         return self._last[1]
 
 
-def _prefetched(source: Generator[Batch, None, None], depth: int) -> Iterator[Batch]:
+def _prefetched(source: Generator[Batch, None, None], depth: int) -> Generator[Batch, None, None]:
     """`source`, run by a thread that stays `depth` batches ahead; it ends with its consumer and raises there."""
     ready: SimpleQueue[Batch | BaseException | None] = SimpleQueue()
     slots = threading.Semaphore(depth)

@@ -137,7 +137,7 @@ def fit(
     training.model.train()
     batches = loader.batches(start, settings.epochs, pin=processes.device.type == "cuda")
     steps = train_steps(training, batches, _position(start, loader), planned)
-    with closing(steps), log.progress(total, step) as progress, _stop_requests() as stop:
+    with closing(batches), closing(steps), log.progress(total, step) as progress, _stop_requests() as stop:
         stopping = False
         for batch, loss, output in steps:
             step += 1
@@ -248,12 +248,13 @@ def predict(model: nn.Module, loader: Loader, processes: Processes) -> Iterator[
     The batch is on the CPU, as it was read, and the output on the device.
     """
     model.eval()
-    for read in loader.batches(pin=processes.device.type == "cuda"):
-        batch = read.to(processes.device, non_blocking=True)
-        if len(batch):
-            yield read, model(batch, with_loss=False)
-        else:
-            model(batch.padding(), with_loss=False)  # a rank without rows still answers what the others look up
+    with closing(loader.batches(pin=processes.device.type == "cuda")) as batches:
+        for read in batches:
+            batch = read.to(processes.device, non_blocking=True)
+            if len(batch):
+                yield read, model(batch, with_loss=False)
+            else:
+                model(batch.padding(), with_loss=False)  # a rank without rows still answers what the others look up
 
 
 class Stopwatch:
