@@ -33,6 +33,7 @@ LAYERS = (
     ("schema", "batch", "log", "modules", "losses"),
     ("outputs", "evaluation", "embeddings", "data"),
     ("reports",),
+    ("prepare",),
     ("datasets", "diagnostics"),
     ("models",),
     ("distributed",),
@@ -56,7 +57,7 @@ MAY_IMPORT = {
     "torchrec.distributed.model_parallel": ("distributed",),
     "torchrec.distributed.DistributedModelParallel": ("distributed",),
     "torchrec.distributed.train_pipeline": ("distributed",),
-    "pyarrow": ("data", "datasets", "benchmark", "tools"),
+    "pyarrow": ("data", "prepare", "datasets", "benchmark", "tools"),
     "pandas": (),
 }
 """Modules that only some parts may import; the longest name that fits decides."""

@@ -7,9 +7,9 @@ from ibis import _
 
 from tests.support.journey_tables import table
 from torchrec_xd.datasets.pipeline.buckets import COUNTS, bucket, count_bucket, log1p, log_edges
-from torchrec_xd.datasets.pipeline.hashing import stable_hash
 from torchrec_xd.datasets.pipeline.past import as_of, latest, running
 from torchrec_xd.datasets.pipeline.vocabulary import encode, vocabulary
+from torchrec_xd.prepare.hashing import stable_hash
 
 events = st.lists(st.tuples(st.integers(1, 3), st.integers(0, 8), st.integers(1, 50)), min_size=1, max_size=30)
 

@@ -5,9 +5,8 @@ No loop runs over rows: list columns become values and lengths by slicing Arrow'
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +16,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from torchrec_xd.data.collate import Floats, IdType, Integers, Jagged, Rows, spans
+from torchrec_xd.data.column_types import (
+    expectation,
+    is_integer,
+    is_integer_or_boolean,
+    is_list,
+    is_number,
+    is_string,
+    presence_fault,
+    type_faults,
+)
 from torchrec_xd.data.hashing import Hashes, hash_bytes, hash_integers
 from torchrec_xd.data.statistics import Limits
 from torchrec_xd.errors import UserError
@@ -25,7 +34,6 @@ from torchrec_xd.schema import Feature, Schema
 Keys = NDArray[np.int64] | NDArray[np.uint64]
 IdKind = Literal["integers", "strings"]
 
-_NAMES = 30
 _USER_RULE = (
     "the user column holds integers: add one that is made of it, alike in all files (DuckDB: hash(x) >> 1, Spark: "
     "xxhash64(x)), and name that as the schema's 'user'"
@@ -98,15 +106,15 @@ class Decoder:
         Raises:
             UserError: one line per column that is missing, ambiguous or of a type that its meaning does not allow.
         """
-        faults = [fault for column in self._needed if (fault := _presence_fault(column, found.names))]
+        faults = [fault for column in self._needed if (fault := presence_fault(column, found.names))]
         for feature in self._features:
-            faults += _type_faults(found, feature.column, *_expectation(feature))
+            faults += type_faults(found, feature.column, *expectation(feature))
         for label in self._labels:
-            faults += _type_faults(found, label, _is_number, "a label is 0 or 1, in a boolean or number column")
-        faults += _type_faults(found, self._user, _is_integer, _USER_RULE)
-        faults += _type_faults(found, self._weight, _is_number, "row weights are numbers")
+            faults += type_faults(found, label, is_number, "a label is 0 or 1, in a boolean or number column")
+        faults += type_faults(found, self._user, is_integer, _USER_RULE)
+        faults += type_faults(found, self._weight, is_number, "row weights are numbers")
         for column in self._extra:
-            faults += _type_faults(found, column, _is_integer_or_boolean, _SLICE_RULE)
+            faults += type_faults(found, column, is_integer_or_boolean, _SLICE_RULE)
         if faults:
             raise UserError("\n".join(f"{file} (domain '{self._domain}'): {fault}" for fault in faults))
 
@@ -114,10 +122,10 @@ class Decoder:
         """What the hashed features of a checked file hold; those of type null hold neither."""
         for feature in self._features:
             kind = found.field(feature.column).type
-            kind = kind.value_type if _is_list(kind) else kind
+            kind = kind.value_type if is_list(kind) else kind
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
             if feature.hash == "xxhash" and not pa.types.is_null(kind):
-                yield feature, "strings" if _is_string(kind) else "integers"
+                yield feature, "strings" if is_string(kind) else "integers"
 
     def _limits(self) -> Iterator[Limits]:
         for feature in self._features:
@@ -171,75 +179,6 @@ class Decoder:
         )
 
 
-# ---- types -----------------------------------------------------------------------------------------------------------
-
-
-def _presence_fault(column: str, names: list[str]) -> str:
-    count = names.count(column)
-    if count == 1:
-        return ""
-    if count > 1:
-        return f"column '{column}' is there {count} times; rename or drop one"
-    near = difflib.get_close_matches(column, names, n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    more = ", …" if len(names) > _NAMES else ""
-    return f"no column '{column}'; {hint}Columns there: {', '.join(names[:_NAMES])}{more}"
-
-
-def _type_faults(found: pa.Schema, column: str | None, allowed: Callable[[pa.DataType], bool], rule: str) -> list[str]:
-    if column is None or found.names.count(column) != 1 or allowed(found.field(column).type):
-        return []
-    return [f"column '{column}' has type {found.field(column).type}; {rule}"]
-
-
-def _expectation(feature: Feature) -> tuple[Callable[[pa.DataType], bool], str]:
-    """Which types a feature may have, and the rule in words."""
-    if feature.kind == "dense":
-        return _is_number, "a dense feature is a boolean or number column"
-    remedy = "" if feature.hash == "xxhash" else "; string ids need 'hash: xxhash' in the schema"
-    if feature.kind == "id":
-        return lambda kind: _is_key(kind, feature), f"a feature of kind 'id' holds one integer per row{remedy}"
-    return (
-        lambda kind: pa.types.is_null(kind) or (_is_list(kind) and _is_key(kind.value_type, feature)),
-        f"a feature of kind '{feature.kind}' holds a list of integers per row{remedy}",
-    )
-
-
-def _is_integer_or_boolean(kind: pa.DataType) -> bool:
-    return _is_integer(kind) or pa.types.is_boolean(kind)
-
-
-def _is_integer(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_null(kind))
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(
-        _is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)
-    )
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    views = pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
-    return bool(views or pa.types.is_string(kind) or pa.types.is_large_string(kind) or _is_binary(kind))
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    views = pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
-    return bool(views or pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _is_key(kind: pa.DataType, feature: Feature) -> bool:
-    """Whether ids of this type can be looked up."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return _is_integer(kind) or (feature.hash == "xxhash" and _is_string(kind))
-
-
 # ---- ids -------------------------------------------------------------------------------------------------------------
 
 
@@ -248,9 +187,9 @@ def _ids(array: pa.Array, feature: Feature, origin: Origin, dropped: Counter[str
     if pa.types.is_null(array.type) and feature.kind != "id":
         return Jagged.empty(len(array))
     lengths, values = None, array
-    if _is_list(array.type):
+    if is_list(array.type):
         lengths, values = pc.list_value_length(array).fill_null(0).to_numpy().astype(np.int64), array.flatten()
-    if _is_string(values.type):
+    if is_string(values.type):
         values = values.cast(pa.large_binary())  # one layout of bytes; Arrow cannot filter its string views
     if feature.hash == "drop":
         nulls = values.null_count
@@ -286,9 +225,9 @@ def _id_type(feature: Feature | None) -> IdType:
 
 def _keys(values: pa.Array, feature: Feature) -> tuple[Keys, Integers | None]:
     """Integers as they are; strings as indices into their distinct values, with the table row of each of those."""
-    if _is_string(values.type):
+    if is_string(values.type):
         values = values.dictionary_encode()
-    elif pa.types.is_dictionary(values.type) and not _is_string(values.type.value_type):
+    elif pa.types.is_dictionary(values.type) and not is_string(values.type.value_type):
         values = values.dictionary_decode()
     if not pa.types.is_dictionary(values.type):
         keys: Keys = values.to_numpy(zero_copy_only=False)

@@ -3,8 +3,8 @@
 from torchrec_xd.datasets.complete_journey.preparation import DATA_SETS, prepare
 from torchrec_xd.datasets.complete_journey.settings import PrepareSettings
 from torchrec_xd.datasets.interest_labels.step import LabelStepSettings, label
-from torchrec_xd.datasets.pipeline.manifest import Manifest
 from torchrec_xd.datasets.planted.worlds import PRESETS, prepare_world
+from torchrec_xd.prepare.manifest import Manifest
 
 __all__ = [
     "DATA_SETS",

@@ -27,10 +27,10 @@ from torchrec_xd.datasets.complete_journey.rows import (
 )
 from torchrec_xd.datasets.complete_journey.settings import PrepareSettings
 from torchrec_xd.datasets.pipeline.dataset import DataSet, DomainRows
-from torchrec_xd.datasets.pipeline.engine import count_rows
-from torchrec_xd.datasets.pipeline.hashing import stable_hash
 from torchrec_xd.datasets.pipeline.past import latest
 from torchrec_xd.datasets.pipeline.vocabulary import Vocabularies, encode, vocabulary
+from torchrec_xd.prepare.engine import count_rows
+from torchrec_xd.prepare.hashing import stable_hash
 
 SOURCE, TARGET = "grocery", "drug_gm"
 DEPARTMENTS = {SOURCE: "GROCERY", TARGET: "DRUG GM"}

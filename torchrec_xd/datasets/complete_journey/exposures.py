@@ -9,7 +9,7 @@ from ibis import _
 from ibis.expr.types import Table, Value
 
 from torchrec_xd.datasets.complete_journey.journey import Journey, week_day
-from torchrec_xd.datasets.pipeline.hashing import stable_hash
+from torchrec_xd.prepare.hashing import stable_hash
 
 VISIT_KEY = ["household", "store", "week"]
 PRODUCT_KEY = [*VISIT_KEY, "product"]

@@ -28,9 +28,9 @@ from torchrec_xd.datasets.complete_journey.rows import (
 from torchrec_xd.datasets.complete_journey.settings import PrepareSettings
 from torchrec_xd.datasets.pipeline.buckets import LARGE_COUNTS, bucket, count_bucket
 from torchrec_xd.datasets.pipeline.dataset import DataSet, DomainRows, SplitDays
-from torchrec_xd.datasets.pipeline.engine import count_rows
 from torchrec_xd.datasets.pipeline.past import as_of, latest, running
 from torchrec_xd.datasets.pipeline.vocabulary import Vocabularies, encode, vocabulary
+from torchrec_xd.prepare.engine import count_rows
 
 SPLIT = SplitDays(valid=190, test=273)
 """2017-07-10 and 2017-10-01. Of the campaigns of type A (February, May, August, October) validation has August's."""

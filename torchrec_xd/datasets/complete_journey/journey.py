@@ -18,8 +18,8 @@ import ibis
 from ibis import _
 from ibis.expr.types import Column, IntegerValue, Table
 
-from torchrec_xd.datasets.pipeline.engine import count_rows
 from torchrec_xd.errors import UserError
+from torchrec_xd.prepare.engine import count_rows
 
 TABLES = (
     "campaign_descriptions",

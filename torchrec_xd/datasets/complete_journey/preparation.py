@@ -10,12 +10,12 @@ from torchrec_xd.datasets.complete_journey import departments, feed, placements
 from torchrec_xd.datasets.complete_journey.journey import PROVENANCE, Journey, load, raw_files, raw_folder
 from torchrec_xd.datasets.complete_journey.settings import PrepareSettings
 from torchrec_xd.datasets.interest_labels.report import FILES, labelled_rows, write_label_report
-from torchrec_xd.datasets.pipeline import manifest
 from torchrec_xd.datasets.pipeline.dataset import SPLITS, DataSet
-from torchrec_xd.datasets.pipeline.engine import connect, count_rows, engine_errors
-from torchrec_xd.datasets.pipeline.manifest import Manifest
 from torchrec_xd.datasets.pipeline.parquet import write_domain
 from torchrec_xd.errors import UserError
+from torchrec_xd.prepare import manifest
+from torchrec_xd.prepare.engine import connect, count_rows, engine_errors
+from torchrec_xd.prepare.manifest import Manifest
 
 DATA_SETS: dict[str, Callable[[Journey, PrepareSettings], DataSet]] = {
     "cj_feed": feed.build,

@@ -9,7 +9,7 @@ from ibis import _
 from ibis.expr.types import Table
 
 from torchrec_xd.datasets.interest_labels.report import percent
-from torchrec_xd.datasets.pipeline.engine import count_rows
+from torchrec_xd.prepare.engine import count_rows
 
 FEW = 1000
 """Fewer than one wanted row in this many: the networks of interests have next to nothing to learn from.

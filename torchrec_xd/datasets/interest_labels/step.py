@@ -18,9 +18,9 @@ from torchrec_xd.datasets.interest_labels.labels import LabelColumns, LabelSetti
 from torchrec_xd.datasets.interest_labels.report import label_counts, write_label_report
 from torchrec_xd.datasets.interest_labels.tables import END, Column, Log, staged_types, write_labelled
 from torchrec_xd.datasets.pipeline.dataset import LabelReport
-from torchrec_xd.datasets.pipeline.engine import EngineSettings, connect, engine_errors
-from torchrec_xd.datasets.pipeline.manifest import replaced
 from torchrec_xd.errors import UserError
+from torchrec_xd.prepare.engine import EngineSettings, connect, engine_errors
+from torchrec_xd.prepare.manifest import replaced
 from torchrec_xd.settings import Settings
 
 FOLDER = "labelled"

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from torchrec_xd.datasets.pipeline.dataset import ORDER, SPLITS, DomainRows
-from torchrec_xd.datasets.pipeline.engine import FileSettings, count_rows
-from torchrec_xd.datasets.pipeline.hashing import stable_hash
-from torchrec_xd.datasets.pipeline.manifest import SplitRows
+from torchrec_xd.prepare.engine import FileSettings, count_rows
+from torchrec_xd.prepare.hashing import stable_hash
+from torchrec_xd.prepare.manifest import SplitRows
 
 ROW_GROUP_ROWS = 65_536
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 
-from torchrec_xd.datasets.pipeline import manifest
-from torchrec_xd.datasets.pipeline.manifest import Manifest
 from torchrec_xd.datasets.planted.feed import FeedWorld
 from torchrec_xd.datasets.planted.homepage import HomepageWorld
 from torchrec_xd.datasets.planted.rows import World
 from torchrec_xd.datasets.planted.settings import FeedSettings, HomepageSettings, WorldSettings
 from torchrec_xd.datasets.planted.writing import write_world
 from torchrec_xd.errors import UserError
+from torchrec_xd.prepare import manifest
+from torchrec_xd.prepare.manifest import Manifest
 from torchrec_xd.schema import Schema, load_schema
 from torchrec_xd.settings import validate
 

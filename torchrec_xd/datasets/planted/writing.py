@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchrec_xd.datasets.pipeline.manifest import SplitRows
 from torchrec_xd.datasets.planted.population import Array
 from torchrec_xd.datasets.planted.rows import CLICK, USER, World
 from torchrec_xd.datasets.planted.settings import SPLITS, WorldSettings
 from torchrec_xd.evaluation.row_quantities import auc_by_user, log_losses
+from torchrec_xd.prepare.manifest import SplitRows
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from torchrec_xd.errors import UserError
 from torchrec_xd.settings import Settings
 
 NAME = "manifest.json"
-DATASETS = Path(__file__).parents[1]
-"""The sources that decide every row."""
+PACKAGE = Path(__file__).parents[1]
+SOURCES = ("datasets", "prepare")
+"""Folders of the package whose code decides every row."""
 
 
 class SplitRows(Settings):
@@ -37,7 +38,7 @@ class Identity(Settings):
     inputs: dict[str, str]
     """File -> SHA-256."""
     code: str
-    """SHA-256 of the sources of `torchrec_xd.datasets`."""
+    """SHA-256 of the code that prepares data sets."""
 
 
 class Manifest(Settings):
@@ -68,8 +69,8 @@ class Manifest(Settings):
 def identity(data_set: str, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> Identity:
     """The identity of a data set about to be prepared; reads all inputs and the sources of this package."""
     code = hashlib.sha256()
-    for source in sorted(DATASETS.rglob("*.py")):
-        code.update(source.relative_to(DATASETS).as_posix().encode() + b"\0" + source.read_bytes())
+    for source in sorted(path for folder in SOURCES for path in (PACKAGE / folder).rglob("*.py")):
+        code.update(source.relative_to(PACKAGE).as_posix().encode() + b"\0" + source.read_bytes())
     checksums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs.values()}
     return Identity(data_set=data_set, settings=dict(settings), inputs=checksums, code=code.hexdigest())
 

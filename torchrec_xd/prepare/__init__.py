@@ -1,0 +1,1 @@
+"""From raw logs to rows that models read: recipes, their engines, what they learn and write."""
