@@ -13,14 +13,33 @@ from torchrec_xd.errors import UserError
 
 
 def prepare(
-    name: Annotated[str, typer.Argument(help="Data set: cj_feed, cj_departments, cj_placement, or world.")],
+    name: Annotated[
+        str, typer.Argument(help="A recipe (YAML file), or a data set: cj_feed, cj_departments, cj_placement, world.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder. Default: data/NAME, or data/world_PRESET.")] = None,
     preset: Annotated[str | None, typer.Option(help="World: which one; a wrong name lists them.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with prepare settings.")] = None,
     assign: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE on top of the settings.")] = None,
     engine: Annotated[Literal["duckdb", "spark"] | None, typer.Option(help="What runs the queries.")] = None,
+    encoders: Annotated[
+        Path | None, typer.Option(help="Recipe: folder prepared before, whose vocabularies and numbers are used.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", help="Recipe: NAME=PATH, files to read for an input instead.")
+    ] = None,
 ) -> None:
-    """Write a data set as Parquet, once: from real events, or a planted world, whose best metrics are known."""
+    """Write a data set as Parquet, once: from your own logs by a recipe, or one of those that come with the package."""
+    if name.endswith((".yaml", ".yml")):
+        from torchrec_xd.prepare.api import prepare_recipe
+
+        given = [*(assign or []), *([f"engine.engine={engine}"] if engine else [])]
+        replaced = dict(_pair(text) for text in inputs or [])
+        folder = out or Path("data") / Path(name).stem
+        made = prepare_recipe(Path(name), folder, show, assignments=given, encoders=encoders, inputs=replaced)
+        show(f"{folder}: {sum(split.rows for splits in made.domains.values() for split in splits.values()):,} rows")
+        return
+    if encoders is not None or inputs:
+        raise UserError(f"--encoders and --input belong to a recipe, and '{name}' is no YAML file")
     from torchrec_xd.datasets import PRESETS, PrepareSettings, prepare_world
     from torchrec_xd.datasets import prepare as run_prepare
     from torchrec_xd.settings import load_yaml, override, validate
@@ -36,3 +55,10 @@ def prepare(
     else:
         settings = validate(PrepareSettings, content, str(config or "--set"))
         run_prepare(name, out or Path("data") / name, settings, show)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise UserError(f"--input {text}: expected NAME=PATH, with the name of an input of the recipe")
+    return name, path

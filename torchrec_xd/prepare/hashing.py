@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import ibis
 from ibis.expr.types import IntegerValue, Table
 
@@ -10,9 +12,14 @@ _PRIME = 2**31 - 1
 
 def stable_hash(table: Table, columns: list[str], seed: int) -> IntegerValue:
     """A hash in [0, 2**31 - 1) of columns of integers in [0, 2**62)."""
+    return hash_of([table[column] for column in columns], seed)
+
+
+def hash_of(values: Sequence[IntegerValue], seed: int) -> IntegerValue:
+    """The same of any integer expressions."""
     # Neighbouring seeds begin far apart: else one seed's hashes would be the next one's, shifted by one key.
     mixed = ibis.literal(seed * 742_938_285 % _PRIME, "int64")
-    for column in columns:
-        mixed = (mixed + table[column].cast("int64")) % _PRIME * 48_271 % _PRIME
+    for value in values:
+        mixed = (mixed + value.cast("int64")) % _PRIME * 48_271 % _PRIME
         mixed = mixed ^ (mixed >> 15)
     return mixed * 69_621 % _PRIME

@@ -28,6 +28,8 @@ class SplitRows(Settings):
     positives: int
     files: dict[str, int]
     """Path below the data set's folder -> rows."""
+    labels: dict[str, int] = Field(default_factory=dict)
+    """Of a recipe's data set: label -> positives."""
 
 
 class Identity(Settings):
@@ -68,11 +70,16 @@ class Manifest(Settings):
 
 def identity(data_set: str, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> Identity:
     """The identity of a data set about to be prepared; reads all inputs and the sources of this package."""
-    code = hashlib.sha256()
-    for source in sorted(path for folder in SOURCES for path in (PACKAGE / folder).rglob("*.py")):
-        code.update(source.relative_to(PACKAGE).as_posix().encode() + b"\0" + source.read_bytes())
     checksums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs.values()}
-    return Identity(data_set=data_set, settings=dict(settings), inputs=checksums, code=code.hexdigest())
+    return Identity(data_set=data_set, settings=dict(settings), inputs=checksums, code=code())
+
+
+def code() -> str:
+    """SHA-256 of the sources of this package that prepare data sets."""
+    found = hashlib.sha256()
+    for source in sorted(path for folder in SOURCES for path in (PACKAGE / folder).rglob("*.py")):
+        found.update(source.relative_to(PACKAGE).as_posix().encode() + b"\0" + source.read_bytes())
+    return found.hexdigest()
 
 
 def versions(engine: str) -> dict[str, str]:

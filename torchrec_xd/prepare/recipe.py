@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from torchrec_xd.prepare.engine import MAX_SEED, EngineSettings
 from torchrec_xd.schema import Group, Kind
-from torchrec_xd.settings import Settings, load_yaml, validate
+from torchrec_xd.settings import Settings
 from torchrec_xd.table_types import MAX_DIM, MAX_ROWS
 
 Format = Literal["parquet", "csv", "json", "atomic", "delta", "iceberg"]
@@ -58,6 +57,8 @@ class RecipeDomain(Settings):
     """Labels that may be null in some rows: these rows do not count for them."""
     weight: str | None = None
     """Column of row weights."""
+    key: tuple[str, ...] | None = None
+    """Columns that tell a user's rows of one moment apart, for choices by hash. Default: those of its id features."""
     keep_negatives: float = Field(default=1.0, gt=0, le=1)
     """Share of the rows without a positive label that is kept, chosen by hash; these get the weight 1 / share."""
     keep: tuple[str, ...] = ()
@@ -228,12 +229,3 @@ class Recipe(Settings):
             long = {name: {"path": value} if isinstance(value, str | list) else value for name, value in inputs.items()}
             content = {**content, "inputs": long}
         return content
-
-
-def load_recipe(path: Path) -> Recipe:
-    """Read a recipe.
-
-    Raises:
-        UserError: one line per fault, naming file, key, value and the valid choices.
-    """
-    return validate(Recipe, load_yaml(path), str(path))

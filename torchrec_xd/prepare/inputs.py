@@ -1,0 +1,173 @@
+"""The inputs of a recipe as tables: files of one format and one set of columns; views over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import duckdb
+import fsspec  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
+import sqlglot
+
+from torchrec_xd.data.locations import find_files, join
+from torchrec_xd.errors import UserError
+from torchrec_xd.prepare.recipe import Format, Input
+from torchrec_xd.prepare.recipe_file import RecipeFile
+from torchrec_xd.prepare.tables import Tables, literal, text
+
+ENDINGS: dict[str, Format] = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".inter": "atomic",
+    ".user": "atomic",
+    ".item": "atomic",
+}
+"""Endings of file names, of compressed ones before `.gz`, and what they are read as."""
+
+_SHOWN = 120
+
+
+def format_of(path: str) -> Format | None:
+    """What the ending of a file name says; None where it says nothing."""
+    return ENDINGS.get(Path(path.removesuffix(".gz").removesuffix(".zst")).suffix.lower())
+
+
+def open_inputs(tables: Tables, file: RecipeFile, replaced: Mapping[str, str]) -> dict[str, list[str]]:
+    """Name every input and view of a recipe as a table of the engine.
+
+    Args:
+        tables: of the engine.
+        file: the recipe.
+        replaced: input to the location of files that are read instead.
+
+    Returns:
+        Input to its files.
+
+    Raises:
+        UserError: no such files, files that differ in their columns, or a query that the engine refuses.
+    """
+    recipe = file.recipe
+    unknown = [name for name in replaced if name not in recipe.inputs]
+    if unknown:
+        raise UserError(f"'{unknown[0]}' is no input of {file.origin}; inputs are: {', '.join(recipe.inputs)}")
+    found = {}
+    for name, given in recipe.inputs.items():
+        other = {"path": replaced[name], "format": None, "version": None} if name in replaced else {}
+        found[name] = _open(tables, file, name, given.model_copy(update=other))
+    for name, query in recipe.views.items():
+        if name in recipe.inputs:
+            raise file.fault(("views", name), "an input has the same name; rename one")
+        try:
+            statements = sqlglot.parse(query, read="duckdb")
+            if len(statements) != 1 or not isinstance(statements[0], sqlglot.exp.Query):
+                raise file.fault(("views", name), "one SELECT is expected")
+            tables.view(name, query)
+        except sqlglot.errors.ParseError as error:
+            raise file.fault(("views", name), f"not valid SQL: {_first_line(error)}") from None
+        except tables.faults as error:
+            raise file.fault(("views", name), _first_line(error)) from None
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _open(tables: Tables, file: RecipeFile, name: str, given: Input) -> list[str]:
+    key = ("inputs", name)
+    locations = (given.path,) if isinstance(given.path, str) else given.path
+    kind = given.format or format_of(locations[0])
+    if kind is None:
+        raise file.fault(key, f"what is {locations[0]}? Name its 'format', one of: {', '.join(get_args(Format))}")
+    try:
+        paths = _files(kind, locations, file.recipe.root)
+        if kind == "parquet":
+            _same_columns({path: _footer(path) for path in paths})
+            tables.read(name, "parquet", paths, {}, {})
+        else:
+            options = _options(kind, given)
+            columns = _sniffed(kind, paths[0], options) | given.types
+            if kind == "csv" and given.header:
+                _same_headers(paths)
+            tables.read(name, kind, paths, columns, options)
+    except (UserError, duckdb.Error, *tables.faults) as error:
+        raise file.fault(key, _first_line(error)) from None
+    return paths
+
+
+def _files(kind: Format, locations: Sequence[str], root: str) -> list[str]:
+    found = []
+    for location in locations:
+        folder = Path(join(root, location))
+        if kind != "parquet" and folder.is_dir():
+            endings = sorted({path.suffix for path in folder.iterdir() if format_of(path.name) == kind})
+            if not endings:
+                raise UserError(f"{folder}: holds no files that end as {kind} files do; name them by a glob")
+            found += [f"{location}/*{ending}" for ending in endings]
+        else:
+            found.append(location)
+    return find_files(found, root)[1]
+
+
+def _footer(path: str) -> dict[str, str]:
+    try:
+        found = pq.read_schema(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path}: no readable Parquet file: {_first_line(error)}") from None
+    return {name: str(kind) for name, kind in zip(found.names, found.types, strict=True)}
+
+
+def _same_columns(columns: Mapping[str, Mapping[str, str]]) -> None:
+    (first, expected), *others = columns.items()
+    for path, found in others:
+        missing = [name for name in expected if name not in found] or [name for name in found if name not in expected]
+        if missing:
+            lacks, has = (path, first) if missing[0] in expected else (first, path)
+            raise UserError(f"{lacks} has no column '{missing[0]}', and {has} has one; write both alike")
+        for name, kind in expected.items():
+            if found[name] != kind:
+                raise UserError(
+                    f"column '{name}' is {kind} in {first} and {found[name]} in {path}; write both alike, or make two "
+                    "inputs and a view that casts one of them"
+                )
+
+
+def _same_headers(paths: Sequence[str]) -> None:
+    headers = {}
+    for path in paths:
+        with fsspec.open(path, "rt", encoding="utf-8-sig", compression="infer") as stream:
+            headers[path] = stream.readline().strip()
+    for path, header in headers.items():
+        if header != headers[paths[0]]:
+            raise UserError(
+                f"{path} begins with {header[:_SHOWN]!r}, and {paths[0]} with {headers[paths[0]][:_SHOWN]!r}; files of "
+                "one input have the same columns in the same order"
+            )
+
+
+def _options(kind: Format, given: Input) -> dict[str, Any]:
+    """What DuckDB is told about a CSV file, by the names of its options."""
+    if kind != "csv":
+        return {}
+    options: dict[str, Any] = {"header": given.header}
+    if given.separator is not None:
+        options["delim"] = given.separator
+    if not given.header:
+        options["names"] = list(given.columns or ())
+    return options
+
+
+def _sniffed(kind: Format, path: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """Column to DuckDB type, as a sample of the file looks."""
+    reader = {"csv": "read_csv", "json": "read_json"}[kind]
+    given = "".join(f", {name} = {literal(value)}" for name, value in options.items())
+    with duckdb.connect() as connection:
+        rows = connection.execute(f"DESCRIBE SELECT * FROM {reader}({text(path)}{given})").fetchall()
+    return {row[0]: row[1] for row in rows}

@@ -1,0 +1,246 @@
+"""The rows of a domain and the events of the past: raw values, moments as integers, and which split a row is in."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from zoneinfo import ZoneInfo
+
+import ibis
+import sqlglot
+from ibis import _
+from ibis.expr.types import BooleanValue, IntegerValue, Table, Value
+
+from torchrec_xd.prepare.hashing import hash_of
+from torchrec_xd.prepare.recipe import Recipe, RecipeDomain, RecipeFeature, TimeUnit
+from torchrec_xd.prepare.recipe_file import Key, RecipeFile
+from torchrec_xd.prepare.tables import Tables, quoted
+
+SPLITS = ("train", "valid", "test")
+HASH_RANGE = 2**31 - 1
+"""Hashes lie below it."""
+MICROS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+
+
+def features_of(recipe: Recipe, domain: str) -> list[RecipeFeature]:
+    """The features that rows of a domain have."""
+    return [feature for feature in recipe.features if feature.domains is None or domain in feature.domains]
+
+
+def is_read(feature: RecipeFeature) -> bool:
+    """Whether a feature is made of a value in the domain's rows."""
+    return feature.history is None and feature.total is None and feature.calendar is None
+
+
+def domain_rows(tables: Tables, file: RecipeFile, name: str, *, labels: bool = True) -> Table:
+    """The rows of a domain as they are, not sampled yet.
+
+    Returns:
+        `_user`, `_time` (microseconds since 1970, 0 without a time), `_split` (0, 1, 2), `cold` (0 or 1), `_weight`,
+        `l_LABEL` (0, 1 or null), `k_COLUMN` of columns that are kept, `b_COLUMN` of those that totals are counted by,
+        and `v_FEATURE` of the values of features.
+
+    Raises:
+        UserError: a column is missing or of a type that its meaning does not allow.
+    """
+    domain, key = file.recipe.domains[name], ("domains", name)
+    given: dict[str, tuple[str, Key]] = {"_user": (domain.user, (*key, "user"))}
+    given |= {"_when": (domain.time, (*key, "time"))} if domain.time else {}
+    given |= {"_weight": (domain.weight, (*key, "weight"))} if domain.weight else {}
+    given |= {f"l_{label}": (sql, (*key, "labels", label)) for label, sql in domain.labels.items()} if labels else {}
+    given |= {f"k_{column}": (quoted(column), (*key, "keep", i)) for i, column in enumerate(domain.keep)}
+    for i, feature in enumerate(file.recipe.features):
+        if feature.domains is not None and name not in feature.domains:
+            continue
+        if is_read(feature):
+            given[f"v_{feature.column}"] = (feature.value or quoted(feature.column), ("features", i, "value"))
+        elif feature.total is not None:
+            for column in feature.total.by:
+                if column != "user":
+                    given[f"b_{column}"] = (quoted(column), ("features", i, "total", "by"))
+    if file.recipe.split.column:
+        given["_part"] = (quoted(file.recipe.split.column), ("split", "column"))
+    rows = select(tables, file, f"_rows_{name}", domain.rows, (*key, "rows"), given)
+    _check_user(file, rows, (*key, "user"))
+    for label in domain.labels if labels else ():
+        rows = _label(file, rows, label, (*key, "labels", label))
+    time = moment(tables, file, rows, domain.time_unit, (*key, "time")) if domain.time else ibis.literal(0, "int64")
+    rows = rows.mutate(_time=time)
+    if not domain.weight:
+        rows = rows.mutate(_weight=ibis.literal(1.0, "float32"))
+    rows = rows.mutate(_split=_split(file, rows, domain), cold=_cold(tables, file.recipe, rows))
+    rows = rows.filter((_._split != 0) | (_.cold == 0))
+    if domain.keep_negatives < 1 and labels:
+        rows = _sampled(tables, file, rows, name)
+    return rows.drop(*({"_when", "_part"} & set(rows.columns)))
+
+
+def event_rows(tables: Tables, file: RecipeFile, name: str) -> Table:
+    """The events of one name.
+
+    Returns:
+        `_user`, `_time`, `b_COLUMN` of the columns that totals are counted by, and of the features that are made of
+        them `h_FEATURE` (value of a history), `x_FEATURE` (value of a total) and `w_FEATURE` (whether an event counts).
+    """
+    events, key = file.recipe.events[name], ("events", name)
+    given: dict[str, tuple[str, Key]] = {"_user": (events.user, (*key, "user")), "_when": (events.time, (*key, "time"))}
+    for i, feature in enumerate(file.recipe.features):
+        place = ("features", i, "history" if feature.history else "total")
+        made = feature.history or feature.total
+        if made is None or made.events != name:
+            continue
+        if feature.history is not None:
+            given[f"h_{feature.column}"] = (feature.history.value, (*place, "value"))
+        if feature.total is not None:
+            keys = [column for column in feature.total.by if column != "user"]
+            given |= {f"b_{column}": (quoted(column), (*place, "by")) for column in keys}
+            if feature.total.value is not None:
+                given[f"x_{feature.column}"] = (feature.total.value, (*place, "value"))
+        if made.where is not None:
+            given[f"w_{feature.column}"] = (made.where, (*place, "where"))
+    rows = select(tables, file, f"_events_{name}", events.rows, (*key, "rows"), given)
+    _check_user(file, rows, (*key, "user"))
+    rows = rows.mutate(_time=moment(tables, file, rows, events.time_unit, (*key, "time")))
+    return rows.drop("_when").filter(_._user.notnull(), _._time.notnull())
+
+
+def select(
+    tables: Tables, file: RecipeFile, name: str, source: str, key: Key, given: dict[str, tuple[str, Key]]
+) -> Table:
+    """Columns and SQL expressions of an input or view, under new names; each fault names its own line."""
+    known = [*file.recipe.inputs, *file.recipe.views]
+    if source not in known:
+        raise file.fault(key, f"'{source}' is no input or view; there are: {', '.join(known)}")
+    there = tables.connection.table(source).columns
+    parts: list[str] = []
+    for alias, (sql, place) in given.items():
+        expression = _expression(file, sql, place, there)
+        missing = [column.name for column in expression.find_all(sqlglot.exp.Column) if column.name not in there]
+        lambdas = {name.name for each in expression.find_all(sqlglot.exp.Lambda) for name in each.expressions}
+        missing = [column for column in missing if column.lower() not in {c.lower() for c in (*there, *lambdas)}]
+        if missing:
+            raise file.fault(place, f"'{source}' has no column '{missing[0]}'; columns are: {', '.join(there)}")
+        parts.append(f"{expression.sql(dialect='duckdb')} AS {quoted(alias)}")
+    try:
+        return tables.view(name, f"SELECT {', '.join(parts)} FROM {quoted(source)}")
+    except tables.faults as fault:
+        for sql, place in given.values():
+            _try(tables, file, place, f"SELECT {sql} FROM {quoted(source)}")
+        raise file.fault(key, _first_line(fault)) from None
+
+
+def _try(tables: Tables, file: RecipeFile, place: Key, query: str) -> None:
+    try:
+        tables.view("_tried", query)
+    except tables.faults as error:
+        raise file.fault(place, _first_line(error)) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _expression(file: RecipeFile, sql: str, place: Key, columns: tuple[str, ...]) -> sqlglot.exp.Expression:
+    if sql in columns:
+        return sqlglot.exp.column(sql, quoted=True)
+    try:
+        parsed: sqlglot.exp.Expression = sqlglot.parse_one(sql, read="duckdb")
+    except sqlglot.errors.ParseError as error:
+        raise file.fault(place, f"{sql!r} is no column and no SQL expression: {_first_line(error)}") from None
+    return parsed
+
+
+def _check_user(file: RecipeFile, rows: Table, key: Key) -> None:
+    kind = rows._user.type()
+    if not (kind.is_integer() or kind.is_string()):
+        raise file.fault(key, f"users are integers or strings; this column is {kind}: cast it in a view")
+
+
+def moment(tables: Tables, file: RecipeFile, rows: Table, unit: TimeUnit | None, key: Key) -> IntegerValue:
+    """Microseconds since 1970 of the column `_when`."""
+    when, kind = rows._when, rows._when.type()
+    if kind.is_integer() or kind.is_floating():
+        if unit is None:
+            raise file.fault(key, f"a number ({kind}) as time needs 'time_unit': s, ms or us since 1970")
+        exact = when.cast("float64" if kind.is_floating() else "int64")
+        return (exact * MICROS[unit]).cast("int64")
+    if unit is not None:
+        raise file.fault((*key[:-1], "time_unit"), f"belongs to times that are numbers; this column is {kind}")
+    if kind.is_date() or kind.is_timestamp():
+        zoned = kind.is_timestamp() and kind.timezone is not None and tables.spark is None
+        moments = when if zoned else when.cast("timestamp")
+        if not zoned and file.recipe.time_zone != "UTC":
+            moments = tables.of_zone(moments, file.recipe.time_zone)
+        return tables.micros(moments.cast("timestamp"))
+    raise file.fault(
+        key,
+        f"times are timestamps, dates or numbers; this column is {kind}: parse it in a view, for example "
+        "strptime(column, '%Y-%m-%d %H:%M:%S')",
+    )
+
+
+def _label(file: RecipeFile, rows: Table, label: str, key: Key) -> Table:
+    column = rows[f"l_{label}"]
+    kind = column.type()
+    if not (kind.is_numeric() or kind.is_boolean()):
+        raise file.fault(key, f"a label is 0, 1, true or false; this is {kind}: write a condition, for example x = 'y'")
+    if not kind.is_boolean():  # 2 stands for what is no label, so that it is counted and refused
+        column = ibis.cases((column.isnull(), None), (column == 0, 0), (column == 1, 1), else_=2)
+    return rows.mutate(**{f"l_{label}": column.cast("int8")})
+
+
+def split_moment(file: RecipeFile, which: str) -> int:
+    """The first moment of `valid` or `test` in microseconds since 1970."""
+    written = getattr(file.recipe.split, which)
+    try:
+        at = datetime.fromisoformat(written)
+    except ValueError:
+        raise file.fault(("split", which), f"'{written}' is no date; write 2024-05-31 or 2024-05-31T12:00:00") from None
+    zoned = at if at.tzinfo else at.replace(tzinfo=ZoneInfo(file.recipe.time_zone))
+    return int((zoned - datetime(1970, 1, 1, tzinfo=timezone.utc)).total_seconds() * 1_000_000)
+
+
+def _split(file: RecipeFile, rows: Table, domain: RecipeDomain) -> IntegerValue:
+    split = file.recipe.split
+    if split.column:
+        part = rows._part.cast("string")
+        return ibis.cases(*((part == name, i) for i, name in enumerate(SPLITS)), else_=3).cast("int8")
+    if split.last_share:
+        user = ibis.window(group_by="_user", order_by=[rows._time.desc(), *_scalars(rows)])
+        place, count = ibis.row_number().over(user), rows.count().over(ibis.window(group_by="_user"))
+        test, valid = (split.last_share.get(name, 0.0) for name in ("test", "valid"))
+        tested = (count * test).floor()
+        return ibis.cases((place < tested, 2), (place < tested + (count * valid).floor(), 1), else_=0).cast("int8")
+    valid, test = (split_moment(file, which) for which in ("valid", "test"))
+    return ibis.cases((rows._time < valid, 0), (rows._time < test, 1), else_=2).cast("int8")
+
+
+def _scalars(rows: Table) -> list[Value]:
+    """Columns that break ties of time, so that every engine orders rows alike."""
+    names = sorted(name for name in rows.columns if name.startswith(("l_", "k_", "b_", "v_")))
+    return [rows[name] for name in names if is_sortable(rows[name])]
+
+
+def is_sortable(column: Value) -> bool:
+    """Whether rows are ordered by a column: numbers, texts and truth values, no lists."""
+    kind = column.type()
+    return bool(kind.is_numeric() or kind.is_string() or kind.is_boolean())
+
+
+def _cold(tables: Tables, recipe: Recipe, rows: Table) -> IntegerValue:
+    if not recipe.cold_users:
+        return ibis.literal(0, "int8")
+    hashes = hash_of([tables.number(rows._user)], recipe.seed + 2)
+    return (hashes < int(recipe.cold_users * HASH_RANGE)).cast("int8")
+
+
+def _sampled(tables: Tables, file: RecipeFile, rows: Table, name: str) -> Table:
+    """All rows with a positive label, and a share of the others with a larger weight."""
+    domain = file.recipe.domains[name]
+    positive: BooleanValue = ibis.or_(*(rows[f"l_{label}"].fill_null(0) == 1 for label in domain.labels))
+    ids = [f"v_{f.column}" for f in features_of(file.recipe, name) if f.kind == "id" and is_read(f)]
+    ids = [column for column in ids if is_sortable(rows[column]) and not rows[column].type().is_floating()]
+    hashes = hash_of([tables.number(rows[column]) for column in ["_user", "_time", *ids]], file.recipe.seed + 3)
+    share = domain.keep_negatives
+    weight = ibis.cases((positive, rows._weight), else_=rows._weight / share).cast("float32")
+    rows = rows.mutate(_weight=weight, _hash=hashes, _positive=positive)
+    return rows.filter(_._positive | (_._hash < int(share * HASH_RANGE))).drop("_hash", "_positive")

@@ -1,0 +1,213 @@
+"""Tables of an engine: named by a query, read from files, written to files. Queries are in DuckDB's SQL."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import ibis
+import sqlglot
+from ibis.expr.types import IntegerValue, StringValue, Table, TimestampValue, Value
+
+ROW_GROUP_ROWS = 65_536
+
+
+class Tables:
+    """What a recipe needs of DuckDB or Spark.
+
+    Args:
+        connection: an Ibis backend.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.spark: Any = connection._session if connection.name == "pyspark" else None
+        """Spark's session; None for DuckDB."""
+        self.faults: tuple[type[Exception], ...] = (duckdb.Error,) if self.spark is None else (_spark_error(),)
+        """What the engine raises."""
+
+    def view(self, name: str, query: str) -> Table:
+        """Name a query in DuckDB's SQL over files and other views."""
+        if self.spark is not None:
+            query = sqlglot.transpile(query, read="duckdb", write="spark")[0]
+            self.spark.sql(query).createOrReplaceTempView(name)
+        else:
+            self.connection.raw_sql(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS {query}")
+        return self.connection.table(name)
+
+    def read(
+        self, name: str, kind: str, paths: Sequence[str], columns: Mapping[str, str], options: Mapping[str, Any]
+    ) -> None:
+        """Name files of one format.
+
+        Args:
+            name: of the table.
+            kind: `parquet`, `csv` or `json`.
+            paths: the files.
+            columns: of CSV and JSON files, to their DuckDB types.
+            options: of DuckDB's CSV reader.
+        """
+        if self.spark is not None:
+            reader = self.spark.read.options(**_spark_options(kind, options))
+            if columns:
+                reader = reader.schema(_spark_columns(columns))
+            reader.format(kind).load(list(paths)).createOrReplaceTempView(name)
+            return
+        given = {**options, **({"columns": dict(columns)} if columns else {})}
+        given.pop("names", None)
+        arguments = "".join(f", {key} = {literal(value)}" for key, value in given.items())
+        self.view(name, f"SELECT * FROM read_{kind}({literal(list(paths))}{arguments})")
+
+    def parquet(self, place: Path) -> Table:
+        """The rows of a Parquet file, or of all below a folder; folders `key=value` are columns."""
+        if self.spark is not None or place.suffix == ".parquet":
+            return self.connection.read_parquet(str(place))
+        return self.connection.read_parquet(f"{place}/**/*.parquet", hive_partitioning=True)
+
+    def write(self, table: Table, folder: Path, *, by: Sequence[str] = (), numbered: int = 0) -> Table:
+        """Write rows as Parquet files, in folders by the values of columns, and read them again.
+
+        Args:
+            table: what is computed.
+            folder: a new folder.
+            by: columns whose values name folders.
+            numbered: number of buckets; adds a column `_row` of unique integers, which modulo it are `_bucket`.
+        """
+        query = self.connection.compile(table)
+        number = "row_number() OVER ()" if self.spark is None else "monotonically_increasing_id()"
+        number = f"{number} * {numbered} + _bucket AS _row, " if numbered else ""
+        if self.spark is not None:
+            frame = self.spark.sql(f"SELECT {number}* FROM ({query})")
+            frame.write.partitionBy(*by).parquet(str(folder))
+        else:
+            folder.mkdir(parents=True)
+            self._copy(f"SELECT {number}* FROM ({query})", folder if by else folder / "part.parquet", by)
+        return self.parquet(folder)
+
+    def _copy(self, query: str, path: Path, by: Sequence[str] = ()) -> None:
+        partition = f", PARTITION_BY ({', '.join(map(quoted, by))})" if by else ""
+        self.connection.raw_sql(f"COPY ({query}) TO {text(str(path))} (FORMAT parquet, COMPRESSION lz4{partition})")
+
+    def write_splits(self, table: Table, folder: Path, buckets: int, splits: Sequence[str]) -> None:
+        """Write rows as `folder/SPLIT/*.parquet`, by Spark's executors.
+
+        Args:
+            table: with `_split`, `_bucket` and `_place`, which orders the rows of a bucket.
+            folder: a new folder.
+            buckets: how many files a split has.
+            splits: names by number.
+        """
+        frame = self.spark.sql(self.connection.compile(table)).repartition(buckets, "_bucket")
+        scratch = folder.parent / f".{folder.name}"
+        frame = frame.sortWithinPartitions("_bucket", "_place").drop("_bucket", "_place")
+        frame.write.option("compression", "zstd").partitionBy("_split").parquet(str(scratch))
+        folder.mkdir(parents=True)
+        for number, split in enumerate(splits):
+            if (scratch / f"_split={number}").is_dir():
+                (scratch / f"_split={number}").rename(folder / split)
+        shutil.rmtree(scratch)
+
+    def temporary(self, name: str, table: Table) -> Table:
+        """A table's rows, computed once; the last one of this name is gone. DuckDB."""
+        self.connection.raw_sql(f"CREATE OR REPLACE TEMP TABLE {quoted(name)} AS {self.connection.compile(table)}")
+        return self.connection.table(name)
+
+    def write_part(self, table: Table, path: Path) -> None:
+        """Write rows in their order as one file that training reads; DuckDB."""
+        query = self.connection.compile(table)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS}"
+        self.connection.raw_sql(f"COPY ({query}) TO {text(str(path))} ({options})")
+
+    def micros(self, column: Value) -> IntegerValue:
+        """Microseconds since 1970 of a timestamp."""
+        return _unix_micros(column) if self.spark is not None else _epoch_us(column)
+
+    def of_zone(self, moment: Value, zone: str) -> Value:
+        """The instant of a timestamp that was written by the clocks of a zone."""
+        return _to_utc(moment, zone) if self.spark is not None else _of_zone(zone, moment)
+
+    def clock(self, micros: IntegerValue, zone: str) -> TimestampValue:
+        """The timestamp that clocks of a zone show, microseconds after 1970 in UTC."""
+        if self.spark is not None:
+            moment = _timestamp_micros(micros)
+            return moment if zone == "UTC" else _from_utc(moment, zone)
+        moment = _make_timestamp(micros)
+        return moment if zone == "UTC" else _in_zone(zone, moment.cast("timestamp('UTC')"))
+
+    def number(self, value: Value) -> IntegerValue:
+        """Integers in [0, 2**60) from integers or texts, alike on both engines; null becomes 0."""
+        if not value.type().is_string():
+            return (value.cast("int64") & (2**60 - 1)).fill_null(0)
+        digits: StringValue = value.hexdigest("md5").substr(0, 15)
+        if self.spark is not None:
+            return _conv(digits, 16, 10).cast("int64").fill_null(0)
+        return ("0x" + digits).cast("int64").fill_null(0)
+
+
+def _builtin(name: str, arguments: tuple[str, ...], result: str) -> Any:
+    """A function of one of the engines that Ibis has no name for."""
+
+    def declared(*values: Any) -> Any: ...
+
+    declared.__name__ = name
+    parameters = [inspect.Parameter(f"x{i}", inspect.Parameter.POSITIONAL_ONLY) for i in range(len(arguments))]
+    declared.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return ibis.udf.scalar.builtin(declared, name=name, signature=(arguments, result))
+
+
+_epoch_us = _builtin("epoch_us", ("timestamp",), "int64")
+_unix_micros = _builtin("unix_micros", ("timestamp",), "int64")
+_make_timestamp = _builtin("make_timestamp", ("int64",), "timestamp")
+_timestamp_micros = _builtin("timestamp_micros", ("int64",), "timestamp")
+_in_zone = _builtin("timezone", ("string", "timestamp('UTC')"), "timestamp")
+_of_zone = _builtin("timezone", ("string", "timestamp"), "timestamp('UTC')")
+_from_utc = _builtin("from_utc_timestamp", ("timestamp", "string"), "timestamp")
+_to_utc = _builtin("to_utc_timestamp", ("timestamp", "string"), "timestamp")
+_conv = _builtin("conv", ("string", "int64", "int64"), "string")
+
+
+def _spark_error() -> type[Exception]:
+    from pyspark.errors import PySparkException  # noqa: PLC0415 - installed where Spark is asked for
+
+    found: type[Exception] = PySparkException
+    return found
+
+
+def _spark_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    if kind != "csv":
+        return {}
+    return {"header": options["header"], "sep": options.get("delim", ","), "mode": "FAILFAST", "escape": '"'}
+
+
+def _spark_columns(columns: Mapping[str, str]) -> str:
+    """Columns as Spark declares them."""
+    kinds = {
+        name: sqlglot.exp.DataType.build(kind, dialect="duckdb").sql(dialect="spark") for name, kind in columns.items()
+    }
+    return ", ".join(f"`{name}` {kind}" for name, kind in kinds.items())
+
+
+def quoted(name: str) -> str:
+    """A name as SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def text(value: str) -> str:
+    """A text as SQL writes it."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def literal(value: Any) -> str:
+    """A value, list or mapping as DuckDB writes it."""
+    if isinstance(value, str):
+        return text(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(literal, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{text(key)}: {literal(inner)}' for key, inner in value.items())}}}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
