@@ -48,6 +48,10 @@ CONTENT: dict[str, Any] = {
 }
 
 
+FINGERPRINT = "dc9c58809ed67a9e"
+"""Of CONTENT, as version 0.1 computed it: checkpoints know it."""
+
+
 def schema(**changes: object) -> Schema:
     return validate(Schema, CONTENT | changes, "f")
 
@@ -161,7 +165,13 @@ def test_paths_by_split() -> None:
             "unknown key 'features.0.row'; did you mean 'rows'?; valid keys: column, dim, domains,",
         ),
         (feature("age", pooling="mean"), "feature 'age': 'pooling' belongs to bags only"),
-        (feature("age", length=3), "feature 'age': 'length' belongs to every sequence, and to sequences only"),
+        (feature("age", length=3), "feature 'age': 'length' belongs to every sequence and every vector, and to these"),
+        (
+            feature("age", kind="vector", rows=None),
+            "feature 'age': 'length' belongs to every sequence and every vector",
+        ),
+        (feature("age", kind="vector", length=3), "feature 'age' is a vector: it has no table, no rows and no hash"),
+        (feature("age", indicator=True), "feature 'age': 'indicator' belongs to vectors only"),
         (feature("past", length=None), "feature 'past': 'length' belongs to every sequence"),
         (feature("past", group="user"), "feature 'past': kind 'sequence' and group 'sequence' go together"),
         (feature("age", group="sequence"), "feature 'age': kind 'sequence' and group 'sequence' go together"),
@@ -279,7 +289,16 @@ def moved(where: str) -> dict[str, Any]:
 def test_the_fingerprint_does_not_know_where_the_files_lie() -> None:
     assert schema().fingerprint() == schema(**moved("elsewhere")).fingerprint()
     assert schema().fingerprint() == schema().fingerprint()
-    assert len(schema().fingerprint()) == 16
+    assert schema().fingerprint() == FINGERPRINT
+
+
+def test_a_setting_in_use_changes_the_fingerprint_and_one_out_of_use_does_not() -> None:
+    vector = {"column": "text", "kind": "vector", "group": "shared", "length": 3}
+    plain, told, other = (
+        schema(features=[*CONTENT["features"], {**vector, **more}])
+        for more in ({}, {"indicator": False}, {"indicator": True})
+    )
+    assert plain.fingerprint() == told.fingerprint() != other.fingerprint()
 
 
 @pytest.mark.parametrize(

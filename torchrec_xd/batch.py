@@ -1,6 +1,6 @@
 """A batch: rows of several domains, grouped by domain, ready for one lookup per embedding collection.
 
-Shape legend: B rows of the batch, F features, N dense features, T tasks.
+Shape legend: B rows of the batch, F features, N dense features, V numbers of all vectors, T tasks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class LoaderState:
     """Completed batches of this epoch, this one included."""
 
 
-READ_BY_MODELS = ("bags", "sequences", "dense_BN", "label_BT", "weight_B")
+READ_BY_MODELS = ("bags", "sequences", "dense_BN", "vector_BV", "label_BT", "weight_B")
 """Parts of a batch that go to a device."""
 
 
@@ -44,6 +44,9 @@ class Batch(Pipelineable):
     """Ids of the EmbeddingCollection, alike."""
     dense_BN: Tensor
     """Dense features, float32, in schema order; 0 where the domain lacks the column or the value is null."""
+    vector_BV: Tensor
+    """Vectors, float32, side by side in schema order, each `Feature.width` wide; 0 where the domain lacks the column or
+    the value is null, but for a null's indicator."""
     label_BT: Tensor
     """Labels, float32, in task order; NaN where the task is another domain's."""
     weight_B: Tensor
@@ -75,6 +78,7 @@ class Batch(Pipelineable):
             bags=_one_row_without_ids(self.bags),
             sequences=_one_row_without_ids(self.sequences),
             dense_BN=self.dense_BN.new_zeros(1, self.dense_BN.shape[1]),
+            vector_BV=self.vector_BV.new_zeros(1, self.vector_BV.shape[1]),
             label_BT=self.label_BT.new_zeros(1, self.label_BT.shape[1]),
             weight_B=self.weight_B.new_zeros(1),
             user_B=self.user_B.new_zeros(1),

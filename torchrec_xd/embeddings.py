@@ -1,9 +1,11 @@
 """Schema to embedding collections, and lookups to what models read.
 
 Every feature becomes vectors of its embedding width: ids and bags through one EmbeddingBagCollection, sequences and the
-ids that share their tables through one EmbeddingCollection, dense numbers through a learned line each.
+ids that share their tables through one EmbeddingCollection, dense numbers through a learned line each, vectors of
+numbers through a learned projection each.
 
-Shape legend: B rows of the batch, B_d rows of domain d, F features, N specific features, D width, L positions.
+Shape legend: B rows of the batch, B_d rows of domain d, F features, N specific features, D width, L positions,
+V numbers of all vectors.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor
 from torchrec_xd.batch import Batch
 from torchrec_xd.errors import UserError
 from torchrec_xd.modules.numeric import NumericEmbedding
+from torchrec_xd.modules.projection import VectorProjection
 from torchrec_xd.modules.rows import concat
 from torchrec_xd.schema import Feature, Group, Schema, Table
 from torchrec_xd.settings import MAX_FP32, Settings
@@ -114,7 +117,7 @@ def layout(schema: Schema) -> Layout:
 
 
 class Embeddings(nn.Module):
-    """All tables of a schema, on the meta device until they are sharded, and the dense features' embeddings.
+    """All tables of a schema, on the meta device until they are sharded, and what embeds dense numbers and vectors.
 
     Args:
         schema: what the lookups are laid out by.
@@ -155,6 +158,10 @@ class Embeddings(nn.Module):
                 for dim in sorted({schema.dim_of(f) for f in dense})
             }
         )
+        self.batch_vectors = {f.column: f.width for f in (batches or schema).features if f.kind == "vector"}
+        self.projections = VectorProjection(
+            {f.column: (f.width, schema.dim_of(f)) for f in self.read.features if f.kind == "vector"}
+        )
         self.queries = {
             f.column: [other for other in table.features if other.kind == "id"]
             for table in tables
@@ -164,7 +171,7 @@ class Embeddings(nn.Module):
 
     def forward(self, batch: Batch) -> Lookups:
         """One lookup per collection for all features, then views by group."""
-        vectors = self._numeric_vectors(batch.dense_BN)
+        vectors = self._numeric_vectors(batch.dense_BN) | self._projected(batch.vector_BV)
         if self.bags is not None:
             pooled = self.bags(batch.bags)
             # Features are taken by key: a sharded collection returns them in the order of its plan.
@@ -193,6 +200,13 @@ class Embeddings(nn.Module):
                 given = dense_BN
             vectors |= self._runs(module(given).flatten(1), columns)
         return vectors
+
+    def _projected(self, vector_BV: Tensor) -> dict[ColumnRun, Tensor]:
+        if not self.projections.columns:
+            return {}
+        given = torch.split_with_sizes(vector_BV, list(self.batch_vectors.values()), dim=1)
+        projected: dict[str, Tensor] = self.projections(dict(zip(self.batch_vectors, given, strict=True)))
+        return {(column,): vector_BD for column, vector_BD in projected.items()}
 
     def _runs(self, vectors_BV: Tensor, columns: Iterable[str]) -> dict[ColumnRun, Tensor]:
         """Vectors that lie side by side, cut only where what is read together ends: few wide views, hardly a copy."""
@@ -306,7 +320,7 @@ class Initialiser:
 
 
 def weight_prefixes(schema: Schema) -> dict[str, str]:
-    """Table or dense column to where `Embeddings(schema)` keeps its weights: a prefix, for a dense column a name."""
+    """Table, dense or vector column to where `Embeddings(schema)` keeps its weights: a table's prefix, else a name."""
     return {
         **{
             t.name: f"{'sequences.embeddings' if t.sequential else 'bags.embedding_bags'}.{t.name}."
@@ -315,6 +329,7 @@ def weight_prefixes(schema: Schema) -> dict[str, str]:
         **{
             f.column: f"numeric.dim_{schema.dim_of(f)}.lines.n_{f.column}" for f in schema.features if f.kind == "dense"
         },
+        **{f.column: f"projections.weights.v_{f.column}" for f in schema.features if f.kind == "vector"},
     }
 
 

@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from torchrec_xd.errors import UserError
 from torchrec_xd.settings import Settings, load_yaml, validate
 from torchrec_xd.table_types import MAX_DIM, MAX_ROWS
 
-Kind = Literal["id", "bag", "sequence", "dense"]
+Kind = Literal["id", "bag", "sequence", "dense", "vector"]
 Group = Literal["user", "sequence", "shared", "specific", "context", "scene"]
 Split = Literal["train", "valid", "test"]
 Paths = str | tuple[str, ...]
+MAX_LENGTH = 2**20
+"""Ids of a sequence, numbers of a vector."""
+_LATER_SETTINGS = ("indicator",)
+"""Settings of features that fingerprints did not know at first: left out where not used, so that old ones hold."""
 
 
 class Domain(Settings):
@@ -57,7 +61,8 @@ class Feature(Settings):
     column: str
     """Name of the column in the files."""
     kind: Kind
-    """`id`: one id; `bag`: list of ids, pooled; `sequence`: ordered list of ids, oldest first; `dense`: a number."""
+    """`id`: one id; `bag`: list of ids, pooled; `sequence`: ordered list of ids, oldest first; `dense`: a number;
+    `vector`: list of `length` numbers, float16, float32 or float64 in the files."""
     group: Group
     """What models do with it: `user`, `shared` (of items in all domains), `specific` (of one domain), `sequence`,
     `context`, `scene` (read by EXIT's selector)."""
@@ -75,19 +80,26 @@ class Feature(Settings):
     hash: Literal["none", "drop", "mod", "xxhash"] = "none"
     """`none`: an id outside [0, rows) is an error; `drop`: it is left out, like a null; `mod`: id modulo rows;
     `xxhash`: hashed; the ids of a table are all strings or all integers."""
-    length: PositiveInt | None = None
-    """A sequence keeps its last `length` ids."""
+    length: int | None = Field(default=None, gt=0, le=MAX_LENGTH)
+    """A sequence keeps its last `length` ids; a vector has exactly `length` numbers."""
+    indicator: bool = False
+    """Of a vector: a learned vector is added where the value is null. Default: null reads as zeros."""
 
     @model_validator(mode="after")
     def _check(self) -> Feature:
-        if self.kind == "dense" and (self.table or self.rows or self.hash != "none"):
-            raise ValueError(f"feature '{self.column}' is dense: it has no table, no rows and no hash")
+        if not self.has_table and (self.table or self.rows or self.hash != "none"):
+            what = "dense" if self.kind == "dense" else "a vector"
+            raise ValueError(f"feature '{self.column}' is {what}: it has no table, no rows and no hash")
         if self.kind != "bag" and self.pooling != "sum":
             raise ValueError(f"feature '{self.column}': 'pooling' belongs to bags only")
-        if self.kind != "dense" and self.rows is None:
+        if self.has_table and self.rows is None:
             raise ValueError(f"feature '{self.column}' needs 'rows', the number of distinct ids")
-        if (self.kind == "sequence") != (self.length is not None):
-            raise ValueError(f"feature '{self.column}': 'length' belongs to every sequence, and to sequences only")
+        if (self.kind in ("sequence", "vector")) != (self.length is not None):
+            raise ValueError(
+                f"feature '{self.column}': 'length' belongs to every sequence and every vector, and to these only"
+            )
+        if self.indicator and self.kind != "vector":
+            raise ValueError(f"feature '{self.column}': 'indicator' belongs to vectors only")
         if (self.kind == "sequence") != (self.group == "sequence"):
             raise ValueError(f"feature '{self.column}': kind 'sequence' and group 'sequence' go together")
         if self.domains == ():
@@ -95,6 +107,16 @@ class Feature(Settings):
         if self.group == "specific" and (self.domains is None or len(self.domains) != 1):
             raise ValueError(f"feature '{self.column}' is specific: name its one domain, domains: [NAME]")
         return self
+
+    @property
+    def has_table(self) -> bool:
+        """Whether its values are ids that a table is looked up with."""
+        return self.kind not in ("dense", "vector")
+
+    @property
+    def width(self) -> int:
+        """Of a vector: its numbers in a batch, with a last one that is 1 for null where there is an `indicator`."""
+        return (self.length or 0) + self.indicator
 
     @property
     def table_name(self) -> str:
@@ -199,7 +221,7 @@ class Schema(Settings):
         """
         by_name: dict[str, list[Feature]] = {}
         for feature in self.features:
-            if feature.kind != "dense":
+            if feature.has_table:
                 by_name.setdefault(feature.table_name, []).append(feature)
         tables = []
         for name, features in by_name.items():
@@ -286,7 +308,12 @@ class Schema(Settings):
 
     def fingerprint(self) -> str:
         """Hash of what the columns mean (not of where the files lie): checkpoints carry it."""
-        meaning = self.model_dump_json(exclude={"root": True, "domains": {"__all__": {"train", "valid", "test"}}})
+        unused = {
+            i: {name for name in _LATER_SETTINGS if getattr(feature, name) == Feature.model_fields[name].default}
+            for i, feature in enumerate(self.features)
+        }
+        files = {"__all__": {"train", "valid", "test"}}
+        meaning = self.model_dump_json(exclude={"root": True, "domains": files, "features": unused})
         return hashlib.sha256(meaning.encode()).hexdigest()[:16]
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.support.feeds import schema_at, write_feed
+from tests.support.kinds import with_kinds, write_kinds
 from tests.support.local_state import local
 from tests.support.ranks import run_ranks
 from tests.support.sharded import processes_of, sharded
@@ -81,9 +82,11 @@ def resume_midway(rank: int, content: dict, folder: str, threads: tuple[int, int
     return [key for key in got if not same(got[key], expected[key])]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_resumed_run_is_the_undisturbed_one_bit_by_bit(tmp_path, ranks):
+@pytest.mark.parametrize(("ranks", "all_kinds"), [(1, False), (2, False), (2, True)])
+def test_a_resumed_run_is_the_undisturbed_one_bit_by_bit(tmp_path, ranks, all_kinds):
     content = schema_at(write_feed(tmp_path / "feed"))
+    if all_kinds:
+        content = with_kinds(schema_at(write_kinds(tmp_path / "feed")), specific="post")
     assert run_ranks(ranks, resume_midway, content, str(tmp_path / "run"), timeout=120) == [[]] * ranks
 
 

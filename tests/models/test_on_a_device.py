@@ -10,6 +10,7 @@ from torch.nn import functional
 from tests.support import placements
 from tests.support.device import DEVICE, PROCESSES, Bf16, Device, NoLists
 from tests.support.feeds import histories_at, schema_at, write_feed, write_histories
+from tests.support.kinds import with_kinds, write_kinds
 from tests.support.mkt_settings import FINETUNE, PRETRAIN
 from tests.support.small_models import EMBEDDINGS, JOINT, settings_of
 from torchrec_xd.batch import Batch
@@ -65,12 +66,16 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def schemas(tmp_path_factory):
+@pytest.fixture(scope="module", params=[False, True], ids=["ids and numbers", "all kinds"])
+def schemas(request, tmp_path_factory):
+    """The schemas of the models, with and without the further kinds of features."""
     folder = tmp_path_factory.mktemp("data")
     home = placements.schema_at(placements.write_placements(folder / "home"))
     feed = write_histories(write_feed(folder / "feed"))
     every = (home, histories_at(feed), schema_at(feed))
+    if request.param:
+        write_kinds(folder)
+        every = (with_kinds(home), *(with_kinds(one, specific="post") for one in every[1:]))
     return dict(zip(("exit", "minet", "others"), map(Schema.model_validate, every), strict=True))
 
 

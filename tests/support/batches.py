@@ -39,6 +39,7 @@ def batch_of(offsets, label, weight=None, user=None, extra=None):
         bags=no_ids,
         sequences=no_ids,
         dense_BN=torch.empty(rows, 0),
+        vector_BV=torch.empty(rows, 0),
         label_BT=label_BT,
         weight_B=torch.ones(rows) if weight is None else torch.as_tensor(weight, dtype=torch.float32),
         user_B=torch.arange(rows) if user is None else torch.as_tensor(user),

@@ -28,6 +28,7 @@ from torchrec_xd.data.column_types import (
 )
 from torchrec_xd.data.hashing import Hashes, hash_bytes, hash_integers
 from torchrec_xd.data.statistics import Limits
+from torchrec_xd.data.vectors import vectors
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Feature, Schema
 
@@ -74,8 +75,9 @@ class Decoder:
         own = {feature.column for feature in self._features}
         # None stands for what only other domains have: it keeps its place in every batch, empty
         of_domain = [(feature.kind, feature if feature.column in own else None) for feature in schema.features]
-        self._ids = tuple(feature for kind, feature in of_domain if kind != "dense")
+        self._ids = tuple(feature for kind, feature in of_domain if kind not in ("dense", "vector"))
         self._dense = tuple(feature for kind, feature in of_domain if kind == "dense")
+        self._vectors = tuple(feature for kind, feature in of_domain if kind == "vector")
         self._labels = tuple(task.label if labels and task.domain == domain else None for task in schema.tasks)
         self._user, self._weight, self._extra = schema.user, schema.weight, tuple(extra)
         needed = [feature.column for feature in self._features]
@@ -86,7 +88,7 @@ class Decoder:
         self.limits: tuple[Limits, ...] = tuple(self._limits())
         """What the columns keep to; a row group whose statistics say otherwise is better decoded than trusted."""
         self.id_types: tuple[IdType, ...] = tuple(_id_type(feature) for feature in self._ids)
-        """For every feature but the dense ones, the narrowest type that holds its ids."""
+        """For every feature with a table, the narrowest type that holds its ids."""
         self.dropped: Counter[str] = Counter()
         """Ids that were left out so far, by column (`hash: drop`)."""
         self.positives_T = np.zeros(len(self._labels))
@@ -129,7 +131,7 @@ class Decoder:
 
     def _limits(self) -> Iterator[Limits]:
         for feature in self._features:
-            if feature.kind == "dense":
+            if not feature.has_table:
                 yield Limits(feature.column, float(_FLOAT32.min), float(_FLOAT32.max))
             elif feature.hash == "none":
                 assert feature.rows is not None
@@ -170,6 +172,12 @@ class Decoder:
                 for feature in self._ids
             ),
             dense_BN=dense_BN,
+            vectors=tuple(
+                vectors(batch.column(feature.column), feature, origin)
+                if feature
+                else np.empty((count, 0), dtype=np.float32)
+                for feature in self._vectors
+            ),
             label_BT=label_BT,
             weight_B=_weight(batch.column(self._weight), self._weight, origin)
             if self._weight

@@ -1,6 +1,6 @@
 """NumPy rows of several domains -> one Batch.
 
-Shape legend: B rows, N dense features, T tasks, K extra columns.
+Shape legend: B rows, N dense features, L numbers of a vector, V of all vectors, T tasks, K extra columns.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torchrec_xd.schema import Schema
 Integers = NDArray[np.int64]
 IdType = type[np.int32 | np.int64]
 Floats = NDArray[np.float32]
+Vectors = NDArray[np.float16] | NDArray[np.float32]
 _NONE = np.zeros(0, dtype=np.int64)
 
 
@@ -80,10 +81,12 @@ def _gather_jagged(parts: Sequence[Jagged], order: Integers, dtype: IdType) -> J
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of one domain; ids hold every feature but the dense ones, in schema order."""
+    """Some rows of one domain; ids hold every feature with a table, in schema order."""
 
     ids: tuple[Jagged, ...]
     dense_BN: Floats
+    vectors: tuple[Vectors, ...]
+    """Every vector feature `[B, L]`, as narrow as in the file; `[B, 0]` where the domain lacks it."""
     label_BT: Floats
     weight_B: Floats
     user_B: Integers
@@ -105,6 +108,7 @@ class Rows:
         return Rows(
             ids=tuple(_gather_jagged(own, order, kind) for own, kind in zip(features, id_types, strict=True)),
             dense_BN=_gather([part.dense_BN for part in parts], order),
+            vectors=tuple(_gather(own, order) for own in zip(*(part.vectors for part in parts), strict=True)),
             label_BT=_gather([part.label_BT for part in parts], order),
             weight_B=_gather([part.weight_B for part in parts], order),
             user_B=_gather([part.user_B for part in parts], order),
@@ -116,6 +120,7 @@ class Rows:
         return Rows(
             ids=tuple(jagged.slice(start, stop) for jagged in self.ids),
             dense_BN=self.dense_BN[start:stop],
+            vectors=tuple(vector_BL[start:stop] for vector_BL in self.vectors),
             label_BT=self.label_BT[start:stop],
             weight_B=self.weight_B[start:stop],
             user_B=self.user_B[start:stop],
@@ -134,13 +139,16 @@ class Collator:
     def __init__(self, schema: Schema, num_extra: int):
         self.schema = schema
         sequential = {table.name for table in schema.tables() if table.sequential}
-        features = [feature for feature in schema.features if feature.kind != "dense"]
+        features = [feature for feature in schema.features if feature.has_table]
+        dense = [feature for feature in schema.features if feature.kind == "dense"]
+        self._widths = [feature.width for feature in schema.features if feature.kind == "vector"]
         self._keys = [feature.column for feature in features]
         self._bags = [i for i, feature in enumerate(features) if feature.table_name not in sequential]
         self._sequences = [i for i, feature in enumerate(features) if feature.table_name in sequential]
         self._empty = Rows(
             ids=tuple(Jagged(np.zeros(0, dtype=np.int64), None) for _ in features),
-            dense_BN=np.zeros((0, len(schema.features) - len(features)), dtype=np.float32),
+            dense_BN=np.zeros((0, len(dense)), dtype=np.float32),
+            vectors=tuple(np.zeros((0, 0), dtype=np.float32) for _ in self._widths),
             label_BT=np.zeros((0, len(schema.tasks)), dtype=np.float32),
             weight_B=np.zeros(0, dtype=np.float32),
             user_B=np.zeros(0, dtype=np.int64),
@@ -155,6 +163,7 @@ class Collator:
             bags=self._jagged_tensor(rows, self._bags),
             sequences=self._jagged_tensor(rows, self._sequences),
             dense_BN=_joined([part.dense_BN for part in rows]),
+            vector_BV=self._vectors(rows),
             label_BT=_joined([part.label_BT for part in rows]),
             weight_B=_joined([part.weight_B for part in rows]),
             user_B=_joined([part.user_B for part in rows]),
@@ -162,6 +171,19 @@ class Collator:
             offsets=(0, *np.cumsum(counts).tolist()),
             position=position,
         )
+
+    def _vectors(self, rows: Sequence[Rows]) -> torch.Tensor:
+        """All vectors side by side: the first time that they are copied as float32."""
+        vector_BV = np.zeros((sum(len(part) for part in rows), sum(self._widths)), dtype=np.float32)
+        first = 0
+        for part in rows:
+            own_BV = vector_BV[first : first + len(part)]
+            at = 0
+            for vector_BL, width in zip(part.vectors, self._widths, strict=True):
+                own_BV[:, at : at + vector_BL.shape[1]] = vector_BL
+                at += width
+            first += len(part)
+        return torch.from_numpy(vector_BV)
 
     def _jagged_tensor(self, rows: Sequence[Rows], features: Sequence[int]) -> KeyedJaggedTensor:
         lengths_FB = np.ones((len(features), sum(len(part) for part in rows)), dtype=np.int32)

@@ -37,6 +37,12 @@ def expectation(feature: Feature) -> tuple[Callable[[pa.DataType], bool], str]:
     """Which types a feature may have, and the rule in words."""
     if feature.kind == "dense":
         return is_number, "a dense feature is a boolean or number column"
+    if feature.kind == "vector":
+        return (
+            lambda kind: is_vector(kind, feature),
+            f"a vector holds a list of {feature.length} numbers per row (its 'length'), of type float16, float32 or "
+            "float64",
+        )
     remedy = "" if feature.hash == "xxhash" else "; string ids need 'hash: xxhash' in the schema"
     if feature.kind == "id":
         return lambda kind: is_key(kind, feature), f"a feature of kind 'id' holds one integer per row{remedy}"
@@ -77,6 +83,13 @@ def is_list(kind: pa.DataType) -> bool:
     """Whether a type holds lists."""
     views = pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
     return bool(views or pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def is_vector(kind: pa.DataType, feature: Feature) -> bool:
+    """Whether a type holds lists of floating-point numbers, of the feature's length where it fixes one; or nothing."""
+    if pa.types.is_fixed_size_list(kind) and kind.list_size != feature.length:
+        return False
+    return bool(pa.types.is_null(kind) or (is_list(kind) and pa.types.is_floating(kind.value_type)))
 
 
 def is_key(kind: pa.DataType, feature: Feature) -> bool:

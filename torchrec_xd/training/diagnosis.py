@@ -118,8 +118,9 @@ def applying(model: Model, config: RunConfig, split: Split, folder: Path) -> tup
 
 def dense_parameters(model: Model) -> dict[str, nn.Parameter]:
     """All weights but tables and the teacher's, by name."""
-    numeric = model.embeddings.numeric.named_parameters("embeddings.numeric")
-    return {**dict(numeric), **dict(model.net.named_parameters("net"))}
+    tables = model.embeddings
+    parts = {"embeddings.numeric": tables.numeric, "embeddings.projections": tables.projections, "net": model.net}
+    return {name: weight for path, part in parts.items() for name, weight in part.named_parameters(path)}
 
 
 def measure(

@@ -214,7 +214,7 @@ class _ScoredRows:
         }
         features = trained.features
         if self.unseen_ids == "drop":
-            bounded = {f.column for f in features if f.kind != "dense" and f.hash == "none"}
+            bounded = {f.column for f in features if f.has_table and f.hash == "none"}
             features = tuple(f.model_copy(update={"hash": "drop"}) if f.column in bounded else f for f in features)
         return trained.model_copy(update={"domains": domains, "features": features})
 

@@ -106,6 +106,7 @@ def meta_batch(
         bags=ids(empty.bags),
         sequences=ids(empty.sequences),
         dense_BN=of_rows(empty.dense_BN),
+        vector_BV=of_rows(empty.vector_BV),
         label_BT=of_rows(empty.label_BT),
         weight_B=of_rows(empty.weight_B),
         user_B=of_rows(empty.user_B),
@@ -130,7 +131,8 @@ def count_dense(model: nn.Module, batch: Batch) -> DenseWork:
         backward = recorder.take()
     weight_bytes = _bytes([weight for weight in dense.parameters() if weight.requires_grad])
     ids = [batch.bags.values(), batch.bags.lengths(), batch.sequences.values(), batch.sequences.lengths()]
-    rest = [batch.dense_BN, batch.label_BT, batch.weight_B]  # user ids and columns to slice by stay on the CPU
+    # user ids and columns to slice by stay on the CPU
+    rest = [batch.dense_BN, batch.vector_BV, batch.label_BT, batch.weight_B]
     return DenseWork(
         forward=forward,
         backward=backward,
