@@ -301,6 +301,10 @@ def test_a_setting_in_use_changes_the_fingerprint_and_one_out_of_use_does_not() 
     assert plain.fingerprint() == told.fingerprint() != other.fingerprint()
 
 
+def test_keys_that_came_later_leave_the_fingerprint_of_older_checkpoints_as_it_was() -> None:
+    assert schema().fingerprint() == "dc9c58809ed67a9e"
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -310,6 +314,7 @@ def test_a_setting_in_use_changes_the_fingerprint_and_one_out_of_use_does_not() 
         {"activity": "actions"},
         {"tasks": CONTENT["tasks"][::-1]},
         {"tasks": CONTENT["tasks"][:2]},
+        {"tasks": [*CONTENT["tasks"][:2], {**CONTENT["tasks"][2], "nullable": True}]},
         {"features": CONTENT["features"][::-1]},
         {"features": CONTENT["features"][1:]},
         {"domains": dict(reversed(CONTENT["domains"].items()))},

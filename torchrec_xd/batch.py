@@ -48,7 +48,7 @@ class Batch(Pipelineable):
     """Vectors, float32, side by side in schema order, each `Feature.width` wide; 0 where the domain lacks the column or
     the value is null, but for a null's indicator."""
     label_BT: Tensor
-    """Labels, float32, in task order; NaN where the task is another domain's."""
+    """Labels, float32, in task order; NaN where the task is another domain's, or nullable and the label null."""
     weight_B: Tensor
     """Row weights, float32; 1 unless the schema names a column."""
     user_B: Tensor
@@ -59,6 +59,8 @@ class Batch(Pipelineable):
     """Cumulative rows by domain, len(domains) + 1 entries from 0 to B."""
     position: LoaderState
     """How far the loader had read with this batch."""
+    labelled_T: Tensor | None = None
+    """Rows that have each label, in the mean over the ranks' batches; None: this batch alone counts."""
 
     def __len__(self) -> int:
         return self.offsets[-1]
@@ -85,6 +87,10 @@ class Batch(Pipelineable):
             extra_BK=self.extra_BK.new_zeros(1, self.extra_BK.shape[1]),
             offsets=(0, *[1] * (len(self.offsets) - 1)),
         )
+
+    def labelled(self) -> Tensor:
+        """Rows of this batch that have each label, float32 `[T]`."""
+        return (~self.label_BT.isnan()).sum(0, dtype=torch.float32)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """The batch with what models read on another device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,8 +20,9 @@ Split = Literal["train", "valid", "test"]
 Paths = str | tuple[str, ...]
 MAX_LENGTH = 2**20
 """Ids of a sequence, numbers of a vector."""
-_LATER_SETTINGS = ("indicator",)
-"""Settings of features that fingerprints did not know at first: left out where not used, so that old ones hold."""
+_LATER: dict[str, object] = {"nullable": False, "indicator": False}
+"""Keys of tasks and features that came after the first checkpoints, with their defaults, at which they mean nothing
+new."""
 
 
 class Domain(Settings):
@@ -48,6 +50,9 @@ class Task(Settings):
     """Column of the label, 0 or 1; no dot or @ in its name."""
     domain: str
     """Domain whose rows have it."""
+    nullable: bool = False
+    """Whether rows may lack it (null): a conversion that is known for clicked rows only. Such rows count neither in the
+    task's loss, which is then the mean over the batch's rows that have the label, nor in its metrics."""
 
     @property
     def name(self) -> str:
@@ -308,13 +313,13 @@ class Schema(Settings):
 
     def fingerprint(self) -> str:
         """Hash of what the columns mean (not of where the files lie): checkpoints carry it."""
-        unused = {
-            i: {name for name in _LATER_SETTINGS if getattr(feature, name) == Feature.model_fields[name].default}
-            for i, feature in enumerate(self.features)
-        }
-        files = {"__all__": {"train", "valid", "test"}}
-        meaning = self.model_dump_json(exclude={"root": True, "domains": files, "features": unused})
-        return hashlib.sha256(meaning.encode()).hexdigest()[:16]
+        meaning = self.model_dump(exclude={"root": True, "domains": {"__all__": {"train", "valid", "test"}}})
+        for part in (*meaning["tasks"], *meaning["features"]):
+            for key, default in _LATER.items():
+                if part.get(key, ...) == default:
+                    del part[key]
+        text = json.dumps(meaning, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_schema(path: str | Path) -> Schema:

@@ -33,11 +33,11 @@ STUDY = {
 }
 
 
-def write_study(folder, change=None, name="study"):
-    """The study and its configs; the feed is in `folder/feed`."""
+def write_study(folder, change=None, name="study", schema=None):
+    """The study and its configs; the feed is in `folder/feed`, its schema may be changed."""
     for config, content in CONFIGS.items():
         common = {
-            "schema": schema_at(folder / "feed"),
+            "schema": {**schema_at(folder / "feed"), **(schema or {})},
             "loader": {"batch_size": 128},
             "optimizer": {"tables": {"lr": 0.2}, "dense": {"lr": 0.01}},
         }

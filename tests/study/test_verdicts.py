@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import t as student
 
 from tests.study.conftest import write_study
+from tests.support.feeds import SCHEMA
 from torchrec_xd.evaluation.significance import holm, paired_bootstrap, spreads_needed
 from torchrec_xd.study import verdicts
 from torchrec_xd.study.cells import cells
@@ -26,9 +27,9 @@ def place(lab, tmp_path):
     return tmp_path
 
 
-def compared(place, change=None):
+def compared(place, change=None, schema=None):
     """Results of the models that start from no other."""
-    path = write_study(place, change)
+    path = write_study(place, change, schema=schema)
     study = select(load_study(path), models=["bottom"])
     found = study_results("study", study, cells(study, place, place / "out"))
     save_results({**found, "failed": {}, "tuned": None}, place / "results")
@@ -111,6 +112,23 @@ def test_rows_of_one_class_are_compared_by_log_loss_alone(place):
     found = compared(place)
     assert {line["metric"] for line in found["verdicts"]} == {"logloss"}
     assert "Δ log loss" in (place / "results.md").read_text()
+
+
+def test_rows_without_a_nullable_label_are_left_out_of_verdicts_and_slices(place):
+    """As if they were not in the files."""
+    nullable = {"tasks": [*SCHEMA["tasks"][:2], {"label": "click", "domain": "post", "nullable": True}]}
+    test = place / "feed" / "post" / "test.parquet"
+    known = np.arange(200) % 4 != 1
+    label = pq.read_table(test)["click"].to_numpy()
+    change_labels(place, [int(one) if there else None for one, there in zip(label, known, strict=True)])
+    found = compared(place, schema=nullable)
+    for path in (test, *place.rglob("scores.parquet")):
+        table = pq.read_table(path)
+        pq.write_table(table.filter(pa.array(known)), path)
+    fewer = compared(place)
+    assert found["verdicts"] == fewer["verdicts"]
+    assert found["slice_verdicts"] == fewer["slice_verdicts"]
+    assert found["slice_verdicts"]
 
 
 def test_warnings_name_the_models_they_hold_for(lab):

@@ -79,6 +79,7 @@ class Decoder:
         self._dense = tuple(feature for kind, feature in of_domain if kind == "dense")
         self._vectors = tuple(feature for kind, feature in of_domain if kind == "vector")
         self._labels = tuple(task.label if labels and task.domain == domain else None for task in schema.tasks)
+        self._nullable = tuple(task.nullable for task in schema.tasks)
         self._user, self._weight, self._extra = schema.user, schema.weight, tuple(extra)
         needed = [feature.column for feature in self._features]
         needed += [*(label for label in self._labels if label), self._user, *([self._weight] if self._weight else [])]
@@ -93,14 +94,14 @@ class Decoder:
         """Ids that were left out so far, by column (`hash: drop`)."""
         self.positives_T = np.zeros(len(self._labels))
         """Of every task, the positive rows that were read so far."""
-        self.rows = 0
-        """Rows that were read so far."""
+        self.labelled_T = np.zeros(len(self._labels), dtype=np.int64)
+        """Of every task, the rows with its label that were read so far."""
 
     def reset_counts(self) -> None:
         """Begin to count anew what is read."""
         self.dropped.clear()
         self.positives_T[:] = 0
-        self.rows = 0
+        self.labelled_T[:] = 0
 
     def check(self, file: str, found: pa.Schema) -> None:
         """Check the columns of a file.
@@ -136,7 +137,9 @@ class Decoder:
             elif feature.hash == "none":
                 assert feature.rows is not None
                 yield Limits(feature.column, 0, feature.rows - 1)
-        yield from (Limits(label, 0, 1, nulls=False) for label in self._labels if label)
+        for label, nullable in zip(self._labels, self._nullable, strict=True):
+            if label:
+                yield Limits(label, 0, 1, nulls=nullable)
         yield Limits(self._user, high=int(_INT64.max), nulls=False)
         if self._weight:
             yield Limits(self._weight, float(_FLOAT32.smallest_subnormal), float(_FLOAT32.max), nulls=False)
@@ -156,9 +159,9 @@ class Decoder:
         label_BT = np.full((count, len(self._labels)), np.nan, dtype=np.float32)
         for i, label in enumerate(self._labels):
             if label:
-                label_BT[:, i] = _label(batch.column(label), label, origin)
-                self.positives_T[i] += label_BT[:, i].sum()
-        self.rows += count
+                label_BT[:, i] = _label(batch.column(label), label, origin, nullable=self._nullable[i])
+                self.positives_T[i] += np.nansum(label_BT[:, i])
+                self.labelled_T[i] += np.count_nonzero(~np.isnan(label_BT[:, i]))
         extra_BK = np.full((count, len(self._extra)), -1, dtype=np.int64)
         for i, column in enumerate(self._extra):
             if column in batch.schema.names:
@@ -313,12 +316,18 @@ def _dense(array: pa.Array, column: str, origin: Origin) -> Floats:
     return values
 
 
-def _label(array: pa.Array, column: str, origin: Origin) -> Floats:
+def _label(array: pa.Array, column: str, origin: Origin, *, nullable: bool) -> Floats:
+    """0 or 1; NaN for null, where a label may be that."""
     values = _numbers(array, null=np.nan)
     valid = (values == 0) | (values == 1)
+    if nullable:
+        valid |= array.is_null().to_numpy(zero_copy_only=False)
     if not valid.all():
         row = int(np.argmin(valid))
-        raise origin.fault(column, row, array[row].as_py(), "is no label; labels are 0 or 1: correct or drop the row")
+        value, rule = array[row].as_py(), "is no label; labels are 0 or 1: correct or drop the row"
+        if value is None:
+            rule += ", or set 'nullable: true' for the task: then the row does not count in it"
+        raise origin.fault(column, row, value, rule)
     return values.astype(np.float32)
 
 

@@ -116,7 +116,7 @@ class Loader:
     def label_counts(self) -> dict[str, tuple[int, int]]:
         """Task to how many rows with its label were read so far, and how many of them were positive."""
         return {
-            task.name: (domain.decoder.rows, int(domain.decoder.positives_T[i]))
+            task.name: (int(domain.decoder.labelled_T[i]), int(domain.decoder.positives_T[i]))
             for i, task in enumerate(self.collate.schema.tasks)
             for name, domain in zip(self._names, self._domains, strict=True)
             if name == task.domain

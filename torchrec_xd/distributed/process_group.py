@@ -106,6 +106,12 @@ class Processes:
         """Whether the flag is set on any rank (a collective)."""
         return self.all_reduce_min(int(not flag)) == 0
 
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean over all ranks of a tensor on the device, without a gradient (a collective)."""
+        mean = values.detach() / self.size
+        dist.all_reduce(mean, group=self.group)
+        return mean
+
     def all_reduce_min(self, value: int) -> int:
         """The smallest value of all ranks (a collective)."""
         reduced = torch.tensor(value, device=self.device)

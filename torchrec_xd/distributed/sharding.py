@@ -39,6 +39,8 @@ def shard(
     Raises:
         UserError: tables that the plan replicates (data_parallel) and that have no optimizer for that.
     """
+    if processes.size > 1:
+        built.mean_over_ranks = processes.mean
     tables = table_initialisers(built)
     threads = min(processes.all_reduce_min(processes.threads), MOST_GROUPS) if processes.device.type == "cpu" else 1
     if threads > 1:

@@ -25,16 +25,19 @@ def findings(report: Report, *, probabilities: bool = True) -> list[str]:
 
 
 def training_findings(counts: Mapping[str, tuple[int, int]]) -> list[str]:
-    """A line for every task whose training rows are of one class.
+    """A line for every task whose training rows are of one class, or have no label.
 
     Args:
-        counts: task to rows and positive rows that were read.
+        counts: task to rows with its label and positive rows that were read, not one of them where none was read.
     """
+    read = any(rows for rows, _ in counts.values())  # not so where a finished run was resumed
     kinds = {name: "positive" if positives else "negative" for name, (rows, positives) in counts.items()}
     return [
         f"task {name}: all {rows:,} training rows that were read are {kinds[name]}: there is nothing to tell apart"
+        if rows
+        else f"task {name}: no training row that was read has its label: it learnt nothing"
         for name, (rows, positives) in counts.items()
-        if rows and positives in (0, rows)
+        if read and positives in (0, rows)
     ]
 
 

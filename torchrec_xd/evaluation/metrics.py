@@ -184,7 +184,8 @@ class Evaluation:
         task = next(i for i, task in enumerate(self._schema.tasks) if task.name == name)
         domain = list(self._schema.domains).index(self._schema.tasks[task].domain)
         parts = [chunk.rows_of(domain, column, task) for chunk in self._chunks]
-        return _Rows(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
+        rows = _Rows(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
+        return rows.take(~np.isnan(rows.label)) if self._schema.tasks[task].nullable else rows
 
     def slices(self, extra_RK: Array, ranks: Collectives | None = None) -> dict[str, Slice]:
         """`activity` or column to its slice, for rows of this process or of all `ranks` (a collective).

@@ -20,9 +20,9 @@ from torchrec_xd.diagnostics.diagnostic import Diagnostic
 from torchrec_xd.diagnostics.transfer import TransferByScene, TransferProbabilities
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
 from torchrec_xd.errors import UserError
-from torchrec_xd.losses import absolute_error_sum, bce_sum, probability_bce_sum
+from torchrec_xd.losses import absolute_error_sum, probability_bce_sum
 from torchrec_xd.models.blocks import NetSettings, RowVectors, Widths
-from torchrec_xd.models.model import Model
+from torchrec_xd.models.model import Model, task_cross_entropy
 from torchrec_xd.models.spec import DiagnosedRun, ModelSpec
 from torchrec_xd.modules.ipn import InterestPredictionNetwork
 from torchrec_xd.modules.rows import by_domain, concat
@@ -135,11 +135,11 @@ class ExitLoss:
         """The parts of the loss; monitors are the mean transfer probabilities."""
         settings, rows = self.settings, task_rows(self.schema, batch)
         logit, score = predictions.logit, predictions.score
-        names = [task.name for task in self.schema.tasks]
-        label = {task: batch.label_BT[rows[task], names.index(task)] for task in settings.tasks()}
+        tasks = {task.name: (task, i) for i, task in enumerate(self.schema.tasks)}
+        label = {name: batch.label_BT[rows[name], i] for name, (_, i) in tasks.items()}
         weight_B = batch.weight_B[rows[settings.target]]
         parts = {
-            f"bce/{task}": bce_sum(values, label[task], batch.weight_B[rows[task]])
+            f"bce/{task}": task_cross_entropy(*tasks[task], values, batch, rows[task])
             * (settings.target_weight if task == settings.target else settings.source_weight)
             for task, values in logit.items()
         }
@@ -200,6 +200,12 @@ def _check_tasks(schema: Schema, settings: ExitSettings) -> None:
                 )
         if source.own is not None and domain_of[source.own] == target:
             raise UserError(f"model.sources.{name}.own: '{source.own}' lies in '{target}', not in a source domain")
+    for label in schema.tasks:
+        if label.nullable and label.domain == target:
+            raise UserError(
+                f"model 'exit' adds all labels of a row in '{target}' up to its interest combination label, which is "
+                f"unknown where one is missing: '{label.name}' cannot be nullable; leave such rows out of the files"
+            )
 
 
 def _diagnostics(run: DiagnosedRun) -> list[Diagnostic]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,20 +89,25 @@ class Rows:
     weight: Array
     slices: dict[str, Slice]
     """By column."""
+    file_user: Array
+    """Of all test rows, [F]."""
+    in_file: Array
+    """Which of them these rows are: those that have the label, bool [F]."""
 
     def take(self, index: Array) -> Rows:
         """Some of the rows, without their slices."""
-        return Rows(self.user[index], self.label[index], self.weight[index], {})
+        return replace(self, user=self.user[index], label=self.label[index], weight=self.weight[index], slices={})
 
 
 def task_rows(schema: Schema, task: str, metrics: MetricSettings | None = None) -> Rows:
-    """The test rows of a task, in the order of their files, with the slices that metrics are given by."""
+    """The test rows that have a task's label, in the order of their files, with the slices of its metrics."""
     own = _only(schema, task)
     evaluation = Evaluation(own, metrics or MetricSettings())
     batches = open_test_rows(schema, task, evaluation.extra).batches()
     columns = ([b.user_B, b.label_BT[:, 0], b.weight_B, b.extra_BK] for b in batches)
-    user, label, weight, extra_RK = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    return Rows(user, label, weight, evaluation.slices(extra_RK))
+    user, label, weight, extra_FK = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    known = ~np.isnan(label)
+    return Rows(user[known], label[known], weight[known], evaluation.slices(extra_FK[known]), user, known)
 
 
 def open_test_rows(schema: Schema, task: str, extra: tuple[str, ...] = ()) -> Loader:

@@ -66,7 +66,9 @@ def verdicts(study: Study, cells: Sequence[Scored]) -> Verdicts:
     assert task is not None
     rows = task_rows(schema, task, None if like is None else like.config.metrics)
     named = {cell.name: cell for pair in pairs.values() for both in pair for cell in both}
-    scores = {name: read_scores(cell.scores, schema, task, rows.user) for name, cell in named.items()}
+    scores = {
+        name: read_scores(cell.scores, schema, task, rows.file_user)[rows.in_file] for name, cell in named.items()
+    }
     whole = _decided(_lines(study, rows, scores, pairs, study.samples))
     slices: list[Line] = []
     for column, (value_R, groups) in rows.slices.items():
