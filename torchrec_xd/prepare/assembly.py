@@ -125,7 +125,9 @@ class Assembler:
 
     def _lists(self, rows: Table, feature: RecipeFeature) -> Table:
         """`_row` and `i_FEATURE`: lists of embedding rows; a bag in their order, a sequence in its own."""
-        own = rows.select("_row", value=values_of(rows, feature)).unnest("value", offset="place", keep_empty=False)
+        own = rows.select("_row", value=values_of(self.tables, rows, feature)).unnest(
+            "value", offset="place", keep_empty=False
+        )
         own = self._words(own.filter(own.value.notnull()), "value", feature)
         name = f"i_{feature.column}"
         if feature.kind == "bag":
@@ -173,7 +175,7 @@ class Assembler:
         raw = rows[f"t_{name}" if feature.total else f"v_{name}"]
         edges = edges_of(feature, self.encoders)
         if edges is None:
-            return {name: values_of(rows, feature) if feature.separator else raw}
+            return {name: values_of(self.tables, rows, feature) if feature.separator else raw}
         return {name: bucket(raw, edges)}
 
     def _calendar(self, rows: Table, feature: RecipeFeature) -> Value:

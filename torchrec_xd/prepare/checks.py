@@ -149,7 +149,7 @@ class RowCounts:
     """Latest time."""
 
 
-def check_types(file: RecipeFile, name: str, rows: Table) -> None:
+def check_types(tables: Tables, file: RecipeFile, name: str, rows: Table) -> None:
     """Refuse values whose type their feature cannot use, before they are read.
 
     Raises:
@@ -158,7 +158,7 @@ def check_types(file: RecipeFile, name: str, rows: Table) -> None:
     for feature in features_of(file.recipe, name):
         if not is_read(feature):
             continue
-        kind = values_of(rows, feature).type()
+        kind = values_of(tables, rows, feature).type()
         inner = kind.value_type if kind.is_array() else kind
         lists = feature.kind in ("bag", "sequence", "vector")
         key = inner.is_integer() or inner.is_string() or inner.is_boolean()

@@ -97,7 +97,7 @@ class Preparation:
         with self.stages.stage(f"rows/{name}") as folder:
             if folder is not None:
                 rows = domain_rows(self.tables, self.file, name, labels=self.labels)
-                check_types(self.file, name, rows)
+                check_types(self.tables, self.file, name, rows)
                 self.tables.write(self._placed(rows), folder, by=["_bucket"], numbered=self.buckets)
                 self.stages.progress(f"{name}: rows read")
         return self.tables.parquet(self.stages.folder / "rows" / name)

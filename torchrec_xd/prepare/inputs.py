@@ -83,7 +83,7 @@ def _first_line(error: Exception) -> str:
 def _open(tables: Tables, file: RecipeFile, name: str, given: Input) -> list[str]:
     key = ("inputs", name)
     locations = (given.path,) if isinstance(given.path, str) else given.path
-    kind = given.format or format_of(locations[0])
+    kind = given.format or format_of(locations[0]) or _format_in(Path(join(file.recipe.root, locations[0])))
     if kind is None:
         raise file.fault(key, f"what is {locations[0]}? Name its 'format', one of: {', '.join(get_args(Format))}")
     try:
@@ -100,6 +100,16 @@ def _open(tables: Tables, file: RecipeFile, name: str, given: Input) -> list[str
     except (UserError, duckdb.Error, *tables.faults) as error:
         raise file.fault(key, _first_line(error)) from None
     return paths
+
+
+def _format_in(folder: Path) -> Format | None:
+    """What a folder holds: a table of a lake, or files of one format."""
+    if (folder / "_delta_log").is_dir():
+        return "delta"
+    if (folder / "metadata").is_dir():
+        return "iceberg"
+    kinds = {format_of(path.name) for path in folder.rglob("*") if path.is_file()} if folder.is_dir() else set()
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def _files(kind: Format, locations: Sequence[str], root: str) -> list[str]:

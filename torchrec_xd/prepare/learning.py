@@ -34,11 +34,11 @@ def way_of(feature: RecipeFeature) -> str:
     return given[0] if given else "calendar" if feature.calendar else "vocabulary"
 
 
-def values_of(rows: Table, feature: RecipeFeature) -> Value:
+def values_of(tables: Tables, rows: Table, feature: RecipeFeature) -> Value:
     """The values of a feature in the rows of a domain: a list for bags and sequences."""
     value = rows[f"v_{feature.column}"]
     if feature.separator is not None:
-        value = value.split(feature.separator).filter(lambda each: each != "")
+        value = tables.split(value, feature.separator)
     return value
 
 
@@ -67,7 +67,7 @@ def learn_vocabulary(
         for domain, own in rows.items():
             if feature.history is None and feature in features_of(file.recipe, domain):
                 train = own.filter(own._split == 0)
-                seen.append(_values(train, values_of(train, feature)))
+                seen.append(_values(train, values_of(tables, train, feature)))
     for feature in features if not seen else ():
         assert feature.history is not None
         past = events[feature.history.events]

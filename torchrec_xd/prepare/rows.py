@@ -121,7 +121,10 @@ def select(
             raise file.fault(place, f"'{source}' has no column '{missing[0]}'; columns are: {', '.join(there)}")
         parts.append(f"{expression.sql(dialect='duckdb')} AS {quoted(alias)}")
     try:
-        return tables.view(name, f"SELECT {', '.join(parts)} FROM {quoted(source)}")
+        found = tables.view(name, f"SELECT {', '.join(parts)} FROM {quoted(source)}")
+        whole = [column for column, kind in found.schema().items() if kind.is_decimal() and kind.scale == 0]
+        # what Spark takes unsigned 64-bit integers for
+        return found.mutate(**{column: found[column].cast("int64") for column in whole})
     except tables.faults as fault:
         for sql, place in given.values():
             _try(tables, file, place, f"SELECT {sql} FROM {quoted(source)}")
@@ -166,11 +169,11 @@ def moment(tables: Tables, file: RecipeFile, rows: Table, unit: TimeUnit | None,
     if unit is not None:
         raise file.fault((*key[:-1], "time_unit"), f"belongs to times that are numbers; this column is {kind}")
     if kind.is_date() or kind.is_timestamp():
-        zoned = kind.is_timestamp() and kind.timezone is not None and tables.spark is None
+        zoned = kind.is_timestamp() and kind.timezone is not None
         moments = when if zoned else when.cast("timestamp")
         if not zoned and file.recipe.time_zone != "UTC":
             moments = tables.of_zone(moments, file.recipe.time_zone)
-        return tables.micros(moments.cast("timestamp"))
+        return tables.micros(moments)
     raise file.fault(
         key,
         f"times are timestamps, dates or numbers; this column is {kind}: parse it in a view, for example "

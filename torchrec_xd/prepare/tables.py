@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -125,11 +126,18 @@ class Tables:
 
     def micros(self, column: Value) -> IntegerValue:
         """Microseconds since 1970 of a timestamp."""
-        return _unix_micros(column) if self.spark is not None else _epoch_us(column)
+        if self.spark is not None:
+            return _unix_micros(column.cast("timestamp('UTC')"))
+        return _epoch_us(column.cast("timestamp"))
+
+    def split(self, value: StringValue, separator: str) -> Value:
+        """The parts of a text, empty ones left out."""
+        parts = value.split(re.escape(separator) if self.spark is not None else separator)  # Spark takes a pattern
+        return parts.filter(lambda each: each != "")
 
     def of_zone(self, moment: Value, zone: str) -> Value:
         """The instant of a timestamp that was written by the clocks of a zone."""
-        return _to_utc(moment, zone) if self.spark is not None else _of_zone(zone, moment)
+        return _to_utc(moment.cast("timestamp('UTC')"), zone) if self.spark is not None else _of_zone(zone, moment)
 
     def clock(self, micros: IntegerValue, zone: str) -> TimestampValue:
         """The timestamp that clocks of a zone show, microseconds after 1970 in UTC."""
@@ -161,13 +169,13 @@ def _builtin(name: str, arguments: tuple[str, ...], result: str) -> Any:
 
 
 _epoch_us = _builtin("epoch_us", ("timestamp",), "int64")
-_unix_micros = _builtin("unix_micros", ("timestamp",), "int64")
+_unix_micros = _builtin("unix_micros", ("timestamp('UTC')",), "int64")
 _make_timestamp = _builtin("make_timestamp", ("int64",), "timestamp")
-_timestamp_micros = _builtin("timestamp_micros", ("int64",), "timestamp")
+_timestamp_micros = _builtin("timestamp_micros", ("int64",), "timestamp('UTC')")
 _in_zone = _builtin("timezone", ("string", "timestamp('UTC')"), "timestamp")
 _of_zone = _builtin("timezone", ("string", "timestamp"), "timestamp('UTC')")
-_from_utc = _builtin("from_utc_timestamp", ("timestamp", "string"), "timestamp")
-_to_utc = _builtin("to_utc_timestamp", ("timestamp", "string"), "timestamp")
+_from_utc = _builtin("from_utc_timestamp", ("timestamp('UTC')", "string"), "timestamp('UTC')")
+_to_utc = _builtin("to_utc_timestamp", ("timestamp('UTC')", "string"), "timestamp('UTC')")
 _conv = _builtin("conv", ("string", "int64", "int64"), "string")
 
 
