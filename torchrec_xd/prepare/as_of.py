@@ -11,12 +11,13 @@ match nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ibis
 import ibis.expr.datatypes as dt
+from ibis import _
 from ibis.expr.types import Table, Value
 
 from torchrec_xd.prepare.recipe import TotalKind
@@ -29,7 +30,7 @@ between engines and numbers of threads."""
 _BEFORE_ALL = -(2**61)
 _INT64 = dt.int64(nullable=False)
 """Ibis takes DuckDB's 128-bit sums for int64 and leaves out a cast to it, but not one to this type."""
-_ZERO, _NULL = ibis.literal(0, "int64"), ibis.null("int64")
+_ZERO, _ONE, _NULL = ibis.literal(0, "int64"), ibis.literal(1, "int64"), ibis.null("int64")
 
 
 @dataclass(frozen=True)
@@ -55,30 +56,23 @@ def totals_as_of(rows: Table, events: Table, by: Sequence[str], totals: Mapping[
         float64. Where nothing was, `count` and `sum` are 0, `share` and `days_since` are null.
     """
     events = _known(events, by)
-    steps = {(name, part): step for name, total in totals.items() for part, step in _steps(events, total).items()}
-    layers = [_layer(rows, rows, events, by, {_column(key): _nothing(key) for key in steps})]
-    for days in dict.fromkeys([None, *(total.days for total in totals.values())]):
-        # An event enters the sums when it happens, and leaves those of a window when that is over.
-        changes = {
-            _column(key): _nothing(key)
-            if days is not None and (totals[key[0]].days != days or key[1] == "last")
-            else step
-            if days is None
-            else -step
-            for key, step in steps.items()
-        }
-        layers.append(_layer(events, rows, events, by, changes, later=_micros(days or 0)))
+    conditions = [total.where for total in totals.values() if total.where is not None]
+    if len(conditions) == len(totals):
+        events = events.filter(ibis.or_(*(events[condition] for condition in conditions)))
+    parts = {name: _parts(events, total) for name, total in totals.items()}
+    steps = {_step(name, part): step for name, found in parts.items() for part, step in found.items()}
+    nothing = {step: _NULL if step.startswith("last") else _ZERO for step in steps}
+    layers = [_layer(rows, rows, events, by, nothing), _layer(events, rows, events, by, steps)]
+    for days in sorted({total.days for total in totals.values() if total.days is not None}):
+        # Events leave the sums of a window when it is over.
+        ending = [_step(name, part) for name in totals if totals[name].days == days for part in parts[name]]
+        leaving = {step: -steps[step] for step in ending if not step.startswith("last")}
+        if leaving:
+            layers.append(_layer(events, rows, events, by, nothing | leaving, later=_micros(days)))
     line = ibis.union(*layers)
-    past = _so_far(by, [])
-    known = line.select(
-        "_row",
-        "_order",
-        **{
-            column: (line[column].max() if column.startswith("last_") else line[column].sum()).over(past)
-            for column in map(_column, steps)
-        },
-    )
-    known = known.filter(known._row.notnull())
+    reached = {step: line[step].max() if step.startswith("last") else line[step].sum() for step in steps}
+    line = line.select("_row", "_order", **{step: value.over(_so_far(by)) for step, value in reached.items()})
+    known = line.filter(line._row.notnull())
     return known.select("_row", **{name: _total(known, events, name, total) for name, total in totals.items()})
 
 
@@ -93,7 +87,7 @@ def history_as_of(
         by: columns that rows and events share.
         length: events at most.
         columns: columns of events; null entries are kept.
-        order: columns that order the events of an instant; after them `columns` do, so that it is never left to chance.
+        order: columns that order the events of an instant; after them `columns` do, so that nothing is left to chance.
 
     Returns:
         `_row` and a list for each of `columns`, oldest first, in any order of rows; empty where nothing was.
@@ -104,22 +98,23 @@ def history_as_of(
     values = {name: events[column] for column, name in names.items()}
     line = ibis.union(
         _layer(rows, rows, events, by, {"_event": _NULL, **nothing}),
-        _layer(events, rows, events, by, {"_event": ibis.literal(1, "int64"), **values}),
+        _layer(events, rows, events, by, {"_event": _ONE, **values}),
     )
-    line = line.mutate(_count=line._event.count().over(_so_far(by, list(names.values()))))
+    # A count of what is not null: with a condition, DuckDB would count from the beginning for every row.
+    line = line.mutate(_count=line._event.count().over(_so_far(by, names.values())))
     line = line.mutate(_chunk=(line._count - 1) // length)
 
     # Every `length` events of a key are a chunk: the last ones before a row are in its chunk and the chunk before.
-    entry = ibis.struct({"place": line._count, **{column: line[name] for column, name in names.items()}})
     keys = [*_keys(by), "_chunk"]
-    chunks = line.filter(line._event.notnull()).group_by(keys).agg(_entries=entry.collect().sort())
+    entry = ibis.struct({"_count": _._count, **{column: _[names[column]] for column in columns}})
+    chunks = line.filter(_._row.isnull()).group_by(keys).agg(_entries=entry.collect().sort())
     before = chunks._entries.lag().over(ibis.window(group_by=_keys(by), order_by="_chunk"))
     chunks = chunks.mutate(_entries=before.fill_null(_empty(before)).concat(chunks._entries))
-    chunks = chunks.select(*keys, **{c: chunks._entries.map(lambda e, c=c: e[c]) for c in columns})
-    found = line.filter(line._row.notnull()).select("_row", "_count", *keys).left_join(chunks, keys)
-    stop = found._count - (found._chunk - 1).clip(lower=0) * length
-    start = (stop - length).clip(lower=0)
-    return found.select("_row", **{c: found[c][start:stop].fill_null(_empty(found[c])) for c in columns})
+    chunks = chunks.select(*keys, **{column: chunks._entries.map(_[column]) for column in columns})
+    found = line.filter(_._row.notnull()).select("_row", "_count", *keys).left_join(chunks, keys)
+    stop = found._count - ibis.greatest(found._chunk - 1, 0) * length
+    start = ibis.greatest(stop - length, 0)
+    return found.select("_row", **{name: found[name][start:stop].fill_null(_empty(found[name])) for name in columns})
 
 
 def _known(events: Table, by: Sequence[str]) -> Table:
@@ -133,65 +128,62 @@ def _keys(by: Sequence[str]) -> list[str]:
 def _layer(
     table: Table, rows: Table, events: Table, by: Sequence[str], columns: Mapping[str, Value], later: int = 0
 ) -> Table:
-    """One part of the line of time: all rows, or all events, `later` microseconds after they happened."""
+    """A part of the line of time: all rows, or all events, so many microseconds after they happened."""
     types = [dt.highest_precedence([rows[key].type(), events[key].type()]).copy(nullable=True) for key in by]
     keys = {name: table[key].cast(kind) for name, key, kind in zip(_keys(by), by, types, strict=True)}
-    row, order = (
-        (table._row, table._time.fill_null(_BEFORE_ALL) * 2)
-        if table is rows
-        else (_NULL, (table._time + later) * 2 + 1)
-    )
-    return table.select(_row=row, _order=order, **keys, **columns)
+    moment = table._time.cast("int64")
+    if table is rows:
+        row = table._row.cast(dt.int64)
+        return table.select(_row=row, _order=moment.fill_null(_BEFORE_ALL) * 2, **keys, **columns)
+    return table.select(_row=_NULL, _order=(moment + later) * 2 + 1, **keys, **columns)
 
 
-def _so_far(by: Sequence[str], ties: Sequence[str]) -> Any:
+def _so_far(by: Sequence[str], ties: Iterable[str] = ()) -> Any:
     return ibis.window(group_by=_keys(by), order_by=["_order", *ties], preceding=None, following=0)
 
 
-def _steps(events: Table, total: PastTotal) -> dict[str, Value]:
-    """What an event adds to each running total that `total` is made of; `last` is a moment."""
+def _step(name: str, part: str) -> str:
+    return f"{part}_{name}"
+
+
+def _parts(events: Table, total: PastTotal) -> dict[str, Value]:
+    """What an event adds to each running total that `total` is made of; `last` is its place in the order."""
     chosen = events[total.where] if total.where is not None else ibis.literal(True)
     if total.what == "days_since":
         return {"last": chosen.ifelse(events._time * 2 + 1, _NULL)}
     if total.what == "count":
-        return {"count": chosen.ifelse(1, 0).cast("int64")}
-    number = _whole(events[total.value])
+        return {"count": chosen.ifelse(_ONE, _ZERO)}
+    value = events[total.value]
+    if _is_whole(value):
+        number = value.cast("int64")
+    else:
+        value = value.cast("float64")
+        number = value.isnan().ifelse(ibis.null("float64"), value * MILLIONTHS + 0.5).floor()
     known = chosen & number.notnull()
-    steps = {"sum": known.ifelse(number, 0), "count": known.ifelse(1, 0).cast("int64")}
-    return steps if total.what == "share" else {"sum": steps["sum"]}
-
-
-def _whole(value: Value) -> Value:
-    if value.type().is_boolean() or value.type().is_integer():
-        return value.cast("int64")
-    number = value.cast("float64")
-    return number.isnan().ifelse(ibis.null("float64"), number * MILLIONTHS + 0.5).floor()
+    parts = {"sum": known.ifelse(number, _ZERO), "count": known.ifelse(_ONE, _ZERO)}
+    return parts if total.what == "share" else {"sum": parts["sum"]}
 
 
 def _total(known: Table, events: Table, name: str, total: PastTotal) -> Value:
+    """A total of its parts."""
     if total.what == "days_since":
-        ago = known._order + 1 - known[_column((name, "last"))]
+        ago = known._order + 1 - known[_step(name, "last")]
         days = ago / (2 * DAY)
         return days if total.days is None else (ago <= 2 * _micros(total.days)).ifelse(days, ibis.null("float64"))
     if total.what == "count":
-        return known[_column((name, "count"))].cast(_INT64)
-    kind = events[total.value].type()
-    amount = known[_column((name, "sum"))].cast(_INT64)
-    if not (kind.is_boolean() or kind.is_integer()):
+        return known[_step(name, "count")].cast(_INT64)
+    amount = known[_step(name, "sum")].cast(_INT64)
+    if not _is_whole(events[total.value]):
         amount = amount / MILLIONTHS
-    return amount / known[_column((name, "count"))].cast(_INT64).nullif(0) if total.what == "share" else amount
+    return amount / known[_step(name, "count")].cast(_INT64).nullif(0) if total.what == "share" else amount
+
+
+def _is_whole(value: Value) -> bool:
+    return bool(value.type().is_boolean() or value.type().is_integer())
 
 
 def _micros(days: float) -> int:
-    return round(days * DAY)
-
-
-def _nothing(key: tuple[str, str]) -> Value:
-    return _NULL if key[1] == "last" else _ZERO
-
-
-def _column(key: tuple[str, str]) -> str:
-    return f"{key[1]}_{key[0]}"
+    return max(1, round(days * DAY))
 
 
 def _empty(lists: Value) -> Value:

@@ -56,8 +56,8 @@ def connect(settings: EngineSettings, spill: Path) -> Any:
             f"DuckDB cannot start with memory_limit_gb: {settings.memory_limit_gb} and threads: {settings.threads}; "
             f"the defaults are 2.0 and null ({error})"
         ) from None
-    connection.raw_sql("SET lambda_syntax = 'ENABLE_SINGLE_ARROW'")  # what Ibis writes
     connection.raw_sql("SET enable_progress_bar = false")  # it would draw over our own lines
+    connection.raw_sql("SET lambda_syntax = 'ENABLE_SINGLE_ARROW'")  # DuckDB 2 refuses `x -> …`, which Ibis 12 writes
     return connection
 
 
