@@ -13,7 +13,7 @@ from torchrec_xd.prepare.as_of import PastTotal, history_as_of, totals_as_of
 from torchrec_xd.prepare.encoders import Encoders, NumberEncoder
 from torchrec_xd.prepare.learning import standardised, table_of, values_of, way_of
 from torchrec_xd.prepare.recipe import Recipe, RecipeFeature
-from torchrec_xd.prepare.rows import features_of, is_read, is_sortable
+from torchrec_xd.prepare.rows import features_of, is_read
 from torchrec_xd.prepare.tables import Tables
 
 CALENDAR_ROWS = {"hour": 25, "weekday": 8, "day": 32, "month": 13, "hour_of_week": 169}
@@ -87,8 +87,10 @@ class Assembler:
     encoders: Encoders
     words: Mapping[str, Table]
 
-    def __call__(self, domain: str, rows: Table, events: Callable[[str], Table], known: list[Table]) -> Table:
-        """The columns that are written, and `_row`, `_split`, `_order` and others that begin with `_`.
+    def __call__(
+        self, domain: str, rows: Table, events: Callable[[str], Table], known: list[Table]
+    ) -> tuple[Table, dict[str, Value]]:
+        """The rows with all that features are made of, and the features that are written, as expressions over them.
 
         Args:
             domain: of the rows.
@@ -106,15 +108,15 @@ class Assembler:
         for feature in own:
             if is_read(feature) and feature.kind in ("bag", "sequence") and way_of(feature) == "vocabulary":
                 joined.append(self._lists(rows, feature))
-        for table in joined:
-            rows = rows.left_join(table, "_row").drop("_row_right")
+        for number, table in enumerate(joined):  # computed one by one: DuckDB plans all in one badly
+            rows = rows.left_join(self.tables.temporary(f"_joined_{number}", table), "_row").drop("_row_right")
         for feature in own:
             if feature.kind == "id" and is_read(feature) and way_of(feature) == "vocabulary":
                 rows = self._words(rows, f"v_{feature.column}", feature)
         columns: dict[str, Value] = {}
         for feature in own:
             columns |= self._columns(rows, feature)
-        return rows.mutate(**{f"f_{name}": value for name, value in columns.items()})
+        return rows, columns
 
     def _words(self, rows: Table, column: str, feature: RecipeFeature) -> Table:
         """`rows` with `i_FEATURE`: the embedding row of a value, 0 for what the vocabulary lacks."""
@@ -195,9 +197,3 @@ def bucket(value: Value, edges: tuple[float, ...]) -> Value:
     """Row 0 for null, else 1 + the number of `edges` (ascending) that the value has reached."""
     reached = [(value >= edge, place + 2) for place, edge in enumerate(edges)]
     return ibis.cases((value.isnull(), 0), *reversed(reached), else_=1).cast("int32")
-
-
-def order_of(rows: Table) -> list[Value]:
-    """Columns that order the rows of a file: a hash, then whatever tells rows apart."""
-    names = sorted(name for name in rows.columns if name.startswith(("l_", "k_", "b_", "v_")))
-    return [rows._order, rows._user, rows._time, *(rows[name] for name in names if is_sortable(rows[name]))]

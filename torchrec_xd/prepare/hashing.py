@@ -15,6 +15,18 @@ def stable_hash(table: Table, columns: list[str], seed: int) -> IntegerValue:
     return hash_of([table[column] for column in columns], seed)
 
 
+def mix_of(values: Sequence[IntegerValue]) -> IntegerValue:
+    """A cheap mix in [0, 2**31 - 1) of many integers in [0, 2**62): each is multiplied and added.
+
+    The expression grows with the number of values; that of `hash_of` doubles with each, which is for few.
+    """
+    mixed, factor = ibis.literal(0, "int64"), 1
+    for value in values:
+        factor = factor * 48_271 % _PRIME
+        mixed = mixed + value.cast("int64") % _PRIME * factor % _PRIME
+    return mixed % _PRIME
+
+
 def hash_of(values: Sequence[IntegerValue], seed: int) -> IntegerValue:
     """The same of any integer expressions."""
     # Neighbouring seeds begin far apart: else one seed's hashes would be the next one's, shifted by one key.

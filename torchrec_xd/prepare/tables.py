@@ -97,14 +97,14 @@ class Tables:
         """Write rows as `folder/SPLIT/*.parquet`, by Spark's executors.
 
         Args:
-            table: with `_split`, `_bucket` and `_place`, which orders the rows of a bucket.
+            table: with `_split` and `_bucket`, and `_order` and `_tie`, which order the rows of a bucket.
             folder: a new folder.
             buckets: how many files a split has.
             splits: names by number.
         """
         frame = self.spark.sql(self.connection.compile(table)).repartition(buckets, "_bucket")
         scratch = folder.parent / f".{folder.name}"
-        frame = frame.sortWithinPartitions("_bucket", "_place").drop("_bucket", "_place")
+        frame = frame.sortWithinPartitions("_bucket", "_order", "_tie").drop("_bucket", "_order", "_tie")
         frame.write.option("compression", "zstd").partitionBy("_split").parquet(str(scratch))
         folder.mkdir(parents=True)
         for number, split in enumerate(splits):
@@ -113,7 +113,9 @@ class Tables:
         shutil.rmtree(scratch)
 
     def temporary(self, name: str, table: Table) -> Table:
-        """A table's rows, computed once; the last one of this name is gone. DuckDB."""
+        """A table's rows, computed once; the last one of this name is gone. Spark computes them when they are needed."""
+        if self.spark is not None:
+            return table
         self.connection.raw_sql(f"CREATE OR REPLACE TEMP TABLE {quoted(name)} AS {self.connection.compile(table)}")
         return self.connection.table(name)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ibis
-from ibis.expr.types import Table, Value
+from ibis.expr.types import IntegerValue, Table, Value
 
-from torchrec_xd.prepare.assembly import Assembler, order_of
+from torchrec_xd.prepare.assembly import Assembler
+from torchrec_xd.prepare.hashing import mix_of
 from torchrec_xd.prepare.recipe import Recipe
 from torchrec_xd.prepare.rows import SPLITS
 
@@ -40,29 +40,30 @@ def write_rows(run: Preparation, assemble: Assembler, domain: str, known: Sequen
     def rows_of(bucket: int | None) -> Table:
         events = cache(lambda name: part(folder / "events" / name, bucket))
         rows = part(folder / "rows" / domain, bucket)
-        return assemble(domain, rows, events, [part(place, bucket) for place in known])
+        rows, features = assemble(domain, rows, events, [part(place, bucket) for place in known])
+        columns = _columns(run, rows, domain) | features
+        return rows.select("_split", "_order", _tie=_tie(run, columns), _bucket=rows._row % run.buckets, **columns)
 
     if tables.spark is not None:
         rows = rows_of(None)
-        bucket_of = (rows._row % run.buckets).cast("int32")
-        place = ibis.struct({f"o{number:02d}": key for number, key in enumerate(order_of(rows))})
-        rows = rows.select("_split", _bucket=bucket_of, _place=place, **written(run, rows, domain))
         tables.write_splits(rows, out / domain, run.buckets, SPLITS)
         return
     for bucket in range(run.buckets):
         if not (folder / "rows" / domain / f"_bucket={bucket}").is_dir():
             continue
         rows = tables.temporary("_rows_of_bucket", rows_of(bucket))
-        columns = written(run, rows, domain)
         for number, split in enumerate(SPLITS):
-            path = out / domain / split / f"part-{bucket:05d}.parquet"
-            own = rows.filter(rows._split == number).order_by(order_of(rows))
-            tables.write_part(own.select(**columns), path)
+            own = (
+                rows.filter(rows._split == number)
+                .order_by("_order", "_tie")
+                .drop("_split", "_order", "_tie", "_bucket")
+            )
+            tables.write_part(own, out / domain / split / f"part-{bucket:05d}.parquet")
         run.stages.progress(f"{domain}: {bucket + 1} of {run.buckets} parts written")
 
 
-def written(run: Preparation, rows: Table, domain: str) -> dict[str, Value]:
-    """The columns of a file: user, time, labels, weight, what is kept, features."""
+def _columns(run: Preparation, rows: Table, domain: str) -> dict[str, Value]:
+    """The columns of a file that are no features: user, time, labels, weight, what is kept."""
     recipe = run.file.recipe
     own = recipe.domains[domain]
     user = rows._user if rows._user.type().is_string() else rows._user.cast("int64")
@@ -75,11 +76,13 @@ def written(run: Preparation, rows: Table, domain: str) -> dict[str, Value]:
         columns["weight"] = rows._weight.cast("float32")
     if recipe.cold_users:
         columns["cold"] = rows.cold
-    columns |= {name: rows[f"k_{name}"] for name in own.keep}
-    for name in rows.columns:
-        if name.startswith("f_"):
-            columns[name.removeprefix("f_")] = rows[name]
-    return columns
+    return columns | {name: rows[f"k_{name}"] for name in own.keep}
+
+
+def _tie(run: Preparation, columns: Mapping[str, Value]) -> IntegerValue:
+    """A hash of ids and labels: what orders the rows of a user and moment, alike on every engine."""
+    whole = [value for name, value in columns.items() if name != "user" and value.type().is_integer()]
+    return mix_of([run.tables.number(value) for value in whole])
 
 
 def is_weighted(recipe: Recipe) -> bool:
