@@ -1,7 +1,12 @@
 """Settings of all tests."""
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support.spark import spark_engine, standalone_cluster
+from torchrec_xd.prepare.engine import EngineSettings
 
 # How long an example takes says something about who else uses the machine, and nothing about the code.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -16,3 +21,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def fuzz_seeds(request: pytest.FixtureRequest) -> range:
     """The seeds of a fuzz test, one for each case; print a case's seed before it runs, so that a failure shows it."""
     return range(request.config.getoption("--fuzz-cases"))
+
+
+@pytest.fixture
+def local_spark() -> EngineSettings:
+    """Spark in this process, shared by all tests of it."""
+    return spark_engine("local[2]")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Spark cluster of one master and two workers; `spark_engine(cluster)` are the settings."""
+    spark_engine("none")
+    with standalone_cluster(tmp_path_factory.mktemp("cluster")) as address:
+        yield address
+        spark_engine("none")  # a session without its cluster would be of no use

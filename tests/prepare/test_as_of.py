@@ -2,6 +2,7 @@
 
 import math
 import time
+from random import Random
 
 import ibis
 import pyarrow as pa
@@ -11,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from torchrec_xd.prepare.as_of import DAY, PastTotal, history_as_of, totals_as_of
-from torchrec_xd.prepare.engine import EngineSettings, connect
+from torchrec_xd.prepare.engine import DuckDBSettings, EngineSettings, connect
 
 TOTALS = {
     "seen": PastTotal("count"),
@@ -40,7 +41,9 @@ EVENTS = pa.schema(
 
 moments = st.none() | st.integers(-3, 5).map(lambda half_days: half_days * DAY // 2)
 users = st.none() | st.integers(1, 3)
-cities = st.sampled_from([None, "Köln", "Bonn"])
+CITIES = [None, "Köln", "Bonn"]
+PRICES = [None, math.nan, 0.1, 0.2, -7.25, 1e9]
+cities = st.sampled_from(CITIES)
 rows = st.lists(st.tuples(moments, users, cities), max_size=12)
 events = st.lists(
     st.tuples(
@@ -48,7 +51,7 @@ events = st.lists(
         users,
         cities,
         st.none() | st.integers(-5, 5),
-        st.sampled_from([None, math.nan, 0.1, 0.2, -7.25, 1e9]),
+        st.sampled_from(PRICES),
         st.none() | st.booleans(),
         st.sampled_from([None, "", "a", "b"]),
     ),
@@ -58,11 +61,14 @@ events = st.lists(
 
 @pytest.fixture(scope="module")
 def duckdb(tmp_path_factory):
-    return connect(EngineSettings(threads=2), tmp_path_factory.mktemp("spill"))
+    return connect(EngineSettings(duckdb=DuckDBSettings(threads=2)), tmp_path_factory.mktemp("spill"))
 
 
 def table_of(connection, name, schema, columns):
     content = pa.table(columns, schema=schema)
+    if connection.name == "pyspark":
+        connection._session.createDataFrame(content).createOrReplaceTempView(name)
+        return connection.table(name)
     return connection.create_table(name, content, overwrite=True)
 
 
@@ -77,8 +83,9 @@ def event_table(connection, found):
 
 def answers(result):
     """Row number to the other columns."""
-    found = {row.pop("_row"): row for row in result.to_pyarrow().to_pylist()}
-    assert len(found) == result.count().to_pyarrow().as_py()
+    rows = sorted(result.to_pyarrow().to_pylist(), key=lambda row: row["_row"])
+    found = {row.pop("_row"): row for row in rows}
+    assert len(found) == len(rows)
     return found
 
 
@@ -151,6 +158,33 @@ def test_histories(duckdb, rows, events, by, length):
         last = sorted(before(row, events, by)[1], key=order_of)[-length:]
         assert found.pop(number) == {name: [event[name] for event in last] for name in ("item", "number")}
     assert not found
+
+
+def test_spark_computes_the_same(duckdb, local_spark, tmp_path):
+    random = Random(3)
+    rows = [
+        (random.choice([None, *range(0, 9 * DAY, DAY // 2)]), random.choice([None, 1, 2, 3]), random.choice(CITIES))
+        for _ in range(300)
+    ]
+    events = [
+        (
+            *(random.choice([None, *range(0, 9 * DAY, DAY // 2)]), random.choice([None, 1, 2]), random.choice(CITIES)),
+            *(random.choice([None, random.randrange(-9, 9)]), random.choice([*PRICES, random.uniform(-1e3, 1e3)])),
+            *(random.choice([None, True, False]), random.choice([None, "", "a", "ä", "B"])),
+        )
+        for _ in range(400)
+    ]
+    found = {}
+    for name, connection in (("duckdb", duckdb), ("spark", connect(local_spark, tmp_path))):
+        tables = row_table(connection, rows), event_table(connection, events)
+        found[name] = [
+            answers(totals_as_of(*tables, ["user", "city"], TOTALS)),
+            answers(history_as_of(*tables, ["user"], 7, ["item", "number", "price"], ["number"])),
+        ]
+    assert str(found["spark"]) == str(found["duckdb"])  # as text, since NaN is not NaN
+    assert len(found["spark"][0]) == 300
+    assert len({row["spent"] for row in found["spark"][0].values()}) > 20
+    assert {len(row["item"]) for row in found["spark"][1].values()} == set(range(8))
 
 
 def test_the_future_changes_nothing(duckdb):

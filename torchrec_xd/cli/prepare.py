@@ -32,7 +32,7 @@ def prepare(
     if name.endswith((".yaml", ".yml")):
         from torchrec_xd.prepare.api import prepare_recipe
 
-        given = [*(assign or []), *([f"engine.engine={engine}"] if engine else [])]
+        given = [*(assign or []), *([f"engine={engine}"] if engine else [])]
         replaced = dict(_pair(text) for text in inputs or [])
         folder = out or Path("data") / Path(name).stem
         made = prepare_recipe(Path(name), folder, show, assignments=given, encoders=encoders, inputs=replaced)

@@ -53,7 +53,7 @@ def prepare(
         progress(f"{out}: prepared before, from the same inputs with the same settings; reused")
         return old
     with manifest.replaced(out) as folder, engine_errors():
-        connection = connect(settings, spill=folder.parent / "spill")
+        connection = connect(settings.chosen(), spill=folder.parent / "spill")
         journey = load(connection, files)
         progress("raw data: read")
         data_set = DATA_SETS[name](journey, settings)

@@ -19,7 +19,7 @@ from torchrec_xd.datasets.interest_labels.report import label_counts, write_labe
 from torchrec_xd.datasets.interest_labels.tables import END, Column, Log, staged_types, write_labelled
 from torchrec_xd.datasets.pipeline.dataset import LabelReport
 from torchrec_xd.errors import UserError
-from torchrec_xd.prepare.engine import EngineSettings, connect, engine_errors
+from torchrec_xd.prepare.engine import DataSetEngineSettings, connect, engine_errors
 from torchrec_xd.prepare.manifest import replaced
 from torchrec_xd.settings import Settings
 
@@ -47,7 +47,7 @@ class ColumnSettings(Settings):
     """Of exposures alone: actions from this time on are unknown to the row's label (the end of its split)."""
 
 
-class LabelStepSettings(EngineSettings):
+class LabelStepSettings(DataSetEngineSettings):
     """Where the logs lie, what their columns mean, and how interests are labelled."""
 
     exposures: str
@@ -112,7 +112,7 @@ def label(settings: LabelStepSettings, out: Path, progress: Callable[[str], None
     types = staged_types(logs)
     with replaced(out) as folder, engine_errors(), _disk_errors(out):
         scratch, labels = folder.parent, folder.parent / "labels.parquet"
-        connection = connect(settings, spill=scratch / "spill")
+        connection = connect(settings.chosen(), spill=scratch / "spill")
         tables = []
         for place, log in enumerate(logs):
             if not log.stage(scratch / f"{place}.parquet", types) and not place:

@@ -1,0 +1,159 @@
+"""Sessions of Spark: in this process, on a cluster, quiet, and clear about what is missing."""
+
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+
+import ibis
+import pytest
+
+from tests.support.spark import spark_engine
+from torchrec_xd.errors import UserError
+from torchrec_xd.prepare import spark
+from torchrec_xd.prepare.engine import EngineSettings, connect, engine_errors
+
+SLOW = "SELECT count(*) FROM range(100000000000) WHERE id % 7 = sin(id)"
+
+
+def settings(**of_spark):
+    return EngineSettings.model_validate({"spark": of_spark})
+
+
+def value(connection, query):
+    return connection.sql(query).to_pyarrow().to_pylist()[0].popitem()[1]
+
+
+def test_spellings():
+    assert EngineSettings().engine == "duckdb"
+    assert EngineSettings().duckdb.memory_limit_gb == 2
+    for short in ("spark", {"spark": None}, {"spark": {}}):
+        assert EngineSettings.model_validate(short).spark == spark.SparkSettings()
+    chosen = settings(master="local[2]")
+    assert EngineSettings.model_validate(chosen.model_dump()) == chosen
+    with pytest.raises(ValueError, match="only one engine runs the queries"):
+        EngineSettings.model_validate({"spark": {}, "duckdb": {}})
+    with pytest.raises(ValueError, match="sparkle"):
+        EngineSettings.model_validate("sparkle")
+
+
+def test_a_local_session(local_spark, tmp_path):
+    connection = connect(local_spark, tmp_path)
+    assert value(connection, "SELECT sum(id) FROM range(10)") == 45
+    assert value(connection, "SELECT date_format(timestamp_micros(0), 'HH:mm')") == "00:00"
+    context = connection._session.sparkContext
+    assert context.uiWebUrl is None
+    assert context.getConf().get("spark.driver.host") == "127.0.0.1"
+    assert connect(local_spark, tmp_path)._session is connection._session
+
+
+def test_a_session_that_is_there_is_used_or_refused(local_spark, tmp_path):
+    session = connect(local_spark, tmp_path)._session
+    assert connect(EngineSettings.model_validate("spark"), tmp_path)._session is session
+    with pytest.raises(UserError, match=r"'local\[1\]' cannot be used, as this process has a session on 'local\[2\]'"):
+        connect(settings(master="local[1]"), tmp_path)
+    with pytest.raises(UserError, match=r"'spark.executor.memory' cannot become 9g"):
+        connect(settings(conf={"spark.executor.memory": "9g"}), tmp_path)
+    connect(settings(conf={"spark.sql.shuffle.partitions": 3}), tmp_path)
+    assert session.conf.get("spark.sql.shuffle.partitions") == "3"
+    connect(local_spark, tmp_path)
+    assert session.conf.get("spark.sql.shuffle.partitions") == "2"
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("SELECT nothing FROM range(1)", r"^Spark failed: \[UNRESOLVED_COLUMN.*nothing"),
+        ("SELECT CAST(id || 'x' AS INT) AS n FROM range(1)", r"^Spark failed: .*CAST_INVALID_INPUT.*'0x'"),
+        ("SELECT sum(9223372036854775807) AS n FROM range(2)", r"^Spark failed: .*ARITHMETIC_OVERFLOW"),
+    ],
+)
+def test_failures_are_one_line(local_spark, tmp_path, query, said):
+    with pytest.raises(UserError, match=said) as caught, engine_errors():
+        value(connect(local_spark, tmp_path), query)
+    assert "\n" not in str(caught.value)
+    assert "\tat " not in str(caught.value)
+
+
+def test_a_master_that_is_not_there(tmp_path):
+    spark_engine("none")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        port = taken.getsockname()[1]
+        begun = time.monotonic()
+        with pytest.raises(
+            UserError, match=rf"no master answers at spark://127\.0\.0\.1:{port} \(.*refused\); start it"
+        ):
+            connect(settings(master=f"spark://127.0.0.1:{port}"), tmp_path)
+    assert time.monotonic() - begun < 2 * spark.ANSWER_SECONDS
+    with pytest.raises(UserError, match=r"'spark://there' is not spark://HOST:PORT"):
+        connect(settings(master="spark://there"), tmp_path)
+    with pytest.raises(
+        UserError, match=r"cannot start on master 'elsewhere': .*Could not parse Master URL: 'elsewhere'"
+    ):
+        connect(settings(master="elsewhere"), tmp_path)
+
+
+def run(code, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment or None,
+    )
+
+
+def test_without_java(tmp_path):
+    pytest.importorskip("pyspark")
+    code = """
+        from pathlib import Path
+        from torchrec_xd.errors import UserError
+        from torchrec_xd.prepare.engine import EngineSettings, connect
+        try:
+            connect(EngineSettings.model_validate("spark"), Path("."))
+        except UserError as error:
+            print(error)
+    """
+    said, _ = run(code, PATH="/usr/bin:/bin", JAVA_HOME=str(tmp_path)).communicate(timeout=60)
+    assert said.count("\n") == 1
+    assert said.startswith("engine: spark could not start Java (")
+    assert "install Java 17 or newer, or use engine: duckdb" in said
+
+
+def test_ctrl_c_ends_the_job_and_nothing_else_is_on_the_screen(local_spark):
+    code = f"""
+        import os, signal, threading, time
+        from pathlib import Path
+        from torchrec_xd.prepare.engine import EngineSettings, connect, engine_errors
+        connection = connect(EngineSettings.model_validate({local_spark.model_dump()!r}), Path("."))
+        tracker = connection._session.sparkContext.statusTracker()
+        def stop():
+            while not tracker.getActiveJobsIds():
+                time.sleep(.05)
+            os.kill(os.getpid(), signal.SIGINT)
+        threading.Thread(target=stop).start()
+        try:
+            with engine_errors():
+                connection.sql("{SLOW}").to_pyarrow()
+        except KeyboardInterrupt:
+            print("interrupted")
+        while tracker.getActiveJobsIds():
+            time.sleep(.05)
+        print("no job is left")
+    """
+    said, _ = run(code).communicate(timeout=120)
+    assert said == "interrupted\nno job is left\n"
+
+
+def test_a_cluster(cluster, tmp_path, monkeypatch):
+    connection = connect(spark_engine(cluster), tmp_path)
+    assert value(connection, "SELECT sum(id) FROM range(1000000)") == 499_999_500_000
+    connection._session.range(10).write.parquet(str(tmp_path / "rows"))
+    assert ibis.duckdb.connect().read_parquet(f"{tmp_path}/rows/*.parquet").count().to_pyarrow().as_py() == 10
+    connection._session.stop()
+    monkeypatch.setattr(spark, "WORKER_SECONDS", 2)
+    with pytest.raises(UserError, match=rf"no worker of {cluster} took a job within 2 s; .*spark.executor.memory"):
+        connect(settings(master=cluster, conf={"spark.executor.memory": "64g"}), tmp_path)
