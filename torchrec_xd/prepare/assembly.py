@@ -194,6 +194,7 @@ class Assembler:
 
 
 def bucket(value: Value, edges: tuple[float, ...]) -> Value:
-    """Row 0 for null, else 1 + the number of `edges` (ascending) that the value has reached."""
+    """Row 0 for null and NaN, else 1 + the number of `edges` (ascending) that the value has reached."""
+    unknown = value.isnull() | value.isnan() if value.type().is_floating() else value.isnull()
     reached = [(value >= edge, place + 2) for place, edge in enumerate(edges)]
-    return ibis.cases((value.isnull(), 0), *reversed(reached), else_=1).cast("int32")
+    return ibis.cases((unknown, 0), *reversed(reached), else_=1).cast("int32")

@@ -144,14 +144,14 @@ def _scalar(value: Value) -> float:
 
 
 def _quantiles(train: Table, buckets: int) -> tuple[float, ...]:
-    """Values that have k/n of the training rows at or below them; counted, so that all engines find the same."""
-    counts = train.filter(train.value.notnull()).group_by(value=train.value.cast("float64")).agg(count=_.count())
-    below = counts.mutate(below=counts["count"].sum().over(ibis.cumulative_window(order_by="value")))
+    """The least values that have k/n of the training rows below them; counted, so that all engines find the same."""
+    number = train.value.cast("float64")
+    counts = train.filter(number.notnull(), ~number.isnan()).group_by(value=number).agg(count=_.count())
+    below = counts.mutate(below=counts["count"].sum().over(ibis.cumulative_window(order_by="value")) - counts["count"])
     total = counts["count"].sum().to_pyarrow().as_py() or 0
-    place = (below.below * buckets / max(total, 1)).ceil()  # the first value of each place is its edge
-    firsts = below.mutate(place=place).group_by("place").agg(edge=_.value.max()).order_by("edge")
-    edges = firsts.edge.to_pyarrow().to_pylist()[:-1]
-    return tuple(sorted(set(edges)))
+    place = (below.below * buckets / max(total, 1)).floor()
+    edges = below.mutate(place=place).group_by("place").agg(edge=_.value.min()).edge.to_pyarrow().to_pylist()
+    return tuple(sorted(edges)[1:])
 
 
 def bounded(value: Value, feature: RecipeFeature, encoder: NumberEncoder) -> Value:
