@@ -123,6 +123,7 @@ def goods(column, kind="id", **settings):
 
 def prepare(folder, content, name="out", **options):
     """Run a recipe, and return the folder of its result."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     prepare_recipe(path, folder / name, options.pop("progress", lambda _: None), **options)

@@ -48,6 +48,7 @@ def domain_rows(tables: Tables, file: RecipeFile, name: str, *, labels: bool = T
     given |= {"_weight": (domain.weight, (*key, "weight"))} if domain.weight else {}
     given |= {f"l_{label}": (sql, (*key, "labels", label)) for label, sql in domain.labels.items()} if labels else {}
     given |= {f"k_{column}": (quoted(column), (*key, "keep", i)) for i, column in enumerate(domain.keep)}
+    given |= {f"s_{column}": (quoted(column), (*key, "key")) for column in domain.key or ()}
     for i, feature in enumerate(file.recipe.features):
         if feature.domains is not None and name not in feature.domains:
             continue
@@ -71,7 +72,7 @@ def domain_rows(tables: Tables, file: RecipeFile, name: str, *, labels: bool = T
     rows = rows.filter((_._split != 0) | (_.cold == 0))
     if domain.keep_negatives < 1 and labels:
         rows = _sampled(tables, file, rows, name)
-    return rows.drop(*({"_when", "_part"} & set(rows.columns)))
+    return rows.drop(*(column for column in rows.columns if column in ("_when", "_part") or column.startswith("s_")))
 
 
 def event_rows(tables: Tables, file: RecipeFile, name: str) -> Table:
@@ -229,6 +230,11 @@ def is_sortable(column: Value) -> bool:
     return bool(kind.is_numeric() or kind.is_string() or kind.is_boolean())
 
 
+def _is_hashed(column: Value) -> bool:
+    kind = column.type()
+    return bool(kind.is_integer() or kind.is_string() or kind.is_boolean())
+
+
 def _cold(tables: Tables, recipe: Recipe, rows: Table) -> IntegerValue:
     if not recipe.cold_users:
         return ibis.literal(0, "int8")
@@ -241,7 +247,13 @@ def _sampled(tables: Tables, file: RecipeFile, rows: Table, name: str) -> Table:
     domain = file.recipe.domains[name]
     positive: BooleanValue = ibis.or_(*(rows[f"l_{label}"].fill_null(0) == 1 for label in domain.labels))
     ids = [f"v_{f.column}" for f in features_of(file.recipe, name) if f.kind == "id" and is_read(f)]
-    ids = [column for column in ids if is_sortable(rows[column]) and not rows[column].type().is_floating()]
+    ids = [f"s_{column}" for column in domain.key] if domain.key else [c for c in ids if _is_hashed(rows[c])]
+    for column in ids:
+        if not _is_hashed(rows[column]):
+            kind = rows[column].type()
+            raise file.fault(
+                ("domains", name, "key"), f"is of integers and texts; {column[2:]} is {kind}: cast it in a view"
+            )
     hashes = hash_of([tables.number(rows[column]) for column in ["_user", "_time", *ids]], file.recipe.seed + 3)
     share = domain.keep_negatives
     weight = ibis.cases((positive, rows._weight), else_=rows._weight / share).cast("float32")

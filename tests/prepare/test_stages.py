@@ -1,0 +1,95 @@
+"""A run that stops leaves its result as it was, and the next one goes on from what was finished."""
+
+import os
+
+import pytest
+
+from tests.support.raw_shop import contents, goods, prepare, recipe, views, write_shop
+
+EVENTS = {"shown": {"rows": "views", "user": "user_id", "time": "ts"}}
+
+
+class Stop:
+    """Progress that interrupts the run in the line after `after` lines."""
+
+    def __init__(self, after):
+        self.after, self.lines = after, []
+
+    def __call__(self, line):
+        if len(self.lines) == self.after:
+            raise KeyboardInterrupt
+        self.lines.append(line.partition(" (")[0])
+
+
+def shop_recipe(folder, **changes):
+    return recipe(
+        folder,
+        goods("item"),
+        goods("rate", "dense", total={"events": "shown", "what": "share", "by": ["item"], "value": "clicked"}),
+        events=EVENTS,
+        **changes,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_shop(tmp_path / "shop", views(60))
+
+
+def stopped(folder, content, after):
+    stop = Stop(after)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(folder, content, progress=stop)
+    return stop.lines
+
+
+def test_a_stop_in_any_stage_and_the_next_call_goes_on(folder):
+    content = shop_recipe(folder)
+    whole = []
+    expected = contents(prepare(folder, content, "whole", progress=whole.append))
+    before = set(os.listdir(folder))
+    seen = []
+    while True:
+        try:
+            stop = Stop(1)
+            prepare(folder, content, progress=stop)
+            break
+        except KeyboardInterrupt:
+            seen += stop.lines
+            assert set(os.listdir(folder)) == before | {".out.unfinished"}
+    assert len(seen) >= 4, seen  # rows of two domains, events, …
+    assert len(seen) == len(set(seen)), "a finished stage was run again"
+    made = contents(folder / "out")
+    for name in ("schema.yaml", "manifest.json"):
+        made[name], expected[name] = (
+            files[name].replace(str(folder / place).encode(), b"")
+            for files, place in ((made, "out"), (expected, "whole"))
+        )
+    assert made == expected
+    assert not (folder / ".out.unfinished").exists()
+
+
+def test_a_stop_leaves_the_result_of_before_as_it_was(folder):
+    before = contents(prepare(folder, shop_recipe(folder)))
+    stopped(folder, shop_recipe(folder, dim=16), 5)
+    assert contents(folder / "out") == before
+
+
+def test_the_same_call_again_does_nothing(folder):
+    prepare(folder, shop_recipe(folder))
+    lines = []
+    prepare(folder, shop_recipe(folder), progress=lines.append)
+    assert len(lines) == 1
+    assert "reused" in lines[0]
+
+
+@pytest.mark.parametrize("change", ["recipe", "input"])
+def test_stages_of_another_recipe_or_other_files_are_not_used(folder, change):
+    first = stopped(folder, shop_recipe(folder), 3)
+    assert len(first) == 3
+    if change == "input":
+        write_shop(folder, views(70))
+    content = shop_recipe(folder, dim=16) if change == "recipe" else shop_recipe(folder)
+    again = Stop(99)
+    prepare(folder, content, progress=again)
+    assert again.lines[:3] == first
