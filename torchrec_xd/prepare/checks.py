@@ -34,7 +34,7 @@ def check_recipe(file: RecipeFile) -> None:
     written: dict[str, str] = dict.fromkeys(RESERVED, "a column of every data set")
     for name, domain in recipe.domains.items():
         for label in domain.labels:
-            _refuse_twice(file, written, label, f"a label of domain '{name}'", ("domains", name, "labels", label))
+            _refuse_twice(file, written, label, "a label", ("domains", name, "labels", label))
         for label in domain.nullable:
             if label not in domain.labels:
                 raise file.fault(
