@@ -47,10 +47,10 @@ def _missing(path: str, package: str) -> UserError:
 
 
 def _plain(location: str) -> str:
-    """A local path without `file:`; other URIs as they are."""
+    """A local path without `file:` and %20; other URIs as they are."""
     if location.startswith("file:"):
         return unquote(urlsplit(location).path)
-    return location
+    return location if "://" in location or Path(location).exists() else unquote(location)
 
 
 def _delta(path: str, version: int | None) -> tuple[list[str], int]:
@@ -65,7 +65,7 @@ def _delta(path: str, version: int | None) -> tuple[list[str], int]:
         raise UserError(f"{path}: cannot be read as a Delta Lake table{which}: {_first_line(error)}") from None
     features = set(table.protocol().reader_features or ())
     properties = table.metadata().configuration
-    if "deletionVectors" in features and _has_deletion_vectors(table):
+    if "deletionVectors" in features and _has_deletion_vectors(table, deltalake.exceptions.DeltaError):
         raise UserError(
             f"{path}: rows are deleted by deletion vectors, which the Parquet files do not show; rewrite the table "
             "(REORG TABLE … APPLY (PURGE)), or choose an older 'version'"
@@ -86,10 +86,11 @@ def _delta(path: str, version: int | None) -> tuple[list[str], int]:
     return files, int(table.version())
 
 
-def _has_deletion_vectors(table: Any) -> bool:
-    actions = table.get_add_actions(flatten=True)
-    names = list(actions.schema.names) if hasattr(actions, "schema") else list(actions.column_names)
-    return any(name.startswith("deletionVector") or "deletion_vector" in name for name in names)
+def _has_deletion_vectors(table: Any, errors: type[Exception]) -> bool:
+    try:
+        return bool(table.deletion_vectors().read_all().num_rows)
+    except (AttributeError, errors):  # an older deltalake, a vector that is lost: better refused than read wrongly
+        return True
 
 
 def _iceberg(path: str, version: int | None) -> tuple[list[str], int]:
@@ -114,7 +115,8 @@ def _iceberg(path: str, version: int | None) -> tuple[list[str], int]:
             "(rewrite_data_files), or choose an older 'version'"
         )
     files = [_plain(task.file.file_path) for task in tasks]
-    _check_columns(path, files, list(table.scan(snapshot_id=snapshot.snapshot_id).projection().column_names))
+    schema = table.schema() if version is None else table.scan(snapshot_id=version).projection()
+    _check_columns(path, files, list(schema.column_names))
     return files, snapshot.snapshot_id
 
 
