@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import timezone
+from datetime import timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.raw_logs import START, exposures, with_columns
-from tests.support.recipes import feature, made_recipe
+from tests.support.recipes import feature, made_recipe, prepared
 
 
 @pytest.fixture
@@ -180,12 +180,46 @@ def test_day_and_month_that_could_change_places_are_asked_for(tmp_path: Path) ->
     assert "# QUESTION: which comes first, the day or the month?" in text
 
 
-def test_without_times_the_last_rows_of_users_are_held_out(tmp_path: Path) -> None:
-    pq.write_table(exposures(400, 20).drop_columns("ts"), tmp_path / "log.parquet")
+def test_without_times_rows_are_split_by_a_hash_of_them(tmp_path: Path) -> None:
+    pq.write_table(exposures(2000, 100).drop_columns("ts"), tmp_path / "log.parquet")
     recipe, text = made_recipe(tmp_path / "x.yaml", f"log={tmp_path}/log.parquet")
-    assert recipe.split.last_share == {"valid": 0.1, "test": 0.1}
-    assert (recipe.events, recipe.domains["log"].time) == ({}, None)
+    assert (recipe.split.column, recipe.events, recipe.domains["log"].time) == ("split_by_hash", {}, None)
     assert "QUESTION: no column looks like a time" in text
+    rows = prepared(tmp_path / "x.yaml")
+    assert sum(rows["log"].values()) == 2000
+    assert {split: round(count / 2000, 1) for split, count in rows["log"].items()} == {
+        "train": 0.8,
+        "valid": 0.1,
+        "test": 0.1,
+    }
+
+
+def test_the_recipe_of_two_csv_files_runs_unchanged(two_logs: Path) -> None:
+    made_recipe(Path("shop.yaml"), "views=views.csv", "coupons=coupons.csv")
+    assert prepared(Path("shop.yaml")) == {
+        "views": {"train": 1600, "valid": 200, "test": 200},
+        "coupons": {"train": 480, "valid": 60, "test": 60},
+    }
+
+
+def test_a_split_by_time_that_leaves_a_domain_empty_is_not_chosen(tmp_path: Path) -> None:
+    table = exposures(400, 20)
+    pq.write_table(table, tmp_path / "a.parquet")
+    late = [time + timedelta(days=400) for time in table["ts"].to_pylist()]
+    pq.write_table(with_columns(table, ts=late).slice(0, 300), tmp_path / "b.parquet")
+    recipe, text = made_recipe(tmp_path / "x.yaml", f"a={tmp_path}/a.parquet", f"b={tmp_path}/b.parquet")
+    assert recipe.split.last_share == {"valid": 0.1, "test": 0.1}
+    assert "no two moments leave rows and positives of every domain in every split" in text
+
+
+def test_names_that_every_data_set_has_are_not_taken(tmp_path: Path) -> None:
+    table = exposures(400, 20)
+    table = with_columns(table, user=table["user_id"].combine_chunks(), weight=table["price"].combine_chunks())
+    pq.write_table(table.drop_columns("user_id"), tmp_path / "log.parquet")
+    recipe, _ = made_recipe(tmp_path / "x.yaml", f"log={tmp_path}/log.parquet")
+    assert recipe.domains["log"].user == "user"
+    assert feature(recipe, "user_2")["value"] == "user"
+    assert feature(recipe, "weight_2")["value"] == "weight"
 
 
 def test_labels_are_never_features_and_what_comes_later_is_left_out(tmp_path: Path) -> None:

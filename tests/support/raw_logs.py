@@ -19,7 +19,7 @@ def exposures(rows: int, items: int, item: str = "item_id", seed: int = 0, days:
         "user_id": user,
         item: random.integers(0, items, rows),
         "ts": [START + timedelta(days=days) * (i / rows) for i in range(rows)],
-        "click": (random.random(rows) < 0.1).astype(np.int64),
+        "click": (random.random(rows) < 0.3).astype(np.int64),
         "category": np.array(["toys", "tools", "food"])[random.integers(0, 3, rows)],
         "price": np.round(random.lognormal(2, 0.5, rows), 2),
         "device": np.array(["ios", "android"])[random.integers(0, 2, rows)],

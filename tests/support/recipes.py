@@ -8,6 +8,7 @@ from typing import Any
 import duckdb
 import sqlglot
 
+from torchrec_xd.prepare.api import prepare_recipe
 from torchrec_xd.prepare.atomic import atomic_columns, atomic_options, atomic_select
 from torchrec_xd.prepare.init import init_recipe
 from torchrec_xd.prepare.init.roles import sql_name
@@ -21,6 +22,12 @@ def made_recipe(out: Path, *inputs: str, layout: str | None = None) -> tuple[Rec
     recipe = validate(Recipe, load_yaml(out), str(out))
     run_sql(recipe)
     return recipe, out.read_text(encoding="utf-8")
+
+
+def prepared(out: Path) -> dict[str, dict[str, int]]:
+    """What `prepare` makes of a recipe: the rows of each split of each domain."""
+    manifest = prepare_recipe(out, out.with_suffix(""), lambda line: None)
+    return {name: {split: s.rows for split, s in splits.items()} for name, splits in manifest.domains.items()}
 
 
 def feature(recipe: Recipe, column: str) -> dict[str, Any]:

@@ -28,7 +28,8 @@ class _Names:
 
 def add_features(made: Document, tables: Tables) -> None:
     """Write the features, and what is left out with reasons."""
-    names = _Names({label for domain in made.content["domains"].values() for label in domain["labels"]})
+    labels = {label for domain in made.content["domains"].values() for label in domain["labels"]}
+    names = _Names(labels | {"user", "time", "weight", "cold", "activity"})
     everywhere = [rows.name for rows in tables.domains]
     _user_feature(made, tables, names)
     tables_of_items = _item_features(made, tables, names)

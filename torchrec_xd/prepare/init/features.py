@@ -91,7 +91,7 @@ def _encoding(column: Column) -> tuple[dict[str, Any], str, str] | LeftOut:  # n
     if column.look == "text":
         return _text(column)
     if column.look == "boolean":
-        return {"kind": "id", "value": f"CAST({sql_name(name)} AS INTEGER)"}, "true and false", "number"
+        return {"kind": "id"}, "true and false", "boolean"
     return _number(column)
 
 

@@ -11,7 +11,10 @@ from torchrec_xd.prepare.init.columns import Column, columns_of
 from torchrec_xd.prepare.init.roles import Guess, Label, Roles, guess_roles, safe, sql_name
 from torchrec_xd.prepare.init.sample import Sample
 
+SPLIT_COLUMN = "split_by_hash"
 _SHOWN = 12
+_HASHED = 8
+"""Columns that the split by hash goes by."""
 
 
 @dataclass
@@ -154,6 +157,9 @@ def sort_out(inputs: list[Looked]) -> Tables:
         if not used:
             unused.append((each, f"no other input has its key {key} with values of the same type"))
     _settle(domains + events)
+    if any(rows.time is None for rows in domains):
+        for rows in domains:
+            rows.extra[SPLIT_COLUMN] = _split_by_hash(rows)
     return Tables(domains, events, unused)
 
 
@@ -195,6 +201,15 @@ def _settle(tables: list[DomainRows]) -> None:
             rows.extra[rows.time] = f"strptime({text}, '{time.format}')"
         if column.nulls:
             rows.conditions.append(f"{value} IS NOT NULL")
+
+
+def _split_by_hash(rows: DomainRows) -> str:
+    """Training, validation or test by the first two digits of a hash of a row's integers and texts."""
+    keys = [name for name, column in rows.looked.columns.items() if column.look in ("integer", "text")]
+    keys = sorted(keys, key=lambda name: -rows.looked.columns[name].distinct)[:_HASHED]
+    texts = ", ".join(f"CAST(r.{sql_name(name)} AS VARCHAR)" for name in keys)
+    digits = f"substr(md5(concat_ws('|', {texts})), 1, 2)"
+    return f"CASE WHEN {digits} < '1a' THEN 'valid' WHEN {digits} < '33' THEN 'test' ELSE 'train' END"
 
 
 def free_name(name: str, taken: set[str]) -> str:
