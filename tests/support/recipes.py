@@ -10,15 +10,15 @@ import sqlglot
 
 from torchrec_xd.prepare.api import prepare_recipe
 from torchrec_xd.prepare.atomic import atomic_columns, atomic_options, atomic_select
-from torchrec_xd.prepare.init import init_recipe
+from torchrec_xd.prepare.init import Layout, init_recipe
 from torchrec_xd.prepare.init.roles import sql_name
 from torchrec_xd.prepare.recipe import Input, Recipe
 from torchrec_xd.settings import load_yaml, validate
 
 
-def made_recipe(out: Path, *inputs: str, layout: str | None = None) -> tuple[Recipe, str]:
+def made_recipe(out: Path, *inputs: str, layout: Layout | None = None) -> tuple[Recipe, str]:
     """The recipe that `init` writes for inputs, and its text; all SQL in it is run."""
-    init_recipe(inputs, out, lambda line: None, force=True, **({} if layout is None else {"layout": layout}))
+    init_recipe(inputs, out, lambda line: None, force=True, layout=layout)
     recipe = validate(Recipe, load_yaml(out), str(out))
     run_sql(recipe)
     return recipe, out.read_text(encoding="utf-8")

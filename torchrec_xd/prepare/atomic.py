@@ -65,14 +65,12 @@ def atomic_select(columns: tuple[tuple[str, str], ...]) -> str:
     parts = []
     for name, kind in columns:
         quoted = '"' + name.replace('"', '""') + '"'
+        words = f"string_split(nullif(trim({quoted}), ''), '{SEQUENCE_SEPARATOR}')"
         value = {
             "token": f"nullif({quoted}, '')",
             "float": f"CAST(nullif({quoted}, '') AS DOUBLE)",
-            "token_seq": f"list_filter(string_split(coalesce({quoted}, ''), ' '), x -> x <> '')",
-            "float_seq": (
-                f"list_transform(list_filter(string_split(coalesce({quoted}, ''), ' '), x -> x <> ''), "
-                "x -> CAST(x AS DOUBLE))"
-            ),
+            "token_seq": f"coalesce({words}, CAST([] AS VARCHAR[]))",
+            "float_seq": f"coalesce(CAST({words} AS DOUBLE[]), CAST([] AS DOUBLE[]))",
         }[kind]
         parts.append(f"{value} AS {quoted}")
     return ", ".join(parts)

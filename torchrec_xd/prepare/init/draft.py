@@ -6,6 +6,7 @@ from typing import Any
 
 from torchrec_xd.prepare.init.document import Document
 from torchrec_xd.prepare.init.feature_list import add_features
+from torchrec_xd.prepare.init.layouts import Known
 from torchrec_xd.prepare.init.roles import ambiguous
 from torchrec_xd.prepare.init.sample import Sample
 from torchrec_xd.prepare.init.split import cuts
@@ -14,13 +15,13 @@ from torchrec_xd.prepare.init.tables import SPLIT_COLUMN, DomainRows, Tables, lo
 RARE = 0.01
 
 
-def draft_recipe(name: str, samples: list[Sample]) -> Document:
-    """Guess a recipe.
+def draft_recipe(name: str, samples: list[Sample], known: list[Known] | None = None) -> Document:
+    """Guess a recipe, or write that of a known data set.
 
     Raises:
         UserError: no input has a user and a label.
     """
-    tables = sort_out(look(samples))
+    tables = sort_out(look(samples, known))
     made = Document({"name": name, "inputs": {}, "views": {}, "domains": {}, "events": {}, "features": []})
     _inputs(made, tables)
     target = min(tables.domains, key=lambda rows: rows.looked.sample.rows)
@@ -38,6 +39,7 @@ def draft_recipe(name: str, samples: list[Sample]) -> Document:
 def _inputs(made: Document, tables: Tables) -> None:
     used = [rows.looked for rows in tables.logs]
     for rows in tables.logs:
+        used += rows.parts
         used += [join.looked for join in rows.joins if join.looked not in used]
     for looked in used:
         settings, about = looked.sample.settings, "" if looked.sample.exact else "about "

@@ -162,11 +162,18 @@ def _column_drafts(tables: Tables) -> tuple[list[Draft], list[tuple[str, LeftOut
         for name, column in rows.columns().items():
             if name in roles.after:
                 left_out.append((rows.name, LeftOut(name, f"{roles.after[name]}. QUESTION: is that so?")))
-            if name in taken or name in roles.after:
+            known, joined = rows.looked.known, name not in rows.looked.columns
+            if joined:
+                known = next(join.looked.known for join in rows.joins if name in join.columns)
+            if known is not None and name in known.left_out:
+                left_out.append((rows.name, LeftOut(name, known.left_out[name])))
+                continue
+            if name in taken or name in roles.after or (known is not None and name in known.added):
                 continue
             values = values_of(rows, name)
             constant = values is not None and constant_per_user(rows.user_column, column, users, values)
-            made = draft(column, of_user=constant or name in of_user)
+            content = None if known is None else known.features.get(name)
+            made = draft(column, constant or name in of_user, content)
             if isinstance(made, LeftOut):
                 left_out.append((rows.name, made))
                 continue

@@ -49,14 +49,15 @@ class LeftOut:
     reason: str
 
 
-def draft(column: Column, of_user: bool) -> Draft | LeftOut:
+def draft(column: Column, of_user: bool, known: dict[str, Any] | None = None) -> Draft | LeftOut:
     """The feature that a column makes, or the reason why it makes none.
 
     Args:
         column: neither user, time nor label.
         of_user: its value is the same in all rows of a user, in the sample.
+        known: what the feature is, if that is known.
     """
-    made = _encoding(column)
+    made = _encoding(column) if known is None else (dict(known), "as the data set defines it", "known")
     if isinstance(made, LeftOut):
         return made
     content, reason, family = made

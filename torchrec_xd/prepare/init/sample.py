@@ -187,21 +187,31 @@ def _csv_options(options: dict[str, Any], cut: bool) -> dict[str, Any]:
 
 
 def _csv(read: Any, path: str, files: Files, cut: bool) -> tuple[Any, dict[str, Any]]:
-    """The rows of a CSV, and how the recipe has to say that it is read."""
-    ending = files.paths[0].lower()
-    known = ", delim='\t'" if ".tsv" in ending else ""
-    found = read.execute(f"FROM sniff_csv(?, sample_size=-1, ignore_errors={cut}{known})", [path])
+    """The rows of a CSV, and how the recipe has to say that it is read: what is known of it already, or is seen."""
+    given = files.settings
+    separator = given.get("separator", "\t" if ".tsv" in files.paths[0].lower() else None)
+    known = {} if separator is None else {"delim": separator}
+    known |= {"header": given["header"]} if "header" in given else {}
+    told = "".join(f", {name} = {value!r}" for name, value in known.items())
+    found = read.execute(f"FROM sniff_csv(?, sample_size=-1, ignore_errors={cut}{told})", [path])
     sniffed = dict(zip([each[0] for each in found.description], found.fetchall()[0], strict=True))
     separator, header = sniffed["Delimiter"], bool(sniffed["HasHeader"])
+    names = [each["name"] for each in sniffed["Columns"]]
     settings: dict[str, Any] = {} if separator == "," else {"separator": separator}
     if not header:
-        settings |= {"header": False, "columns": [each["name"] for each in sniffed["Columns"]]}
-    kept = {each["name"]: "VARCHAR" for each in sniffed["Columns"] if each["type"] == "VARCHAR"}
-    table = read.read_csv(path, sep=separator, header=header, sample_size=-1, ignore_errors=cut)
-    texts = _leading_zeros(table, list(kept))
-    if texts:
-        settings["types"] = dict.fromkeys(texts, "VARCHAR")
-    return table, settings
+        settings |= {"header": False, "columns": list(given.get("columns", names))}
+        if len(settings["columns"]) != len(names):
+            raise UserError(
+                f"{given['path']}: has {len(names)} columns, and {len(settings['columns'])} are expected "
+                f"({', '.join(settings['columns'][:6])}, …)"
+            )
+        names = settings["columns"]
+    types = dict(given.get("types", {}))
+    options = {"sep": separator, "header": header, "names": names, "sample_size": -1, "ignore_errors": cut}
+    table = read.read_csv(path, **options, dtype=types) if types else read.read_csv(path, **options)
+    texts = [name for name, kind in zip(table.columns, table.types, strict=True) if str(kind) == "VARCHAR"]
+    types |= dict.fromkeys(_leading_zeros(table, [name for name in texts if name not in types]), "VARCHAR")
+    return table, {**settings, **({"types": types} if types else {})}
 
 
 def _leading_zeros(table: Any, columns: Sequence[str]) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import duckdb
 import pyarrow as pa
 
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare.init.columns import Column, columns_of
+from torchrec_xd.prepare.init.layouts import Known
 from torchrec_xd.prepare.init.roles import Guess, Label, Roles, guess_roles, safe, sql_name
 from torchrec_xd.prepare.init.sample import Sample
 
@@ -24,6 +26,8 @@ class Looked:
     sample: Sample
     columns: dict[str, Column]
     roles: Roles
+    known: Known | None = None
+    """Where it is of a known data set."""
 
     @property
     def name(self) -> str:
@@ -46,6 +50,8 @@ class DomainRows:
     """The rows of a domain, or of events: an input, and what a view adds to it."""
 
     looked: Looked
+    parts: list[Looked] = field(default_factory=list)
+    """Further inputs, whose rows follow."""
     joins: list[Join] = field(default_factory=list)
     extra: dict[str, str] = field(default_factory=dict)
     """Column that the view adds, to its SQL over `r`."""
@@ -67,7 +73,7 @@ class DomainRows:
     @property
     def query(self) -> str | None:
         """The view; None where the input needs none."""
-        if not (self.joins or self.extra or self.conditions):
+        if not (self.parts or self.joins or self.extra or self.conditions):
             return None
         added = [f"{sql} AS {sql_name(name)}" for name, sql in self.extra.items()]
         lines = []
@@ -75,7 +81,12 @@ class DomainRows:
             added += [f"k{i}.{sql_name(name)}" for name in join.columns]
             key = sql_name(join.key)
             lines.append(f"LEFT JOIN {sql_name(join.looked.name)} AS k{i} ON r.{key} = k{i}.{key}")
-        lines = [f"SELECT {', '.join(['r.*', *added])}", f"FROM {sql_name(self.name)} AS r", *lines]
+        source = sql_name(self.name)
+        if self.parts:
+            names = [self.name, *(part.name for part in self.parts)]
+            rows = (f"SELECT *, '{name}' AS part FROM {sql_name(name)}" for name in names)
+            source = f"({' UNION ALL '.join(rows)})"
+        lines = [f"SELECT {', '.join(['r.*', *added])}", f"FROM {source} AS r", *lines]
         return "\n".join([*lines, *([f"WHERE {' AND '.join(self.conditions)}"] if self.conditions else [])])
 
     @property
@@ -117,13 +128,46 @@ class Tables:
         return self.domains + self.events
 
 
-def look(samples: list[Sample]) -> list[Looked]:
-    """The columns of all inputs, with their roles."""
+def look(samples: list[Sample], known: list[Known] | None = None) -> list[Looked]:
+    """The columns of all inputs, with their roles.
+
+    Args:
+        samples: one of each input.
+        known: what is known of each; None where nothing is.
+    """
     looked = []
-    for sample in samples:
+    for i, sample in enumerate(samples):
+        of = None if known is None else known[i]
+        if of is not None and of.added:
+            sample = _with_added(sample, of.added)  # noqa: PLW2901
         columns = columns_of(sample.table)
-        looked.append(Looked(sample, columns, guess_roles(columns)))
+        roles = guess_roles(columns) if of is None or of.roles is None else of.roles
+        if of is not None and of.roles is not None:
+            _check_known(sample, roles, columns)
+        looked.append(Looked(sample, columns, roles, of))
     return looked
+
+
+def _with_added(sample: Sample, added: dict[str, str]) -> Sample:
+    values = ", ".join(f"{sql} AS {sql_name(name)}" for name, sql in added.items())
+    with duckdb.connect() as read:
+        table = read.from_arrow(sample.table).set_alias("r").project(f"*, {values}").to_arrow_table()
+    return replace(sample, table=table)
+
+
+def _check_known(sample: Sample, roles: Roles, columns: dict[str, Column]) -> None:
+    """Refuse files that lack columns of the layout, and shares of labels that the sample knows better."""
+    wanted = [guess.column for guess in (roles.user, roles.item, roles.time, *roles.labels) if guess is not None]
+    missing = [name for name in wanted if name not in columns]
+    if missing:
+        raise UserError(
+            f"{sample.files.settings['path']}: has no column '{missing[0]}', which this --format needs; columns are: "
+            f"{', '.join(list(columns)[:_SHOWN])}; leave --format out to have them guessed"
+        )
+    with duckdb.connect() as read:
+        table = read.from_arrow(sample.table)
+        shares = table.aggregate(", ".join(f"avg(CAST({label.sql} AS DOUBLE))" for label in roles.labels)).fetchall()[0]
+    roles.labels = [replace(label, share=share or 0.0) for label, share in zip(roles.labels, shares, strict=True)]
 
 
 def sort_out(inputs: list[Looked]) -> Tables:
@@ -132,11 +176,16 @@ def sort_out(inputs: list[Looked]) -> Tables:
     Raises:
         UserError: no input has a user and a label.
     """
+    parts = [each for each in inputs if each.known is not None and each.known.part_of is not None]
+    inputs = [each for each in inputs if each not in parts]
     lookups = [each for each in inputs if _key_of(each, inputs) is not None]
     logs = [each for each in inputs if each not in lookups]
     domains = [DomainRows(each) for each in logs if each.roles.user and each.roles.labels]
     if not domains:
         raise UserError("\n".join(_no_domain(each) for each in inputs))
+    for part in parts:
+        assert part.known is not None
+        next(rows for rows in domains if rows.name == part.known.part_of).parts.append(part)
     events = [DomainRows(each) for each in logs if each.roles.user and each.roles.time and not each.roles.labels]
     unused = []
     for each in logs:
@@ -148,6 +197,8 @@ def sort_out(inputs: list[Looked]) -> Tables:
         assert key is not None
         used = False
         for rows in domains:
+            if each.known is not None and each.known.only not in (None, rows.name):
+                continue
             if key in rows.looked.columns and rows.looked.columns[key].look == each.columns[key].look:
                 taken = {name.lower() for name in rows.columns()}
                 added = tuple(name for name in each.columns if name.lower() not in taken)
@@ -165,7 +216,7 @@ def sort_out(inputs: list[Looked]) -> Tables:
 
 def _key_of(looked: Looked, inputs: list[Looked]) -> str | None:
     """The unique column by which an input's attributes are found from another one; None for a log."""
-    if looked.roles.time and looked.roles.user and looked.roles.labels:
+    if (looked.roles.time and looked.roles.user and looked.roles.labels) or (looked.known and looked.known.roles):
         return None
     others = [each for each in inputs if each is not looked and each.roles.user and each.roles.labels]
     for name, column in looked.columns.items():
@@ -180,6 +231,9 @@ def _key_of(looked: Looked, inputs: list[Looked]) -> str | None:
 
 def _settle(tables: list[DomainRows]) -> None:
     """One name and type of users, moments that are no text, no rows without user or time: by views."""
+    for rows in tables:
+        if rows.looked.known is not None:
+            rows.extra |= rows.looked.known.added
     mixed = len({rows.user_column.look for rows in tables}) > 1
     common = tables[0].user_guess.column
     for rows in tables:
@@ -209,6 +263,9 @@ def _split_by_hash(rows: DomainRows) -> str:
     keys = sorted(keys, key=lambda name: -rows.looked.columns[name].distinct)[:_HASHED]
     texts = ", ".join(f"CAST(r.{sql_name(name)} AS VARCHAR)" for name in keys)
     digits = f"substr(md5(concat_ws('|', {texts})), 1, 2)"
+    if rows.parts:
+        names = ", ".join(f"'{part.name}'" for part in rows.parts)
+        return f"CASE WHEN r.part IN ({names}) THEN 'test' WHEN {digits} < '1a' THEN 'valid' ELSE 'train' END"
     return f"CASE WHEN {digits} < '1a' THEN 'valid' WHEN {digits} < '33' THEN 'test' ELSE 'train' END"
 
 
