@@ -11,7 +11,7 @@ import sqlglot
 from torchrec_xd.prepare.api import prepare_recipe
 from torchrec_xd.prepare.atomic import atomic_columns, atomic_options, atomic_select
 from torchrec_xd.prepare.init import Layout, init_recipe
-from torchrec_xd.prepare.init.roles import sql_name
+from torchrec_xd.prepare.init.sql import sql_name
 from torchrec_xd.prepare.recipe import Input, Recipe
 from torchrec_xd.settings import load_yaml, validate
 

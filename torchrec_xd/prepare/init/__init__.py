@@ -15,7 +15,6 @@ from torchrec_xd.prepare.init.files import find
 from torchrec_xd.prepare.init.layouts import Layout, known_set
 from torchrec_xd.prepare.init.sample import sample
 from torchrec_xd.prepare.recipe import Recipe
-from torchrec_xd.settings import validate
 from torchrec_xd.writable import check_output_file
 
 __all__ = ["Layout", "init_recipe"]
@@ -53,7 +52,7 @@ def init_recipe(
 
 def finish(made: Document, given: str, out: Path, show: Callable[[str], None]) -> None:
     """Check a recipe, write it and say what to do next."""
-    recipe = validate(Recipe, made.content, "init")  # what we write, `prepare` reads
+    recipe = Recipe.model_validate(made.content)  # what `init` writes, `prepare` reads
     head = [
         f"Made by: torchrec-xd init {given} --out {shlex.quote(str(out))}",
         "These are guesses from a sample: check them, and answer or delete each QUESTION.",

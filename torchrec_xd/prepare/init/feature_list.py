@@ -6,7 +6,8 @@ from typing import Any
 
 from torchrec_xd.prepare.init.document import Document
 from torchrec_xd.prepare.init.features import Draft, LeftOut, constant_per_user, draft, key_vocabulary
-from torchrec_xd.prepare.init.roles import Label, safe, sql_name
+from torchrec_xd.prepare.init.roles import Label, safe
+from torchrec_xd.prepare.init.sql import sql_name
 from torchrec_xd.prepare.init.tables import DomainRows, Tables, free_name, values_of
 
 HISTORY = 20

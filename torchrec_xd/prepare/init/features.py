@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from torchrec_xd.prepare.init.columns import Column
-from torchrec_xd.prepare.init.roles import plain, safe, sql_name
+from torchrec_xd.prepare.init.roles import plain, safe
+from torchrec_xd.prepare.init.sql import sql_name
 
 FEW = 50
 """Numbers with up to so many values are ids."""

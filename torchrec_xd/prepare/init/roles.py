@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from torchrec_xd.prepare.init.columns import Column
+from torchrec_xd.prepare.init.sql import aggregated, sql_name
 from torchrec_xd.prepare.recipe import TimeUnit
 
 _KEY = r"(id|ids|key|no|nr|num|number|code|hash|uuid|guid|token|index|idx)?"
@@ -124,24 +125,6 @@ def plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).lower()
 
 
-def sql_name(name: str) -> str:
-    """A column in SQL: quoted, but for plain names that are no words of SQL."""
-    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) and name.lower() not in _reserved():
-        return name
-    return '"' + name.replace('"', '""') + '"'
-
-
-_RESERVED: set[str] = set()
-
-
-def _reserved() -> set[str]:
-    if not _RESERVED:
-        with duckdb.connect() as read:
-            query = "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category IN ('reserved', 'type_function')"
-            _RESERVED.update(name for (name,) in read.execute(query).fetchall())
-    return _RESERVED
-
-
 def guess_roles(columns: dict[str, Column]) -> Roles:
     """Guess from names and values."""
     roles = Roles()
@@ -207,7 +190,7 @@ def _moment(name: str, column: Column) -> Time | None:
     if column.look == "text" or (column.look == "integer" and timely and 19_000_000 < column.span[0] < 21_010_000):
         texts = column.values.cast(pa.string())
         form = _format(texts) if column.look == "text" else "%Y%m%d"
-        if form is not None and (column.look == "text" or _parses(texts, form)):
+        if form is not None and (column.look == "text" or _parsing(texts, [form])):
             return Time(name, f"text that reads as {form}", format=form)
     return None
 
@@ -215,22 +198,23 @@ def _moment(name: str, column: Column) -> Time | None:
 def _format(texts: pa.Array) -> str | None:
     """The first format that all texts have."""
     first = str(texts[0])
-    if not (6 <= len(first) <= 32 and sum(char.isdigit() for char in first) >= 4):
+    if not (6 <= len(first) <= 32 and first[0].isdigit() and sum(char.isdigit() for char in first) >= 4):
         return None
-    return next((form for form in _FORMATS if _parses(texts.slice(0, 1), form) and _parses(texts, form)), None)
+    likely = _parsing(texts.slice(0, 10), _FORMATS)
+    return next(iter(_parsing(texts, likely)), None) if likely else None
 
 
-def _parses(texts: pa.Array, form: str) -> bool:
-    with duckdb.connect() as read:
-        rows = read.from_arrow(pa.table({"t": texts}))
-        test = f"bool_and(coalesce(try_strptime(t, '{form}') BETWEEN '1970-01-01' AND '2200-01-01', false))"
-        return bool(rows.aggregate(test).fetchall()[0][0])
+def _parsing(texts: pa.Array, forms: Sequence[str]) -> list[str]:
+    """The formats, of some, that all texts have; in years that logs can be of."""
+    test = "bool_and(coalesce(try_strptime(t, '{}') BETWEEN '1970-01-01' AND '2200-01-01', false))"
+    found = aggregated(pa.table({"t": texts}), *(test.format(form) for form in forms))
+    return [form for form, parses in zip(forms, found, strict=True) if parses]
 
 
 def ambiguous(form: str, texts: pa.Array) -> bool:
     """Whether day and month could be the other way round."""
     other = form.replace("%d/%m", "%m/%d") if "%d/%m" in form else form.replace("%m/%d", "%d/%m")
-    return "/%Y" in form and other != form and _parses(texts, other)
+    return "/%Y" in form and other != form and bool(_parsing(texts, [other]))
 
 
 def _labels(roles: Roles, columns: dict[str, Column], taken: set[str]) -> None:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare import atomic
 from torchrec_xd.prepare.init.files import Files
+from torchrec_xd.prepare.init.sql import engine, sql_name
 
 MAX_ROWS = 10_000
 _FOOTERS = 32
@@ -149,8 +150,7 @@ def _text(files: Files, folder: Path) -> Sample:
     seen_bytes = sum(len(piece) for piece, _ in pieces)
     copied = folder / "sample.txt"
     copied.write_bytes(b"".join(piece for piece, _ in pieces))
-    settings, read = dict(files.settings), duckdb.connect()
-    read.execute("SET enable_progress_bar = false")
+    settings, read = dict(files.settings), engine()
     try:
         if files.format == "atomic":
             first = files.filesystem.unstrip_protocol(files.paths[0])
@@ -218,13 +218,9 @@ def _leading_zeros(table: Any, columns: Sequence[str]) -> list[str]:
     """Columns of digits that begin with 0: not every engine sees that they are no numbers."""
     if not columns:
         return []
-    tests = ", ".join(f"coalesce(bool_and(regexp_full_match({_quoted(name)}, '[0-9]+')), false)" for name in columns)
+    tests = ", ".join(f"coalesce(bool_and(regexp_full_match({sql_name(name)}, '[0-9]+')), false)" for name in columns)
     found = table.aggregate(tests).fetchall()[0]
     return [name for name, digits in zip(columns, found, strict=True) if digits]
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _pieces(files: Files) -> Iterator[tuple[bytes, bool]]:
@@ -234,12 +230,14 @@ def _pieces(files: Files) -> Iterator[tuple[bytes, bool]]:
     each = 1 if len(files.paths) >= _PIECES else -(-_PIECES // len(files.paths))
     has_header = files.format in ("csv", "atomic")
     header = None
-    for place in chosen:
+    for i, place in enumerate(chosen):
         path, size = files.paths[place], files.sizes[place]
         packed = path.lower().endswith((".gz", ".zst", ".bz2"))
         try:
             with files.filesystem.open(path, "rb", compression="infer") as stream:
-                starts = [0] if packed or small else [int(at) for at in np.linspace(0, size, each, endpoint=False)]
+                # One piece of each of many files: of the first from its start, of the last from near its end.
+                parts = np.linspace(0, 1, each, endpoint=False) + (i / len(chosen) if each == 1 else 0)
+                starts = [0] if packed or small else [int(size * part) for part in parts]
                 for start in starts:
                     length = -1 if small and not packed else _PIECE_BYTES
                     piece, cut = _lines(stream, start, length)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
-from torchrec_xd.prepare.init.roles import Time, sql_name
+from torchrec_xd.prepare.init.roles import Time
 from torchrec_xd.prepare.init.sample import Sample
+from torchrec_xd.prepare.init.sql import computed, sql_name
 from torchrec_xd.prepare.init.tables import DomainRows
 
 SHARES = (0.8, 0.9)
@@ -70,11 +70,10 @@ def _label_values(rows: DomainRows) -> dict[str, np.ndarray[Any, Any]]:
     """Label to 0, 1 or NaN, and `_when` to microseconds, of all rows of the sample that have a time."""
     assert rows.looked.roles.time is not None
     column = sql_name(rows.looked.roles.time.column)
-    with duckdb.connect() as read:
-        table = read.from_arrow(rows.looked.sample.table).filter(f"{column} IS NOT NULL")
-        labels = rows.labels()
-        values = [f"CAST({label.sql} AS DOUBLE) AS l{i}" for i, label in enumerate(labels.values())]
-        found = table.project(", ".join([f"{column} AS t", *values])).to_arrow_table()
+    labels = rows.labels()
+    values = [f"CAST({label.sql} AS DOUBLE) AS l{i}" for i, label in enumerate(labels.values())]
+    found = computed(rows.looked.sample.table, f"{column} AS t", *values)
+    found = found.filter(found["t"].is_valid())
     made = {name: np.asarray(found[f"l{i}"].to_numpy()) for i, name in enumerate(labels)}
     return {**made, "_when": _micros(found["t"], rows.looked.roles.time)}
 
@@ -115,9 +114,8 @@ def _number(value: Any, time: Time) -> float:
 def _micros(values: pa.ChunkedArray, time: Time) -> np.ndarray[Any, Any]:
     values = values.drop_null()
     if time.format is not None:
-        with duckdb.connect() as read:
-            texts = read.from_arrow(pa.table({"t": values.cast(pa.string())}))
-            values = texts.project(f"strptime(t, '{time.format}') AS t").to_arrow_table()["t"]
+        texts = pa.table({"t": values.cast(pa.string())})
+        values = computed(texts, f"strptime(t, '{time.format}') AS t")["t"]
     if time.unit is not None:
         return np.asarray(values.cast(pa.float64())) * _MICROS[time.unit]
     return np.asarray(values.cast(pa.timestamp("us")).cast(pa.int64())).astype(float)

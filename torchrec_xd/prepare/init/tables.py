@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-import duckdb
 import pyarrow as pa
 
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare.init.columns import Column, columns_of
 from torchrec_xd.prepare.init.layouts import Known
-from torchrec_xd.prepare.init.roles import Guess, Label, Roles, guess_roles, safe, sql_name
+from torchrec_xd.prepare.init.roles import Guess, Label, Roles, guess_roles, safe
 from torchrec_xd.prepare.init.sample import Sample
+from torchrec_xd.prepare.init.sql import aggregated, computed, sql_name
 
 SPLIT_COLUMN = "split_by_hash"
 _SHOWN = 12
@@ -149,10 +149,8 @@ def look(samples: list[Sample], known: list[Known] | None = None) -> list[Looked
 
 
 def _with_added(sample: Sample, added: dict[str, str]) -> Sample:
-    values = ", ".join(f"{sql} AS {sql_name(name)}" for name, sql in added.items())
-    with duckdb.connect() as read:
-        table = read.from_arrow(sample.table).set_alias("r").project(f"*, {values}").to_arrow_table()
-    return replace(sample, table=table)
+    values = (f"{sql} AS {sql_name(name)}" for name, sql in added.items())
+    return replace(sample, table=computed(sample.table, "*", *values))
 
 
 def _check_known(sample: Sample, roles: Roles, columns: dict[str, Column]) -> None:
@@ -164,9 +162,7 @@ def _check_known(sample: Sample, roles: Roles, columns: dict[str, Column]) -> No
             f"{sample.files.settings['path']}: has no column '{missing[0]}', which this --format needs; columns are: "
             f"{', '.join(list(columns)[:_SHOWN])}; leave --format out to have them guessed"
         )
-    with duckdb.connect() as read:
-        table = read.from_arrow(sample.table)
-        shares = table.aggregate(", ".join(f"avg(CAST({label.sql} AS DOUBLE))" for label in roles.labels)).fetchall()[0]
+    shares = aggregated(sample.table, *(f"avg(CAST({label.sql} AS DOUBLE))" for label in roles.labels))
     roles.labels = [replace(label, share=share or 0.0) for label, share in zip(roles.labels, shares, strict=True)]
 
 
