@@ -294,3 +294,26 @@ def test_json_lines_with_lists(tmp_path: Path) -> None:
     assert recipe.inputs["log"].path == f"{tmp_path}/log.jsonl"
     assert feature(recipe, "tags") == {"kind": "bag", "group": "specific", "domains": ("log",)}
     assert recipe.domains["log"].time == "ts"
+
+
+def test_integers_that_pandas_kept_as_floats_stay_integers(tmp_path: Path) -> None:
+    table = exposures(400, 20)
+    users = [None if i == 3 else float(i % 40) for i in range(400)]
+    items = [float(item) for item in table["item_id"].to_pylist()]
+    pq.write_table(with_columns(table, user_id=users, item_id=items), tmp_path / "log.parquet")
+    recipe, _ = made_recipe(tmp_path / "x.yaml", f"log={tmp_path}/log.parquet")
+    assert "CAST(r.user_id AS BIGINT) AS user_id_integer" in recipe.views["log_rows"]
+    assert recipe.domains["log"].user == "user_id_integer"
+    assert feature(recipe, "item_id")["value"] == "CAST(item_id AS BIGINT)"
+    assert feature(recipe, "last_log")["history"]["value"] == "CAST(item_id AS BIGINT)"
+
+
+def test_roles_of_odd_names_are_quoted(tmp_path: Path) -> None:
+    table = exposures(400, 20).rename_columns(
+        ["user id", "item-id", "event time", "is click", "category", "price", "device", "age"]
+    )
+    pq.write_table(table, tmp_path / "log.parquet")
+    recipe, _ = made_recipe(tmp_path / "x.yaml", f"log={tmp_path}/log.parquet")
+    domain = recipe.domains["log"]
+    assert (domain.user, domain.time, domain.labels) == ('"user id"', '"event time"', {"is_click": '"is click"'})
+    assert feature(recipe, "last_log")["history"]["value"] == '"item-id"'

@@ -45,7 +45,7 @@ def run_sql(recipe: Recipe) -> None:
             engine.execute(f"CREATE VIEW {sql_name(name)} AS {query}")
             sqlglot.transpile(query, read="duckdb", write="spark")
         for name, domain in recipe.domains.items():
-            values = [sql_name(domain.user), *([sql_name(domain.time)] if domain.time else []), *domain.labels.values()]
+            values = [domain.user, *([domain.time] if domain.time else []), *domain.labels.values()]
             for each in recipe.features:
                 if each.calendar is None and each.history is None and each.total is None:
                     values += [each.value or sql_name(each.column)] if name in (each.domains or (name,)) else []
@@ -56,8 +56,8 @@ def run_sql(recipe: Recipe) -> None:
             for past in (each.history, each.total):
                 if past is not None:
                     events = recipe.events[past.events]
-                    values = [sql_name(events.user), sql_name(events.time)]
-                    values += [sql_name(past.value)] if past.value else []
+                    values = [events.user, events.time]
+                    values += [past.value] if past.value else []
                     values += [sql_name(key) for key in getattr(past, "by", ()) if key != "user"]
                     _select(engine, events.rows, values + ([past.where] if past.where else []))
 

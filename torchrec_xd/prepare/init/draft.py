@@ -10,6 +10,7 @@ from torchrec_xd.prepare.init.layouts import Known
 from torchrec_xd.prepare.init.roles import ambiguous
 from torchrec_xd.prepare.init.sample import Sample
 from torchrec_xd.prepare.init.split import cuts
+from torchrec_xd.prepare.init.sql import sql_name
 from torchrec_xd.prepare.init.tables import SPLIT_COLUMN, DomainRows, Tables, look, sort_out
 
 RARE = 0.01
@@ -58,7 +59,11 @@ def _inputs(made: Document, tables: Tables) -> None:
 
 def _domain(made: Document, rows: DomainRows, is_target: bool, alone: bool) -> None:
     at = ("domains", rows.name)
-    content: dict[str, Any] = {"role": "target" if is_target else "source", "rows": rows.rows, "user": rows.user}
+    content: dict[str, Any] = {
+        "role": "target" if is_target else "source",
+        "rows": rows.rows,
+        "user": sql_name(rows.user),
+    }
     if alone:
         made.say(*at, "role", text="one log makes one target domain; transfer needs a source domain too")
     else:
@@ -74,10 +79,10 @@ def _domain(made: Document, rows: DomainRows, is_target: bool, alone: bool) -> N
 
 def _time(made: Document, rows: DomainRows, content: dict[str, Any]) -> None:
     at, time = ("domains", rows.name), rows.looked.roles.time
-    if time is None:
+    if time is None or rows.time is None:
         made.ask(*at, "end", text="no column looks like a time: without one there are no histories and totals")
         return
-    content["time"] = rows.time
+    content["time"] = sql_name(rows.time)
     made.say(*at, "time", text=time.reason)
     if time.unit is not None:
         content["time_unit"] = time.unit
@@ -105,7 +110,11 @@ def _labels(made: Document, rows: DomainRows, content: dict[str, Any]) -> None:
 def _events(made: Document, rows: DomainRows, is_domain: bool) -> None:
     if rows.time is None:
         return
-    made.content["events"][rows.name] = {"rows": rows.rows, "user": rows.user, "time": rows.time}
+    made.content["events"][rows.name] = {
+        "rows": rows.rows,
+        "user": sql_name(rows.user),
+        "time": sql_name(rows.time),
+    }
     time = rows.looked.roles.time
     if time is not None and time.unit is not None:
         made.content["events"][rows.name]["time_unit"] = time.unit

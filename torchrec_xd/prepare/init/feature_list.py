@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torchrec_xd.prepare.init.document import Document
-from torchrec_xd.prepare.init.features import Draft, LeftOut, constant_per_user, draft, key_vocabulary
+from torchrec_xd.prepare.init.features import Draft, LeftOut, constant_per_user, draft, key_value, key_vocabulary
 from torchrec_xd.prepare.init.roles import Label, safe
 from torchrec_xd.prepare.init.sql import sql_name
 from torchrec_xd.prepare.init.tables import DomainRows, Tables, free_name, values_of
@@ -87,8 +87,8 @@ def _item_features(made: Document, tables: Tables, names: _Names) -> dict[str, t
         content: dict[str, Any] = {"column": name, "kind": "id", "group": "shared" if shared else "specific"}
         if len(rows_of) < len(tables.domains) or not shared:
             content["domains"] = [rows.name for rows in rows_of]
-        if name != wanted or sql_name(wanted) != wanted:
-            content["value"] = sql_name(wanted)
+        if name != key_value(column):
+            content["value"] = key_value(column)
         question = f"is {wanted} the same thing in these domains?" if shared else None
         made.feature({**content, **key_vocabulary(column)}, f"the item: {_item_reason(rows_of[0])}", question)
         for rows in (*rows_of, *tables.events):
@@ -116,7 +116,7 @@ def _past(made: Document, tables: Tables, names: _Names, items: dict[str, tuple[
         where = {} if label is None else {"where": _is_positive(rows, label)}
         if rows.name in items:
             column, table = items[rows.name]
-            history = {"events": rows.name, "value": column, **where}
+            history = {"events": rows.name, "value": key_value(rows.looked.columns[column]), **where}
             content: dict[str, Any] = {
                 "column": names.take(f"last_{rows.name}"),
                 "kind": "sequence",

@@ -137,7 +137,7 @@ def _number(column: Column) -> tuple[dict[str, Any], str, str] | LeftOut:
     if integer and column.unique and column.distinct >= 20 and (keyed or _is_counter(column)):
         return LeftOut(column.name, "is different in every row of the sample, like the row's own key")
     if integer and (keyed or column.distinct <= FEW):
-        value = {"value": f"CAST({sql_name(column.name)} AS BIGINT)"} if column.of_floats else {}
+        value = {"value": key_value(column)} if column.of_floats else {}
         return {"kind": "id", **value, **_vocabulary(column.distinct)}, f"integers, {_count(column)}", "number"
     content: dict[str, Any] = {"kind": "dense"}
     if column.has_nan:
@@ -169,6 +169,12 @@ def _vocabulary(distinct: int) -> dict[str, Any]:
 def key_vocabulary(column: Column) -> dict[str, Any]:
     """The same for users and items."""
     return _vocabulary(column.distinct)
+
+
+def key_value(column: Column) -> str:
+    """Its SQL: an integer, also where it is kept as floating point."""
+    name = sql_name(column.name)
+    return f"CAST({name} AS BIGINT)" if column.of_floats else name
 
 
 def _count(column: Column) -> str:

@@ -238,7 +238,10 @@ def _settle(tables: list[DomainRows]) -> None:
         rows.user = user
         if mixed or user != common:
             rows.user = free_name(f"{common}_text" if mixed else common, taken)
-            rows.extra[rows.user] = f"CAST(r.{sql_name(user)} AS VARCHAR)" if mixed else f"r.{sql_name(user)}"
+            rows.extra[rows.user] = _user_value(rows, text=mixed)
+        elif rows.user_column.of_floats:
+            rows.user = free_name(f"{user}_integer", taken)
+            rows.extra[rows.user] = _user_value(rows, text=False)
         if rows.user_column.nulls:
             rows.conditions.append(f"r.{sql_name(user)} IS NOT NULL")
         if time is None:
@@ -251,6 +254,14 @@ def _settle(tables: list[DomainRows]) -> None:
             rows.extra[rows.time] = f"strptime({text}, '{time.format}')"
         if column.nulls:
             rows.conditions.append(f"{value} IS NOT NULL")
+
+
+def _user_value(rows: DomainRows, text: bool) -> str:
+    """The user as an integer or text, also where integers are kept as floating point."""
+    value = f"r.{sql_name(rows.user_guess.column)}"
+    if rows.user_column.of_floats:
+        value = f"CAST({value} AS BIGINT)"
+    return f"CAST({value} AS VARCHAR)" if text else value
 
 
 def _split_by_hash(rows: DomainRows) -> str:
