@@ -14,9 +14,11 @@ import sqlglot
 
 from torchrec_xd.data.locations import find_files, join
 from torchrec_xd.errors import UserError
+from torchrec_xd.prepare.atomic import SEPARATOR, atomic_columns, atomic_options, atomic_select
+from torchrec_xd.prepare.lake import lake_files
 from torchrec_xd.prepare.recipe import Format, Input
 from torchrec_xd.prepare.recipe_file import RecipeFile
-from torchrec_xd.prepare.tables import Tables, literal, text
+from torchrec_xd.prepare.tables import Tables, literal, quoted, text
 
 ENDINGS: dict[str, Format] = {
     ".parquet": "parquet",
@@ -87,8 +89,18 @@ def _open(tables: Tables, file: RecipeFile, name: str, given: Input) -> list[str
     if kind is None:
         raise file.fault(key, f"what is {locations[0]}? Name its 'format', one of: {', '.join(get_args(Format))}")
     try:
+        if kind in ("delta", "iceberg"):
+            paths, _version = lake_files(join(file.recipe.root, locations[0]), kind, given.version)
+            tables.read(name, "parquet", paths, {}, {})
+            return paths
         paths = _files(kind, locations, file.recipe.root)
-        if kind == "parquet":
+        if kind == "atomic":
+            _same_headers(paths)
+            options = atomic_options(paths[0], given.separator or SEPARATOR)
+            tables.read(f"_text_{name}", "csv", paths, options.pop("columns"), options)
+            typed = atomic_select(atomic_columns(paths[0], given.separator or SEPARATOR))
+            tables.view(name, f"SELECT {typed} FROM {quoted(f'_text_{name}')}")
+        elif kind == "parquet":
             _same_columns({path: _footer(path) for path in paths})
             tables.read(name, "parquet", paths, {}, {})
         else:

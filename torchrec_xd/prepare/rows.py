@@ -10,7 +10,7 @@ import sqlglot
 from ibis import _
 from ibis.expr.types import BooleanValue, IntegerValue, Table, Value
 
-from torchrec_xd.prepare.hashing import hash_of
+from torchrec_xd.prepare.hashing import hash_of, mix_of
 from torchrec_xd.prepare.recipe import Recipe, RecipeDomain, RecipeFeature, TimeUnit
 from torchrec_xd.prepare.recipe_file import Key, RecipeFile
 from torchrec_xd.prepare.tables import Tables, quoted
@@ -254,7 +254,9 @@ def _sampled(tables: Tables, file: RecipeFile, rows: Table, name: str) -> Table:
             raise file.fault(
                 ("domains", name, "key"), f"is of integers and texts; {column[2:]} is {kind}: cast it in a view"
             )
-    hashes = hash_of([tables.number(rows[column]) for column in ["_user", "_time", *ids]], file.recipe.seed + 3)
+    numbers = [tables.number(rows[column]) for column in ids]
+    keys = [tables.number(rows._user), tables.number(rows._time), mix_of(numbers)]
+    hashes = hash_of(keys, file.recipe.seed + 3)
     share = domain.keep_negatives
     weight = ibis.cases((positive, rows._weight), else_=rows._weight / share).cast("float32")
     rows = rows.mutate(_weight=weight, _hash=hashes, _positive=positive)

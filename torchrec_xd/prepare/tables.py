@@ -191,7 +191,9 @@ def _spark_error() -> type[Exception]:
 def _spark_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if kind != "csv":
         return {}
-    return {"header": options["header"], "sep": options.get("delim", ","), "mode": "FAILFAST", "escape": '"'}
+    quote = options.get("quote", '"')
+    header = options["header"] or "skip" in options
+    return {"header": header, "sep": options.get("delim", ","), "mode": "FAILFAST", "quote": quote, "escape": quote}
 
 
 def _spark_columns(columns: Mapping[str, str]) -> str:
