@@ -179,9 +179,9 @@ def test_spark_computes_the_same(duckdb, local_spark, tmp_path):
         tables = row_table(connection, rows), event_table(connection, events)
         found[name] = [
             answers(totals_as_of(*tables, ["user", "city"], TOTALS)),
-            answers(history_as_of(*tables, ["user"], 7, ["item", "number", "price"], ["number"])),
+            answers(history_as_of(*tables, ["user"], 7, ["item", "number"], ["price"])),
         ]
-    assert str(found["spark"]) == str(found["duckdb"])  # as text, since NaN is not NaN
+    assert found["spark"] == found["duckdb"]
     assert len(found["spark"][0]) == 300
     assert len({row["spent"] for row in found["spark"][0].values()}) > 20
     assert {len(row["item"]) for row in found["spark"][1].values()} == set(range(8))

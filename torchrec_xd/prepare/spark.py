@@ -43,14 +43,14 @@ def ibis_on_spark(settings: SparkSettings) -> Any:
             is there has another master or a setting that cannot be changed any more.
     """
     try:
-        from pyspark.sql import SparkSession
+        import pyspark
 
         connect = ibis.pyspark.connect
     except ImportError:
         raise UserError(
             "engine: spark needs PySpark, which is not installed; install torchrec-xd[spark], or use engine: duckdb"
         ) from None
-    session: Any = SparkSession.getActiveSession()
+    session: Any = pyspark.sql.SparkSession.getActiveSession()
     if session is None:
         session = _start(settings)
     else:
