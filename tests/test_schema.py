@@ -52,6 +52,13 @@ FINGERPRINT = "dc9c58809ed67a9e"
 """Of CONTENT, as version 0.1 computed it: checkpoints know it."""
 
 
+def events(**changes: object) -> dict[str, Any]:
+    """Two sequences more, the columns `one` and `two` of the same events; `two` changed."""
+    common = {"kind": "sequence", "group": "sequence", "rows": 9, "dim": 8, "length": 5, "events": "seen"}
+    further = [{"column": "one", **common}, {"column": "two", **common, **changes}]
+    return {"features": [*copy.deepcopy(CONTENT["features"]), *further]}
+
+
 def schema(**changes: object) -> Schema:
     return validate(Schema, CONTENT | changes, "f")
 
@@ -171,6 +178,20 @@ def test_paths_by_split() -> None:
             "feature 'age': 'length' belongs to every sequence and every vector",
         ),
         (feature("age", kind="vector", length=3), "feature 'age' is a vector: it has no table, no rows and no hash"),
+        (feature("age", weights="w"), "feature 'age': 'weights' belongs to bags only"),
+        (feature("tags", weights="w"), "feature 'tags': weighted ids are summed; a mean would divide by their number"),
+        (
+            feature("tags", pooling="sum", table="item", rows=100, dim=8),
+            "bag 'tags' and sequence 'past' share a table, which would be looked up pooled for the one",
+        ),
+        (feature("age", events="past"), "feature 'age': 'events' belongs to sequences only"),
+        (
+            added(column="kinds", kind="sequence", group="sequence", rows=9, dim=8, length=5, events="past"),
+            "events 'past' are named like the sequence 'past', which is not one of them: rename",
+        ),
+        (events(length=4), "sequences 'one' and 'two' are columns of the events 'seen': give them the same length and"),
+        (events(domains=["coupon"]), "sequences 'one' and 'two' are columns of the events 'seen': give them the same"),
+        (events(events="a.b"), "columns and tables name torch modules: 'a.b' is empty or has a dot"),
         (feature("age", indicator=True), "feature 'age': 'indicator' belongs to vectors only"),
         (feature("past", length=None), "feature 'past': 'length' belongs to every sequence"),
         (feature("past", group="user"), "feature 'past': kind 'sequence' and group 'sequence' go together"),

@@ -25,7 +25,7 @@ class LoaderState:
     """Completed batches of this epoch, this one included."""
 
 
-READ_BY_MODELS = ("bags", "sequences", "dense_BN", "vector_BV", "label_BT", "weight_B")
+READ_BY_MODELS = ("bags", "weighted_bags", "sequences", "dense_BN", "vector_BV", "label_BT", "weight_B")
 """Parts of a batch that go to a device."""
 
 
@@ -40,6 +40,8 @@ class Batch(Pipelineable):
     bags: KeyedJaggedTensor
     """Ids of the EmbeddingBagCollection, int64, keys in schema order, stride B; lengths are int32: half the bytes to a
     GPU and between ranks, for fewer than 2^31 ids in a batch."""
+    weighted_bags: KeyedJaggedTensor
+    """Ids of the EmbeddingBagCollection of weighted tables, alike, each with a weight in float32."""
     sequences: KeyedJaggedTensor
     """Ids of the EmbeddingCollection, alike."""
     dense_BN: Tensor
@@ -78,6 +80,7 @@ class Batch(Pipelineable):
         return replace(
             self,
             bags=_one_row_without_ids(self.bags),
+            weighted_bags=_one_row_without_ids(self.weighted_bags),
             sequences=_one_row_without_ids(self.sequences),
             dense_BN=self.dense_BN.new_zeros(1, self.dense_BN.shape[1]),
             vector_BV=self.vector_BV.new_zeros(1, self.vector_BV.shape[1]),
@@ -110,5 +113,6 @@ class Batch(Pipelineable):
 
 
 def _one_row_without_ids(ids: KeyedJaggedTensor) -> KeyedJaggedTensor:
-    keys = ids.keys()
-    return KeyedJaggedTensor(keys, ids.values()[:0], lengths=ids.lengths().new_zeros(len(keys)), stride=1)
+    keys, weights = ids.keys(), ids.weights_or_none()
+    none = None if weights is None else weights[:0]
+    return KeyedJaggedTensor(keys, ids.values()[:0], none, lengths=ids.lengths().new_zeros(len(keys)), stride=1)

@@ -1,8 +1,8 @@
 """Schema to embedding collections, and lookups to what models read.
 
-Every feature becomes vectors of its embedding width: ids and bags through one EmbeddingBagCollection, sequences and the
-ids that share their tables through one EmbeddingCollection, dense numbers through a learned line each, vectors of
-numbers through a learned projection each.
+Every feature becomes vectors of its embedding width: ids and bags through one EmbeddingBagCollection, weighted bags and
+what shares their tables through another, sequences and the ids that share theirs through one EmbeddingCollection, dense
+numbers through a learned line each, vectors of numbers through a learned projection each.
 
 Shape legend: B rows of the batch, B_d rows of domain d, F features, N specific features, D width, L positions,
 V numbers of all vectors.
@@ -34,7 +34,7 @@ from torchrec_xd.errors import UserError
 from torchrec_xd.modules.numeric import NumericEmbedding
 from torchrec_xd.modules.projection import VectorProjection
 from torchrec_xd.modules.rows import concat
-from torchrec_xd.schema import Feature, Group, Schema, Table
+from torchrec_xd.schema import Collection, Feature, Group, Schema, Table
 from torchrec_xd.settings import MAX_FP32, Settings
 from torchrec_xd.table_types import PlannedDtype, TableDtype
 
@@ -61,7 +61,7 @@ ColumnRun = tuple[str, ...]
 
 
 class SequenceLookup(NamedTuple):
-    """A behaviour sequence as looked up, oldest first."""
+    """A behaviour sequence as looked up, oldest first; where it has several columns, their vectors side by side."""
 
     keys_BLD: Tensor
     """Vectors of the sequence, padded with zeros."""
@@ -80,7 +80,7 @@ class Lookups:
     specific: dict[str, Tensor]
     """Domain to the specific features of its own rows, `[B_d, N, D]`; N is 0 where it has none."""
     sequences: dict[str, SequenceLookup]
-    """Sequence column to its lookup."""
+    """Name of `Schema.sequences` to its lookup."""
     rows: dict[str, slice]
     """Domain to its rows of the batch."""
 
@@ -94,7 +94,7 @@ class Layout:
     specific: dict[str, tuple[int, int]]
     """Domain to (N, D)."""
     sequences: dict[str, int]
-    """Sequence column to D."""
+    """Name of `Schema.sequences` to D, of all its columns together."""
 
 
 def layout(schema: Schema) -> Layout:
@@ -112,7 +112,7 @@ def layout(schema: Schema) -> Layout:
             widths = ", ".join(f"{f.column} {schema.dim_of(f)}" for f in features)
             raise UserError(f"specific features of '{domain}' need one common dim, but have: {widths}")
         specific[domain] = (len(features), dims.pop() if dims else schema.dim)
-    sequences = {f.column: schema.dim_of(f) for f in schema.features if f.kind == "sequence"}
+    sequences = {name: sum(schema.dim_of(f) for f in columns) for name, columns in schema.sequences().items()}
     return Layout(groups, specific, sequences)
 
 
@@ -147,9 +147,15 @@ class Embeddings(nn.Module):
                 "init_fn": Initialiser(table.name, table.rows, settings.init_std, seed),
             }
 
-        pooled = [EmbeddingBagConfig(**described(t), pooling=_pooling(t)) for t in tables if not t.sequential]
-        unpooled = [EmbeddingConfig(**described(t)) for t in tables if t.sequential]
-        self.bags = EmbeddingBagCollection(tables=pooled, device=meta) if pooled else None
+        def bags(which: Collection) -> EmbeddingBagCollection | None:
+            pooled = [EmbeddingBagConfig(**described(t), pooling=_pooling(t)) for t in tables if t.collection == which]
+            weighted = which == "weighted_bags"
+            return EmbeddingBagCollection(tables=pooled, is_weighted=weighted, device=meta) if pooled else None
+
+        self.bags = bags("bags")
+        # Apart: weights cost a third of a lookup and half of the bytes of an id, which unweighted tables need not pay.
+        self.weighted_bags = bags("weighted_bags")
+        unpooled = [EmbeddingConfig(**described(t)) for t in tables if t.collection == "sequences"]
         self.sequences = EmbeddingCollection(tables=unpooled, device=meta) if unpooled else None
         dense = [f for f in self.read.features if f.kind == "dense"]
         self.numeric = nn.ModuleDict(
@@ -172,8 +178,10 @@ class Embeddings(nn.Module):
     def forward(self, batch: Batch) -> Lookups:
         """One lookup per collection for all features, then views by group."""
         vectors = self._numeric_vectors(batch.dense_BN) | self._projected(batch.vector_BV)
-        if self.bags is not None:
-            pooled = self.bags(batch.bags)
+        for bags, given in ((self.bags, batch.bags), (self.weighted_bags, batch.weighted_bags)):
+            if bags is None:
+                continue
+            pooled = bags(given)
             # Features are taken by key: a sharded collection returns them in the order of its plan.
             vectors |= self._runs(pooled.values(), pooled.keys())
         jagged = dict(self.sequences(batch.sequences).items()) if self.sequences is not None else {}
@@ -184,7 +192,7 @@ class Embeddings(nn.Module):
         groups = {group: self._concat(vectors, group, batch) for group in FLAT_GROUPS}
         specific = {domain: self._specific(vectors, domain, own, batch) for domain, own in rows.items()}
         sequences = {
-            f.column: self._sequence(f, jagged, firsts, batch) for f in self.schema.features if f.kind == "sequence"
+            name: self._sequence(columns, jagged, firsts, batch) for name, columns in self.schema.sequences().items()
         }
         return Lookups(groups, specific, sequences, rows)
 
@@ -241,17 +249,31 @@ class Embeddings(nn.Module):
         return concat(parts) if parts else batch.dense_BN.new_zeros(len(batch), 0)
 
     def _sequence(
-        self, feature: Feature, jagged: Mapping[str, JaggedTensor], firsts: Mapping[str, Tensor], batch: Batch
+        self,
+        columns: tuple[Feature, ...],
+        jagged: Mapping[str, JaggedTensor],
+        firsts: Mapping[str, Tensor],
+        batch: Batch,
     ) -> SequenceLookup:
-        assert feature.length is not None
-        zero_BD = batch.dense_BN.new_zeros(len(batch), self.schema.dim_of(feature))
-        if feature.column not in jagged:
-            return SequenceLookup(zero_BD[:, None, :][:, :0], zero_BD.new_zeros(len(batch), dtype=torch.int32), zero_BD)
-        keys_BLD = jagged[feature.column].to_padded_dense(feature.length).float()
-        # Several ids may share the table (an item and its substitute): a row queries with the sum of those it carries.
-        queries = [firsts[f.column] for f in self.queries[feature.column]]
-        query_BD = torch.stack(queries).sum(0).float() if queries else zero_BD
-        return SequenceLookup(keys_BLD, jagged[feature.column].lengths(), query_BD)
+        given = [f.column for f in columns if f.column in jagged]
+        zero_BD = [batch.dense_BN.new_zeros(len(batch), self.schema.dim_of(f)) for f in columns]
+        if not given:
+            zero = concat(zero_BD)
+            return SequenceLookup(zero[:, None, :][:, :0], zero.new_zeros(len(batch), dtype=torch.int32), zero)
+        keys, queries = [], []
+        for feature, zero in zip(columns, zero_BD, strict=True):
+            assert feature.length is not None
+            ids = jagged.get(feature.column)
+            keys.append(
+                zero[:, None, :].expand(-1, feature.length, -1)
+                if ids is None
+                else ids.to_padded_dense(feature.length).float()
+            )
+            # Several ids may share the table (an item and its substitute): a row queries with their sum.
+            own = [firsts[f.column] for f in self.queries.get(feature.column, ())]
+            queries.append(torch.stack(own).sum(0).float() if own else zero)
+        keys_BLD = keys[0] if len(keys) == 1 else torch.cat(keys, dim=2)
+        return SequenceLookup(keys_BLD, jagged[given[0]].lengths(), concat(queries))
 
 
 def _neighbours(schema: Schema) -> dict[str, str]:
@@ -323,7 +345,7 @@ def weight_prefixes(schema: Schema) -> dict[str, str]:
     """Table, dense or vector column to where `Embeddings(schema)` keeps its weights: a table's prefix, else a name."""
     return {
         **{
-            t.name: f"{'sequences.embeddings' if t.sequential else 'bags.embedding_bags'}.{t.name}."
+            t.name: f"{t.collection}.{'embeddings' if t.sequential else 'embedding_bags'}.{t.name}."
             for t in schema.tables()
         },
         **{

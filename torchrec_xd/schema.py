@@ -15,12 +15,13 @@ from torchrec_xd.settings import Settings, load_yaml, validate
 from torchrec_xd.table_types import MAX_DIM, MAX_ROWS
 
 Kind = Literal["id", "bag", "sequence", "dense", "vector"]
+Collection = Literal["bags", "weighted_bags", "sequences"]
 Group = Literal["user", "sequence", "shared", "specific", "context", "scene"]
 Split = Literal["train", "valid", "test"]
 Paths = str | tuple[str, ...]
 MAX_LENGTH = 2**20
 """Ids of a sequence, numbers of a vector."""
-_LATER: dict[str, object] = {"nullable": False, "indicator": False}
+_LATER: dict[str, object] = {"nullable": False, "indicator": False, "weights": None, "events": None}
 """Keys of tasks and features that came after the first checkpoints, with their defaults, at which they mean nothing
 new."""
 
@@ -82,11 +83,18 @@ class Feature(Settings):
     """Width of the embedding, of a table a multiple of 4. Default: the schema's `dim`."""
     pooling: Literal["sum", "mean"] = "sum"
     """How a bag becomes one vector."""
+    weights: str | None = None
+    """Column with the weights of a bag's ids, a list of numbers of the same length; the feature's own column, where
+    that holds pairs of id and weight (structs of two, or a map). The vectors are multiplied by them and summed."""
     hash: Literal["none", "drop", "mod", "xxhash"] = "none"
     """`none`: an id outside [0, rows) is an error; `drop`: it is left out, like a null; `mod`: id modulo rows;
     `xxhash`: hashed; the ids of a table are all strings or all integers."""
     length: int | None = Field(default=None, gt=0, le=MAX_LENGTH)
     """A sequence keeps its last `length` ids; a vector has exactly `length` numbers."""
+    events: str | None = None
+    """Of a sequence: name of the events that it is a column of, next to others (item, category, action). Models read
+    the columns side by side as one sequence of this name. They have the same `length` and `domains`; every row has
+    equally many ids in each, and one that is null or left out (`hash: drop`) is row 0, so that positions stay."""
     indicator: bool = False
     """Of a vector: a learned vector is added where the value is null. Default: null reads as zeros."""
 
@@ -97,12 +105,21 @@ class Feature(Settings):
             raise ValueError(f"feature '{self.column}' is {what}: it has no table, no rows and no hash")
         if self.kind != "bag" and self.pooling != "sum":
             raise ValueError(f"feature '{self.column}': 'pooling' belongs to bags only")
+        if self.weights is not None and self.kind != "bag":
+            raise ValueError(f"feature '{self.column}': 'weights' belongs to bags only")
+        if self.weights is not None and self.pooling == "mean":
+            raise ValueError(
+                f"feature '{self.column}': weighted ids are summed; a mean would divide by their number, not by the "
+                "sum of the weights: leave 'pooling' out, and divide the weights of each row by their sum"
+            )
         if self.has_table and self.rows is None:
             raise ValueError(f"feature '{self.column}' needs 'rows', the number of distinct ids")
         if (self.kind in ("sequence", "vector")) != (self.length is not None):
             raise ValueError(
                 f"feature '{self.column}': 'length' belongs to every sequence and every vector, and to these only"
             )
+        if self.events is not None and self.kind != "sequence":
+            raise ValueError(f"feature '{self.column}': 'events' belongs to sequences only")
         if self.indicator and self.kind != "vector":
             raise ValueError(f"feature '{self.column}': 'indicator' belongs to vectors only")
         if (self.kind == "sequence") != (self.group == "sequence"):
@@ -142,6 +159,16 @@ class Table:
     def sequential(self) -> bool:
         """Whether some sequence reads it: then it is looked up row by row (EmbeddingCollection), without pooling."""
         return any(feature.kind == "sequence" for feature in self.features)
+
+    @property
+    def collection(self) -> Collection:
+        """Which collection has it, and which part of a batch its ids are in.
+
+        Where one feature is weighted, all of the table's are looked up with weights: 1 for the others.
+        """
+        if self.sequential:
+            return "sequences"
+        return "weighted_bags" if any(feature.weights for feature in self.features) else "bags"
 
 
 class Schema(Settings):
@@ -190,7 +217,10 @@ class Schema(Settings):
                 raise ValueError(f"feature '{feature.column}' is written twice")
             for domain in feature.domains or ():
                 self._check_domain(f"feature '{feature.column}'", domain)
+        for name, sequence in self.sequences().items():
+            self._check_events(name, sequence)
         labels = [task.label for task in self.tasks]
+        columns += self.sequences()
         for name in (*self.domains, *labels, *columns, *(table.name.removeprefix("t_") for table in self.tables())):
             if not name or "." in name:
                 raise ValueError(
@@ -201,6 +231,20 @@ class Schema(Settings):
             if "@" in name:
                 raise ValueError(f"'{name}' has an '@', which separates label and domain in the names of tasks")
         return self
+
+    @staticmethod
+    def _check_events(name: str, sequence: tuple[Feature, ...]) -> None:
+        first = sequence[0]
+        for other in sequence[1:]:
+            if other.events != first.events:
+                raise ValueError(
+                    f"events '{name}' are named like the sequence '{name}', which is not one of them: rename"
+                )
+            if (other.length, other.domains) != (first.length, first.domains):
+                raise ValueError(
+                    f"sequences '{first.column}' and '{other.column}' are columns of the events '{name}': give them "
+                    "the same length and domains"
+                )
 
     def _check_domain(self, who: str, domain: str) -> None:
         if domain not in self.domains:
@@ -217,6 +261,15 @@ class Schema(Settings):
             for feature in self.features
             if (feature.domains is None or domain in feature.domains) and group in (None, feature.group)
         )
+
+    def sequences(self) -> dict[str, tuple[Feature, ...]]:
+        """What models read as one sequence: name of events to their columns, or a column's name to it alone."""
+        found: dict[str, tuple[Feature, ...]] = {}
+        for feature in self.features:
+            if feature.kind == "sequence":
+                name = feature.events or feature.column
+                found[name] = (*found.get(name, ()), feature)
+        return found
 
     def tables(self) -> tuple[Table, ...]:
         """All embedding tables, by first use.
@@ -241,6 +294,7 @@ class Schema(Settings):
                         f"table '{first.table or first.column}' is shared by {one} and {two}; features that share a "
                         "table need equal rows, dim and hash"
                     )
+            _check_pooled(features)
             assert first.rows is not None
             if self.dim_of(first) % 4:
                 whose = f"feature '{first.column}'" if first.dim else f"the schema, for feature '{first.column}'"
@@ -320,6 +374,16 @@ class Schema(Settings):
                     del part[key]
         text = json.dumps(meaning, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _check_pooled(features: list[Feature]) -> None:
+    """A table is looked up pooled or row by row, whole: ids do either way, bags and sequences one each."""
+    first = {feature.kind: feature for feature in reversed(features)}
+    if "bag" in first and "sequence" in first:
+        raise ValueError(
+            f"bag '{first['bag'].column}' and sequence '{first['sequence'].column}' share a table, which would be "
+            "looked up pooled for the one and row by row for the other: give the bag a table of its own, table: NAME"
+        )
 
 
 def load_schema(path: str | Path) -> Schema:

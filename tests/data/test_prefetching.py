@@ -173,6 +173,6 @@ def test_the_reading_thread_pins_what_goes_to_a_gpu(root: Path, monkeypatch: pyt
     assert pinned == []
     batches = list(loader.batches(pin=True))
     parts = [(b.dense_BN, b.vector_BV, b.label_BT, b.weight_B) for b in batches]
-    ids = [(kjt.values(), kjt.lengths()) for b in batches for kjt in (b.bags, b.sequences)]
+    ids = [(kjt.values(), kjt.lengths()) for b in batches for kjt in (b.bags, b.weighted_bags, b.sequences)]
     assert {id(tensor) for tensors in (*parts, *ids) for tensor in tensors} == {tensor for tensor, _ in pinned}
     assert {name for _, name in pinned} == {"loader"}

@@ -14,6 +14,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import CacheParams
 
 from tests.support.feeds import schema_at, write_feed
+from tests.support.kinds import with_kinds, write_kinds
 from tests.support.mkt_settings import FINETUNE, PRETRAIN
 from tests.support.ranks import run_ranks
 from tests.support.sharded import processes_of
@@ -34,7 +35,7 @@ DROPOUT = {**PRETRAIN, "dropout": 0.2}
 
 def config_of(feed: Path, pipelined: bool, model=DROPOUT, **changes) -> RunConfig:
     content = {
-        "schema": schema_at(feed),
+        "schema": with_kinds(schema_at(feed), specific="post"),
         "model": model,
         "loader": {"batch_size": 48},
         "trainer": {"epochs": 2, "log_every": 1, "threads": 1, "pipeline": pipelined},
@@ -48,7 +49,7 @@ def config_of(feed: Path, pipelined: bool, model=DROPOUT, **changes) -> RunConfi
 @pytest.fixture(scope="module")
 def feed(tmp_path_factory):
     """Of which no domain's rows divide into batches."""
-    folder = write_feed(tmp_path_factory.mktemp("pipeline") / "feed")
+    folder = write_kinds(write_feed(tmp_path_factory.mktemp("pipeline") / "feed"))
     for name, rows in {"items": 397, "video": 41, "post": 333}.items():
         path = folder / name / "train.parquet"
         pq.write_table(pq.read_table(path).slice(0, rows), path)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.support.feeds import schema_at, write_feed
+from tests.support.kinds import with_kinds, write_kinds
 from tests.support.local_state import local
 from tests.support.ranks import run_ranks
 from tests.support.sharded import processes_of, sharded
@@ -77,7 +78,7 @@ MOVES = [(origin, to) for origin in KINDS for to in KINDS if origin != to]
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_what_two_ranks_wrote_goes_on_elsewhere_as_if_never_moved(tmp_path, ranks):
     """Adagrad, and row-wise Adagrad where its state is not a mixture of columns."""
-    content = {**schema_at(write_feed(tmp_path)), "dim": 64}
+    content = with_kinds({**schema_at(write_kinds(write_feed(tmp_path))), "dim": 64}, specific="post")
     cases = [("adagrad", kind) for kind in KINDS] + [("rowwise_adagrad", kind) for kind in KINDS]
     run_ranks(2, write, content, str(tmp_path), cases, timeout=240)
     if ranks == 1:  # where columns are not cut

@@ -1,4 +1,4 @@
-"""Vectors: looked up by hand, sharded as plain, by every model that trains, from run to run."""
+"""Vectors, weighted bags and columns of events: by hand, sharded as plain, scored as evaluated, from run to run."""
 
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from tests.support.small_models import train_run, weights
 from tests.support.unsharded import materialise
 from torchrec_xd.config import RunConfig
 from torchrec_xd.data.loader import Loader, LoaderSettings
-from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, weight_prefixes
+from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, layout, weight_prefixes
+from torchrec_xd.modules.attention import SequencePooling, TargetAttention
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import validate
 from torchrec_xd.training.inference import evaluate, predict
@@ -47,7 +48,7 @@ def test_a_vector_is_projected_where_its_group_lies(schema, batch):
     text, image = (module.projections.weights[f"v_{column}"] for column in ("text", "image"))
     assert (text.shape, image.shape) == ((4, LENGTH), (4, LENGTH + 1))
     text_BD = batch.vector_BV[:, :LENGTH] @ text.T
-    torch.testing.assert_close(lookups.groups["shared"][:, -4:], text_BD)
+    torch.testing.assert_close(lookups.groups["shared"][:, 4:8], text_BD)
     post = lookups.rows["post"]
     image_BV = batch.vector_BV[post, LENGTH:]
     torch.testing.assert_close(lookups.specific["post"][:, -1], image_BV @ image.T)
@@ -81,7 +82,7 @@ def test_a_reader_of_other_batches_takes_the_vectors_that_it_knows(schema, batch
     torch.testing.assert_close(other(batch).specific["post"], one(batch).specific["post"])
     less = next(iter(Loader(narrow, LoaderSettings(batch_size=48), "train").batches()))
     lacking = embeddings(schema, batches=narrow)
-    assert not lacking(less).groups["shared"][:, -4:].any()
+    assert not lacking(less).groups["shared"][:, 4:8].any()
     assert list(lacking.projections.columns) == ["image"]
 
 
@@ -92,14 +93,86 @@ def test_a_padding_row_has_no_vector(schema, batch):
 
 def test_the_names_of_weights_are_those_that_transfer_knows(schema):
     names = set(embeddings(schema).state_dict())
-    assert {weight_prefixes(schema)[column] for column in ("text", "image")} < names
+    prefixes = weight_prefixes(schema)
+    assert {prefixes[column] for column in ("text", "image")} < names
+    assert prefixes["t_brand"] + "weight" in names
+
+
+def test_weighted_ids_are_multiplied_and_summed_and_their_tables_others_have_weight_one(schema, batch):
+    module = embeddings(schema)
+    assert module.weighted_bags.is_weighted()
+    assert not module.bags.is_weighted()
+    table = module.weighted_bags.embedding_bags["t_brand"].weight
+    ids = batch.weighted_bags
+    assert ids.keys() == ["likes", "tastes", "brand"]
+    assert set(ids["brand"].weights().tolist()) == {1.0}
+    expected, gradient = {}, torch.zeros_like(table)
+    for column in ids.keys():  # noqa: SIM118 - no dict
+        jagged, vectors = ids[column], []
+        for row in range(len(batch)):
+            at = slice(*jagged.offsets()[row : row + 2].tolist())
+            vectors.append(jagged.weights()[at] @ table[jagged.values()[at]])
+            for id_, weight in zip(jagged.values()[at].tolist(), jagged.weights()[at].tolist(), strict=True):
+                gradient[id_] += weight
+        expected[column] = torch.stack(vectors)
+    lookups = module(batch)
+    torch.testing.assert_close(lookups.groups["user"][:, -4:], expected["likes"])
+    torch.testing.assert_close(lookups.groups["context"][:, -4:], expected["tastes"])
+    torch.testing.assert_close(lookups.groups["shared"][:, 8:12], expected["brand"])
+    parts = (lookups.groups["user"][:, -4:], lookups.groups["context"][:, -4:], lookups.groups["shared"][:, 8:12])
+    sum(part.sum() for part in parts).backward()
+    torch.testing.assert_close(table.grad, gradient)
+
+
+def test_columns_of_events_are_read_side_by_side_position_by_position(schema, batch):
+    module = embeddings(schema)
+    assert layout(schema).sequences == {"hist": 4, "past": 8}
+    brand, action = (module.sequences.embeddings[name].weight for name in ("t_past_brand", "t_action"))
+    lookups = module(batch)
+    keys, length, query = lookups.sequences["past"]
+    ids = {column: batch.sequences[column].to_dense() for column in ("past_brand", "past_action", "action")}
+    assert {len(row) for row in ids["past_brand"]} == {0, 1, 2, 3}
+    for row in range(len(batch)):
+        brands, actions = ids["past_brand"][row], ids["past_action"][row]
+        assert length[row] == len(brands) == len(actions)
+        torch.testing.assert_close(keys[row, : len(brands)], torch.cat([brand[brands], action[actions]], dim=1))
+        assert not keys[row, len(brands) :].any()
+        assert not query[row, :4].any()  # no row has an id of past_brand's table
+        torch.testing.assert_close(query[row, 4:], action[ids["action"][row]].sum(0))
+    pooling = SequencePooling(layout(schema).sequences)
+    pooled = pooling(lookups.sequences)
+    assert pooled.shape == (len(batch), 12)
+    alone = TargetAttention(8)
+    alone.load_state_dict(pooling.poolings["past"].state_dict())
+    torch.testing.assert_close(pooled[:, 4:], alone(query, keys, length))
+    keys.sum().backward()
+    expected = torch.zeros_like(action)
+    for row in ids["past_action"]:
+        for one in row:
+            expected[one] += 1
+    torch.testing.assert_close(action.grad, expected)
+
+
+def test_a_reader_of_batches_without_one_column_of_events_finds_zeros_there(schema):
+    narrow = schema.without(("past_brand",))
+    less = next(iter(Loader(narrow, LoaderSettings(batch_size=48), "train").batches()))
+    keys, length, query = embeddings(schema, batches=narrow)(less).sequences["past"]
+    alone = embeddings(narrow)(less).sequences["past"]
+    assert not keys[..., :4].any()
+    torch.testing.assert_close((keys[..., 4:], query[:, 4:]), (alone.keys_BLD, alone.query_BD))
+    assert torch.equal(length, alone.length_B)
+
+
+KINDS = [*((kinds, 1) for kinds in MATRIX), (MATRIX[0], 2)]
+"""Sharding types, and threads that look up."""
 
 
 def train_kinds(rank: int, content: dict) -> list[Trained | str]:
-    return [train_or_tell(rank, content, kinds, "adagrad") for kinds in KINDS]
-
-
-KINDS = [kinds for kinds in MATRIX if "data_parallel" not in kinds]
+    found = []
+    for kinds, threads in KINDS:
+        torch.set_num_threads(threads)
+        found.append(train_or_tell(rank, content, kinds, "adagrad"))
+    return found
 
 
 def test_sharded_training_equals_plain_training(content):

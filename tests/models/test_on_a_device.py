@@ -99,7 +99,10 @@ def ready(request, schemas):
     if case.source is not None:
         taught = whole if case.source_domains is None else whole.only(case.source_domains)
         source = [SourceRun(taught, settings_of(**case.source), EMBEDDINGS)]
-    spec, settings = MODELS[case.model["name"]], settings_of(**case.model)
+    own = case.model
+    if "sequences" in own and "past" in schema.sequences():
+        own = {**own, "sequences": {**HISTORIES, "items": ["hist", "past"]}}
+    spec, settings = MODELS[own["name"]], settings_of(**own)
     model = spec.build(schema, settings, EMBEDDINGS, 0, *source)
     batch = next(iter(Loader(schema, LoaderSettings(batch_size=48), "train").batches()))
     return Ready(spec, settings, schema, model.to(DEVICE), batch)

@@ -50,6 +50,26 @@ def test_every_shard_costs_what_torchrec_says(cluster, seed, optimizer):
     assert compared >= 2 * len(tables)
 
 
+def test_a_weighted_table_costs_what_torchrec_says_and_more_than_a_plain_one():
+    listed = TableList(tables=tuple(TableSpec(name=n, rows=10**6, dim=64, weighted=n == "w") for n in ("p", "w")))
+    plain, weighted = module_tables(module_of(listed), torchrec_sharders())
+    assert (plain.path, weighted.path) == ("bags", "weighted_bags")
+    both = cost_tables([plain, weighted], gpus(4), 512, {"p": 20.0, "w": 20.0})
+    for one, other in zip(*both, strict=True):
+        assert one.label == other.label
+        assert one.total_ms < other.total_ms
+    theirs = EmbeddingEnumerator(
+        topology=gpus(4).topology(),
+        batch_size=512,
+        constraints={name: ParameterConstraints(pooling_factors=[20.0]) for name in ("p", "w")},
+    ).enumerate(module_of(listed), torchrec_sharders())
+    found = {(o.name, o.sharding_type, o.compute_kernel): o.shards[0].perf for o in theirs}
+    for table, options in zip((plain, weighted), both, strict=True):
+        for option in options:
+            if option.column_dim is None and option.cache_load_factor in (None, UVM_CACHING_RATIO):
+                assert option.runs[0].perf == found[table.name, option.sharding_type, option.kernel]
+
+
 def test_narrow_columns_cost_what_torchrec_says_when_asked_for_them():
     listed = TableList(tables=(TableSpec(name="wide", rows=1000, dim=256),))
     module = module_of(listed)

@@ -56,6 +56,11 @@ def test_a_bare_yaml_list_is_a_table_list(tmp_path):
         ("t.yaml", "tables:\n- {name: a, rows: 1, dim: 4, pooling: [1, 2]}\n", r"t\.yaml:2: .*1 features and 2 pool"),
         ("t.yaml", "tables:\n- {name: a, rows: 1, dim: 4, features: 0}\n", r"t\.yaml:2: .*at least one feature"),
         ("t.yaml", "tables:\n- {name: a, rows: 1, dim: 4, pooling: -1}\n", r"t\.yaml:2: 'pooling.0'.*greater than 0"),
+        (
+            "t.yaml",
+            "tables:\n- {name: a, rows: 1, dim: 4, sequence: true, weighted: true}\n",
+            "weights belong to pooled",
+        ),
         ("t.yaml", "tables:\n- oops\n", r"t\.yaml:2: expected a mapping with name, rows, dim"),
         ("t.yaml", "tables: {a: 1}\n", r"t\.yaml:1: expected a list of tables, got {'a': 1}"),
         ("t.yaml", "hello\n", "expected a list of tables, or a mapping with the key 'tables'"),

@@ -37,6 +37,7 @@ def batch_of(offsets, label, weight=None, user=None, extra=None):
     no_ids = KeyedJaggedTensor([], torch.empty(0, dtype=torch.int64), lengths=torch.empty(0, dtype=torch.int32))
     return Batch(
         bags=no_ids,
+        weighted_bags=no_ids,
         sequences=no_ids,
         dense_BN=torch.empty(rows, 0),
         vector_BV=torch.empty(rows, 0),

@@ -140,7 +140,17 @@ def _batch(tables: int, rows: int, length: int, batch_size: int) -> Batch:
     none = KeyedJaggedTensor([], ids[:0], lengths=lengths[:0], stride=batch_size)
     users = torch.zeros(batch_size, dtype=torch.int64)
     return Batch(
-        bags, none, empty, empty, empty, torch.ones(batch_size), users, empty.long(), (0, batch_size), LoaderState(0, 0)
+        bags,
+        none,
+        none,
+        empty,
+        empty,
+        empty,
+        torch.ones(batch_size),
+        users,
+        empty.long(),
+        (0, batch_size),
+        LoaderState(0, 0),
     )
 
 

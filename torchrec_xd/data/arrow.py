@@ -22,13 +22,16 @@ from torchrec_xd.data.column_types import (
     is_integer_or_boolean,
     is_list,
     is_number,
+    is_numbers,
     is_string,
     presence_fault,
     type_faults,
 )
+from torchrec_xd.data.events import check_aligned
 from torchrec_xd.data.hashing import Hashes, hash_bytes, hash_integers
 from torchrec_xd.data.statistics import Limits
 from torchrec_xd.data.vectors import vectors
+from torchrec_xd.data.weights import id_type, ids_and_weights
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Feature, Schema
 
@@ -76,6 +79,7 @@ class Decoder:
         # None stands for what only other domains have: it keeps its place in every batch, empty
         of_domain = [(feature.kind, feature if feature.column in own else None) for feature in schema.features]
         self._ids = tuple(feature for kind, feature in of_domain if kind not in ("dense", "vector"))
+        self._sequences = {name: f for name, f in schema.sequences().items() if f[0].column in own and len(f) > 1}
         self._dense = tuple(feature for kind, feature in of_domain if kind == "dense")
         self._vectors = tuple(feature for kind, feature in of_domain if kind == "vector")
         self._labels = tuple(task.label if labels and task.domain == domain else None for task in schema.tasks)
@@ -83,6 +87,7 @@ class Decoder:
         self._user, self._weight, self._extra = schema.user, schema.weight, tuple(extra)
         needed = [feature.column for feature in self._features]
         needed += [*(label for label in self._labels if label), self._user, *([self._weight] if self._weight else [])]
+        needed += [feature.weights for feature in self._features if feature.weights]
         self._needed = tuple(dict.fromkeys(needed))
         self.columns: tuple[str, ...] = tuple(dict.fromkeys([*self._needed, *self._extra]))
         """What to read; a file may lack the extra ones."""
@@ -112,6 +117,8 @@ class Decoder:
         faults = [fault for column in self._needed if (fault := presence_fault(column, found.names))]
         for feature in self._features:
             faults += type_faults(found, feature.column, *expectation(feature))
+            if feature.weights != feature.column:
+                faults += type_faults(found, feature.weights, is_numbers, "a bag's weights are lists of numbers")
         for label in self._labels:
             faults += type_faults(found, label, is_number, "a label is 0 or 1, in a boolean or number column")
         faults += type_faults(found, self._user, is_integer, _USER_RULE)
@@ -125,13 +132,15 @@ class Decoder:
         """What the hashed features of a checked file hold; those of type null hold neither."""
         for feature in self._features:
             kind = found.field(feature.column).type
-            kind = kind.value_type if is_list(kind) else kind
+            kind = id_type(kind)
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
             if feature.hash == "xxhash" and not pa.types.is_null(kind):
                 yield feature, "strings" if is_string(kind) else "integers"
 
     def _limits(self) -> Iterator[Limits]:
         for feature in self._features:
+            if feature.weights:
+                yield Limits(feature.weights, float(_FLOAT32.min), float(_FLOAT32.max))
             if not feature.has_table:
                 yield Limits(feature.column, float(_FLOAT32.min), float(_FLOAT32.max))
             elif feature.hash == "none":
@@ -152,6 +161,7 @@ class Decoder:
             UserError: a value breaks a rule; names file, row, column, value and the rule.
         """
         count = batch.num_rows
+        check_aligned(batch, self._sequences, origin)
         dense_BN = np.zeros((count, len(self._dense)), dtype=np.float32)
         for i, feature in enumerate(self._dense):
             if feature:
@@ -171,7 +181,9 @@ class Decoder:
             raise origin.fault(self._user, _first(user.is_null()), None, "is no user; drop the row or fill it in")
         return Rows(
             ids=tuple(
-                _ids(batch.column(feature.column), feature, origin, self.dropped) if feature else Jagged.empty(count)
+                _ids(*ids_and_weights(batch, feature, origin), feature, origin, self.dropped)
+                if feature
+                else Jagged.empty(count)
                 for feature in self._ids
             ),
             dense_BN=dense_BN,
@@ -193,8 +205,11 @@ class Decoder:
 # ---- ids -------------------------------------------------------------------------------------------------------------
 
 
-def _ids(array: pa.Array, feature: Feature, origin: Origin, dropped: Counter[str]) -> Jagged:
-    """The ids of one feature: nulls dropped, a sequence cut to its last ids, every id in [0, rows)."""
+def _ids(array: pa.Array, weights: Floats | None, feature: Feature, origin: Origin, dropped: Counter[str]) -> Jagged:
+    """The ids of one feature: nulls dropped, a sequence cut to its last ids, every id in [0, rows).
+
+    In a column of events, where positions have to stay, nulls become row 0.
+    """
     if pa.types.is_null(array.type) and feature.kind != "id":
         return Jagged.empty(len(array))
     lengths, values = None, array
@@ -206,17 +221,25 @@ def _ids(array: pa.Array, feature: Feature, origin: Origin, dropped: Counter[str
         nulls = values.null_count
         values = _null_outside(values, feature)
         dropped[feature.column] += values.null_count - nulls
+    every, valid = lengths, None
     if values.null_count:
         ends = np.arange(1, len(values) + 1) if lengths is None else np.cumsum(lengths)
-        valid_before = np.concatenate([[0], np.cumsum(values.is_valid().to_numpy(zero_copy_only=False))])
+        valid = values.is_valid().to_numpy(zero_copy_only=False)
+        weights = None if weights is None else weights[valid]
+        valid_before = np.concatenate([[0], np.cumsum(valid)])
         lengths = np.diff(valid_before[ends], prepend=0)
         values = values.drop_null()
     keys, lookup = _keys(values, feature)
+    if feature.events and every is not None and valid is not None:
+        rows = _bounded(keys, lengths, feature, origin) if lookup is None else lookup[keys]
+        keys, lengths, lookup = np.zeros(len(valid), dtype=np.int64), every, None
+        keys[valid] = rows.view(np.int64)
+        feature = feature.model_copy(update={"hash": "none"})  # these are rows of the table already
     if feature.length is not None:
         assert lengths is not None
         keys, lengths = _last(keys, lengths, feature.length)
     ids: Integers = (_bounded(keys, lengths, feature, origin) if lookup is None else lookup[keys]).view(np.int64)
-    return Jagged(ids, None) if lengths is None else Jagged.of_lengths(ids, lengths)
+    return Jagged(ids, None) if lengths is None else Jagged.of_lengths(ids, lengths, weights)
 
 
 def _null_outside(values: pa.Array, feature: Feature) -> pa.Array:

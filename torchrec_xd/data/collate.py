@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_xd.batch import Batch, LoaderState
-from torchrec_xd.schema import Schema
+from torchrec_xd.schema import Collection, Schema
 
 Integers = NDArray[np.int64]
 IdType = type[np.int32 | np.int64]
@@ -39,6 +39,8 @@ class Jagged:
     values: Integers | NDArray[np.int32]
     offsets: Integers | None
     """Ids of row i are `values[offsets[i]:offsets[i + 1]]`; None where every row has exactly one."""
+    weights: Floats | None = None
+    """Of the ids, as many; None where every one is 1."""
 
     @staticmethod
     def empty(rows: int) -> Jagged:
@@ -46,9 +48,9 @@ class Jagged:
         return Jagged(_NONE, np.broadcast_to(np.int64(0), rows + 1))
 
     @staticmethod
-    def of_lengths(values: Integers | NDArray[np.int32], lengths: Integers) -> Jagged:
+    def of_lengths(values: Integers | NDArray[np.int32], lengths: Integers, weights: Floats | None = None) -> Jagged:
         """From the number of ids in each row [B]."""
-        return Jagged(values, np.concatenate([[0], np.cumsum(lengths)]))
+        return Jagged(values, np.concatenate([[0], np.cumsum(lengths)]), weights)
 
     @property
     def lengths(self) -> Integers:
@@ -60,7 +62,12 @@ class Jagged:
         if self.offsets is None:
             return Jagged(self.values[start:stop], None)
         offsets = self.offsets[start : stop + 1]
-        return Jagged(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+        weights = None if self.weights is None else self.weights[offsets[0] : offsets[-1]]
+        return Jagged(self.values[offsets[0] : offsets[-1]], offsets - offsets[0], weights)
+
+    def all_weights(self) -> Floats:
+        """Of every id, 1 included."""
+        return np.ones(len(self.values), dtype=np.float32) if self.weights is None else self.weights
 
 
 def _gather(parts: Sequence[NDArray[Any]], order: Integers) -> NDArray[Any]:
@@ -76,7 +83,10 @@ def _gather_jagged(parts: Sequence[Jagged], order: Integers, dtype: IdType) -> J
     lengths = np.concatenate([part.lengths for part in parts])
     starts = np.cumsum(lengths) - lengths
     lengths = lengths[order]
-    return Jagged.of_lengths(np.take(values, spans(starts[order], lengths)), lengths)
+    places = spans(starts[order], lengths)
+    weighted = any(part.weights is not None for part in parts)
+    weights = np.take(np.concatenate([part.all_weights() for part in parts]), places) if weighted else None
+    return Jagged.of_lengths(np.take(values, places), lengths, weights)
 
 
 @dataclass(frozen=True)
@@ -138,13 +148,14 @@ class Collator:
 
     def __init__(self, schema: Schema, num_extra: int):
         self.schema = schema
-        sequential = {table.name for table in schema.tables() if table.sequential}
+        collections = {table.name: table.collection for table in schema.tables()}
         features = [feature for feature in schema.features if feature.has_table]
         dense = [feature for feature in schema.features if feature.kind == "dense"]
         self._widths = [feature.width for feature in schema.features if feature.kind == "vector"]
         self._keys = [feature.column for feature in features]
-        self._bags = [i for i, feature in enumerate(features) if feature.table_name not in sequential]
-        self._sequences = [i for i, feature in enumerate(features) if feature.table_name in sequential]
+        self._features: dict[Collection, list[int]] = {"bags": [], "weighted_bags": [], "sequences": []}
+        for i, feature in enumerate(features):
+            self._features[collections[feature.table_name]].append(i)
         self._empty = Rows(
             ids=tuple(Jagged(np.zeros(0, dtype=np.int64), None) for _ in features),
             dense_BN=np.zeros((0, len(dense)), dtype=np.float32),
@@ -160,8 +171,9 @@ class Collator:
         counts = [sum(len(part) for part in parts) for parts in domains]
         rows = [part for parts in domains for part in parts] or [self._empty]
         return Batch(
-            bags=self._jagged_tensor(rows, self._bags),
-            sequences=self._jagged_tensor(rows, self._sequences),
+            bags=self._jagged_tensor(rows, self._features["bags"]),
+            weighted_bags=self._jagged_tensor(rows, self._features["weighted_bags"], weighted=True),
+            sequences=self._jagged_tensor(rows, self._features["sequences"]),
             dense_BN=_joined([part.dense_BN for part in rows]),
             vector_BV=self._vectors(rows),
             label_BT=_joined([part.label_BT for part in rows]),
@@ -185,7 +197,9 @@ class Collator:
             first += len(part)
         return torch.from_numpy(vector_BV)
 
-    def _jagged_tensor(self, rows: Sequence[Rows], features: Sequence[int]) -> KeyedJaggedTensor:
+    def _jagged_tensor(
+        self, rows: Sequence[Rows], features: Sequence[int], *, weighted: bool = False
+    ) -> KeyedJaggedTensor:
         lengths_FB = np.ones((len(features), sum(len(part) for part in rows)), dtype=np.int32)
         values: list[NDArray[Any]] = [_NONE]
         for feature, lengths_B in zip(features, lengths_FB, strict=True):
@@ -196,9 +210,11 @@ class Collator:
                 if ids.offsets is not None:
                     lengths_B[at : at + len(part)] = np.diff(ids.offsets)
                 at += len(part)
+        weights = [part.ids[feature].all_weights() for feature in features for part in rows] if weighted else []
         return KeyedJaggedTensor(
             keys=[self._keys[feature] for feature in features],
             values=torch.from_numpy(np.concatenate(values, dtype=np.int64)),
+            weights=_joined(weights) if weights else None,
             lengths=torch.from_numpy(lengths_FB.reshape(-1)),
             stride=lengths_FB.shape[1],
             # passed in, so that no lookup has to read them from a device

@@ -46,6 +46,12 @@ def expectation(feature: Feature) -> tuple[Callable[[pa.DataType], bool], str]:
     remedy = "" if feature.hash == "xxhash" else "; string ids need 'hash: xxhash' in the schema"
     if feature.kind == "id":
         return lambda kind: is_key(kind, feature), f"a feature of kind 'id' holds one integer per row{remedy}"
+    if feature.weights == feature.column:
+        return (
+            lambda kind: is_pairs(kind, feature),
+            "a bag that is its own 'weights' holds a list of pairs (structs of two) or a map per row, of an integer "
+            f"and a number{remedy}",
+        )
     return (
         lambda kind: pa.types.is_null(kind) or (is_list(kind) and is_key(kind.value_type, feature)),
         f"a feature of kind '{feature.kind}' holds a list of integers per row{remedy}",
@@ -90,6 +96,21 @@ def is_vector(kind: pa.DataType, feature: Feature) -> bool:
     if pa.types.is_fixed_size_list(kind) and kind.list_size != feature.length:
         return False
     return bool(pa.types.is_null(kind) or (is_list(kind) and pa.types.is_floating(kind.value_type)))
+
+
+def is_pairs(kind: pa.DataType, feature: Feature) -> bool:
+    """Whether a type holds lists of ids with a weight each, or nothing at all."""
+    if pa.types.is_map(kind):
+        return is_key(kind.key_type, feature) and is_number(kind.item_type)
+    pair = kind.value_type if is_list(kind) else None
+    if pair is None or not pa.types.is_struct(pair) or pair.num_fields != 2:
+        return bool(pa.types.is_null(kind))
+    return is_key(pair.field(0).type, feature) and is_number(pair.field(1).type)
+
+
+def is_numbers(kind: pa.DataType) -> bool:
+    """Whether a type holds lists of numbers, or nothing at all."""
+    return bool(pa.types.is_null(kind) or (is_list(kind) and is_number(kind.value_type)))
 
 
 def is_key(kind: pa.DataType, feature: Feature) -> bool:

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from torchrec_xd.data.files import ParquetFiles
+from torchrec_xd.data.weights import as_lists
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema
 
@@ -37,6 +38,7 @@ def measured_pooling(schema: Schema) -> dict[str, float]:
 
 
 def _ids(column: pa.ChunkedArray, length: int | None) -> int:
+    column = as_lists(column)
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
         return len(column) - int(column.null_count)
     lengths = pc.fill_null(pc.list_value_length(column), 0)

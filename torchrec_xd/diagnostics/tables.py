@@ -35,7 +35,7 @@ class TouchedTables(Diagnostic):
 
     def update(self, batch: Batch, output: Output, columns: Columns) -> None:
         """Add the ids of a batch."""
-        for ids in (batch.bags, batch.sequences):
+        for ids in (batch.bags, batch.weighted_bags, batch.sequences):
             for column, jagged in ids.to_dict().items():
                 self._add(self.touched[self.table_of[column]], jagged, batch)
 

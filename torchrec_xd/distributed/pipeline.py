@@ -65,11 +65,14 @@ class _Lookups(nn.Module):
         super().__init__()
         parts = [part for part in model.modules() if isinstance(part, Embeddings)]  # a teacher has some too
         self.bags = nn.ModuleList([part.bags for part in parts if part.bags is not None])
+        self.weighted = nn.ModuleList([part.weighted_bags for part in parts if part.weighted_bags is not None])
         self.sequences = nn.ModuleList([part.sequences for part in parts if part.sequences is not None])
 
     def forward(self, batch: Batch) -> list[Any]:
         """Never run, only traced."""
-        return [look_up(batch.bags) for look_up in self.bags] + [look_up(batch.sequences) for look_up in self.sequences]
+        pooled = [look_up(batch.bags) for look_up in self.bags]
+        weighted = [look_up(batch.weighted_bags) for look_up in self.weighted]
+        return pooled + weighted + [look_up(batch.sequences) for look_up in self.sequences]
 
 
 def _prefetches(model: nn.Module) -> bool:

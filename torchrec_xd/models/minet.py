@@ -34,7 +34,8 @@ class MiNetSettings(TowerSettings):
 
     name: Literal["minet"] = "minet"
     sequences: dict[str, tuple[str, ...]]
-    """Domain to the sequence columns that hold what the user did there: every domain, every sequence once."""
+    """Domain to the sequences that hold what the user did there: columns, or names of `events`; every domain, every
+    sequence once."""
     widths: Widths = Field(default=(1024, 512), min_length=1)
     """Layers of every domain's trunk."""
     attention_dim: PositiveInt = 16
@@ -124,7 +125,7 @@ def build_minet(schema: Schema, settings: MiNetSettings, embeddings: EmbeddingSe
 
 
 def _check_sequences(schema: Schema, settings: MiNetSettings, target: str) -> None:
-    there = [f.column for f in schema.features if f.kind == "sequence"]
+    there = schema.sequences()
     named = [column for columns in settings.sequences.values() for column in columns]
     for domain in sorted(set(settings.sequences) ^ set(schema.domains)):
         known = f"domains are: {', '.join(schema.domains)}"
@@ -140,11 +141,12 @@ def _check_sequences(schema: Schema, settings: MiNetSettings, target: str) -> No
             raise UserError(f"model.sequences: '{domain}' has none, and so no short-term interest: name at least one")
     readers = {f.table_name for f in schema.features_of(target) if f.kind == "id"}
     for column in settings.sequences[target]:
-        (feature,) = (f for f in schema.features if f.column == column)
-        if feature.table_name not in readers or feature not in schema.features_of(target):
+        own = [f for f in there[column] if f in schema.features_of(target)]
+        if not any(f.table_name in readers for f in own):
+            tables = "', '".join(f.table_name.removeprefix("t_") for f in there[column])
             raise UserError(
                 f"model.sequences: '{column}' is a history of '{target}', but rows of '{target}' have no id in its "
-                f"table '{feature.table_name.removeprefix('t_')}' that it could be held against"
+                f"table '{tables}' that it could be held against"
             )
 
 

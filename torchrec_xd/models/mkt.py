@@ -25,7 +25,7 @@ from torchrec_xd.models.blocks import NetSettings, RowVectors, SpecificAlignment
 from torchrec_xd.models.model import CrossEntropy, Model
 from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.models.teacher import Teacher
-from torchrec_xd.models.transfer import SourceRun, Transfer, check_same_features
+from torchrec_xd.models.transfer import SourceRun, Transfer, check_common_features, check_same_features
 from torchrec_xd.modules.gates import GatedLinearUnit
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
@@ -234,6 +234,7 @@ def build_finetune(
         raise UserError(f"stage 2 trains one target: set domains: [NAME], one of {', '.join(schema.domains)}")
     (target,) = schema.domains
     check_same_features(source.schema.only((target,)), schema)
+    check_common_features(source.schema, schema)
     knowledge = TransferredKnowledge(source.schema, source.settings, target)
     teacher = Teacher(Embeddings(source.schema, source.embeddings, seed, batches=schema), knowledge)
     tables, net = Embeddings(schema, embeddings, seed), TargetEntityModel(schema, settings, knowledge.dims)

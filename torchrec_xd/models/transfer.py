@@ -61,10 +61,10 @@ def check_common_features(taught: Schema, schema: Schema) -> None:
     """Features that two runs on different domains have in common have to mean the same in both.
 
     Raises:
-        UserError: one has other settings, or its table is read by a sequence in one of the two only.
+        UserError: one has other settings, or its table is read by a sequence, or with weights, in one of the two only.
     """
     there = {feature.column: feature for feature in taught.features}
-    sequential = [{t.name for t in s.tables() if t.sequential} for s in (taught, schema)]
+    collections = [{t.name: t.collection for t in s.tables()} for s in (taught, schema)]
     for feature in schema.features:
         found = there.get(feature.column)
         if found is None:
@@ -73,8 +73,10 @@ def check_common_features(taught: Schema, schema: Schema) -> None:
             raise UserError(
                 f"init_from was trained with feature {found}, this schema has {feature}: use the same schema"
             )
-        if (feature.table_name in sequential[0]) != (feature.table_name in sequential[1]):
+        kinds = [feature.has_table and each[feature.table_name] for each in collections]
+        if kinds[0] != kinds[1]:
+            what = "a sequence" if "sequences" in kinds else "a weighted bag"
             raise UserError(
-                f"a sequence reads the table of feature '{feature.column}' in one of the two runs only: give it "
+                f"{what} reads the table of feature '{feature.column}' in one of the two runs only: give it "
                 "a table of its own"
             )

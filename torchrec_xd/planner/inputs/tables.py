@@ -40,6 +40,8 @@ class TableSpec(Settings):
     """Mean ids per sample, one number for all features or one each."""
     sequence: bool = False
     """Looked up without pooling (EmbeddingCollection)."""
+    weighted: bool = False
+    """Pooled with a weight per id."""
     dtype: PlannedDtype | None = None
     """Type of the weights. Default: that of the whole list."""
 
@@ -63,6 +65,8 @@ class TableSpec(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> TableSpec:
+        if self.sequence and self.weighted:
+            raise ValueError(f"table '{self.name}' is looked up without pooling: weights belong to pooled tables")
         if "." in self.name or hasattr(EMPTY_DICT, self.name):
             raise ValueError(
                 f"table '{self.name}': torch modules reserve this name, or forbid its dot; rename the table"
@@ -103,13 +107,17 @@ class TableList(Settings):
 
 
 class TableModule(nn.Module):
-    """The tables of a list as a module: pooled ones in `bags`, the others by dimension in `sequences`."""
+    """A list's tables as a module: pooled in `bags` and `weighted_bags`, the others by dimension in `sequences`."""
 
     def __init__(self, tables: TableList, dtype: PlannedDtype) -> None:
         super().__init__()
         meta = torch.device("meta")
-        pooled = [EmbeddingBagConfig(**_config(t, dtype)) for t in tables.tables if not t.sequence]
+        pooled, weighted = (
+            [EmbeddingBagConfig(**_config(t, dtype)) for t in tables.tables if not t.sequence and t.weighted == kind]
+            for kind in (False, True)
+        )
         self.bags = EmbeddingBagCollection(pooled, device=meta) if pooled else None
+        self.weighted_bags = EmbeddingBagCollection(weighted, is_weighted=True, device=meta) if weighted else None
         unpooled: dict[int, list[EmbeddingConfig]] = {}
         for table in tables.tables:
             if table.sequence:
@@ -150,6 +158,7 @@ def schema_tables(schema: Schema, pooling: Mapping[str, float]) -> TableList:
                 features=tuple(feature.column for feature in table.features),
                 pooling=tuple(float(pooling.get(f.column, f.length or 1)) for f in table.features),
                 sequence=table.sequential,
+                weighted=table.collection == "weighted_bags",
             )
             for table in tables
         )

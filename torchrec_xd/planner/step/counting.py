@@ -55,7 +55,7 @@ class DenseWork:
     batch_bytes: int
     """What is copied to the device: all that models read."""
     id_bytes: int
-    """Ids and their lengths, which go to the ranks that hold the tables."""
+    """Ids, their lengths and weights, which go to the ranks that hold the tables."""
 
     @property
     def operators(self) -> tuple[Operator, ...]:
@@ -93,6 +93,7 @@ def meta_batch(
         return KeyedJaggedTensor(
             keys,
             none.values().new_empty(sum(counts)),
+            None if none.weights_or_none() is None else none.weights().new_empty(sum(counts)),
             lengths=none.lengths().new_empty(len(counts) * rows),
             stride=rows,
             length_per_key=counts,
@@ -104,6 +105,7 @@ def meta_batch(
     return replace(
         empty,
         bags=ids(empty.bags),
+        weighted_bags=ids(empty.weighted_bags),
         sequences=ids(empty.sequences),
         dense_BN=of_rows(empty.dense_BN),
         vector_BV=of_rows(empty.vector_BV),
@@ -130,7 +132,12 @@ def count_dense(model: nn.Module, batch: Batch) -> DenseWork:
         loss.backward()
         backward = recorder.take()
     weight_bytes = _bytes([weight for weight in dense.parameters() if weight.requires_grad])
-    ids = [batch.bags.values(), batch.bags.lengths(), batch.sequences.values(), batch.sequences.lengths()]
+    ids = [
+        part
+        for each in (batch.bags, batch.weighted_bags, batch.sequences)
+        for part in (each.values(), each.lengths(), each.weights_or_none())
+        if part is not None
+    ]
     # user ids and columns to slice by stay on the CPU
     rest = [batch.dense_BN, batch.vector_BV, batch.label_BT, batch.weight_B]
     return DenseWork(
