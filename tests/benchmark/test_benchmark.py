@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from torchrec_xd.benchmark import peers, synthetic
+from torchrec_xd.benchmark import kinds, peers, synthetic
 from torchrec_xd.benchmark.commands import app
 from torchrec_xd.benchmark.history import compare
 from torchrec_xd.benchmark.measure import Spread, alternate, ratio
@@ -75,6 +75,19 @@ def test_end_to_end_beside_what_it_is_compared_with(out: Path, command: tuple[st
     key = "train_of_step" if command[0] == "train" else "ratio"
     above, below = (other, one) if command[0] == "train" else (one, other)
     assert content[key]["values"] == pytest.approx([a / b for a, b in zip(above, below, strict=True)])
+
+
+def test_kinds_of_features_are_held_against_a_step_without_them(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kinds, "_apart", kinds._milliseconds)
+    content = run(out, "kinds", *SMALL, "--repeats", "1", "--steps", "1")
+    assert [row["what"] for row in content["rows"]] == [
+        "ids, a sequence",
+        "+ a vector of 64",
+        "+ a bag of 10 ids",
+        "+ a weighted bag of 10 ids",
+    ]
+    assert content["rows"][0]["times plain"]["values"] == [1.0]
+    assert all(row["ms"]["median"] > 0 for row in content["rows"])
 
 
 def test_the_reader_beside_a_scan(out: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from torchrec_xd.benchmark.history import history
+from torchrec_xd.benchmark.kinds import kinds
 from torchrec_xd.benchmark.large import large
 from torchrec_xd.benchmark.lookup import lookup
 from torchrec_xd.benchmark.peers import peers
@@ -16,5 +17,5 @@ from torchrec_xd.benchmark.scale import scale
 from torchrec_xd.benchmark.step import counts, step
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (reader, lookup, step, train, scale, predicted, large, plain, peers, counts, history, report):
+for command in (reader, lookup, step, kinds, train, scale, predicted, large, plain, peers, counts, history, report):
     app.command()(command)
