@@ -12,7 +12,7 @@ from torchrec_xd.embeddings import EmbeddingSettings
 from torchrec_xd.errors import UserError
 from torchrec_xd.models.exit import ExitSettings, build_exit
 from torchrec_xd.outputs import score_matrix
-from torchrec_xd.schema import Schema
+from torchrec_xd.schema import Feature, Schema
 from torchrec_xd.settings import validate
 
 EMBEDDINGS = EmbeddingSettings(init_std=0.5)
@@ -234,6 +234,14 @@ def test_features_that_it_has_no_use_for_are_refused(home):
     ]
     with pytest.raises(UserError, match=r"no use for specific features \(hour\)"):
         exit_model(home.model_copy(update={"features": tuple(features)}))
+
+
+def test_a_vector_as_scene_needs_the_network_that_reads_it(home):
+    vector = Feature(column="view", kind="vector", group="scene", length=3)
+    schema = home.model_copy(update={"features": (*home.features, vector)})
+    assert exit_model(schema)
+    with pytest.raises(UserError, match=r"reads no scene, and has no use for the vector 'view'; .*without: \[view\]"):
+        exit_model(schema, ssn=False)
 
 
 def test_it_needs_a_source():

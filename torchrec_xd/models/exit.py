@@ -166,7 +166,7 @@ def build_exit(schema: Schema, settings: ExitSettings, embeddings: EmbeddingSett
 
     Raises:
         UserError: tasks that the schema lacks, that lie in the wrong domain, or that nothing uses; features that only
-            one domain has; no scenes for the scene selector network.
+            one domain has; no scenes for the scene selector network, or vectors as scenes without that network.
     """
     _check_tasks(schema, settings)
     specific = [feature.column for feature in schema.features if feature.group == "specific"]
@@ -177,6 +177,12 @@ def build_exit(schema: Schema, settings: ExitSettings, embeddings: EmbeddingSett
         )
     if settings.ssn and not any(feature.group == "scene" for feature in schema.features):
         raise UserError("model 'exit' selects by scene: give some feature the group scene, or set model.ssn=false")
+    unread = [f.column for f in schema.features if (f.group, f.kind) == ("scene", "vector") and not settings.ssn]
+    if unread:  # its projection would never get a gradient, which ranks would wait for
+        raise UserError(
+            f"model 'exit' with model.ssn=false reads no scene, and has no use for the vector '{unread[0]}'; leave it "
+            f"out: without: [{unread[0]}]"
+        )
     tables, net = Embeddings(schema, embeddings, seed), ExplicitInterestTransfer(schema, settings)
     return Model(tables, net, ExitLoss(schema, settings))
 
