@@ -177,7 +177,7 @@ class Schema(Settings):
     name: str
     """Name of the data set, for messages."""
     user: str
-    """Integer column that groups rows for GAUC."""
+    """Column of integers or strings that groups rows for GAUC; strings are hashed to 63 bits (XXH64)."""
     domains: dict[str, Domain]
     """Domain to its role and files."""
     tasks: tuple[Task, ...]

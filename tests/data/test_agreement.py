@@ -1,14 +1,17 @@
-"""A file belongs to one split."""
+"""A file belongs to one split, and users are integers or strings in all files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.numbered import write
 from torchrec_xd.data.agreement import refuse_shared_files
+from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema
 
@@ -68,3 +71,19 @@ def test_a_file_by_another_name(root: Path) -> None:
     ):
         refuse_shared_files(schema)
     (root / "link.parquet").unlink()
+
+
+def test_users_that_are_integers_here_and_strings_there(root: Path) -> None:
+    schema, _ = write(root, [[[3], [2]], [[4]]])
+    files = [root / name for name in ("d1/0.parquet", "d0/0.parquet", "d0/1.parquet")]
+    for file, kind in zip(files, (pa.string(), pa.large_string(), pa.binary()), strict=True):
+        table = pq.read_table(file)
+        pq.write_table(table.set_column(0, "user", table["user"].cast(pa.string()).cast(kind)), file)
+        if file == files[0]:
+            with pytest.raises(UserError) as error:
+                Loader(schema, LoaderSettings(), "test")
+    assert str(error.value) == (
+        f"users are integers in {root}/d0/0.parquet (column 'user') and strings in {root}/d1/0.parquet; the same user "
+        "would count as two: write both with one type"
+    )
+    assert Loader(schema, LoaderSettings(), "test").users_are_strings

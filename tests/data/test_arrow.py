@@ -108,6 +108,20 @@ def test_strings_are_hashed_by_xxh64(kind: pa.DataType) -> None:
     assert one_column({"kind": "sequence", "length": 2, **feature}, lists) == last
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.dictionary(pa.int8(), pa.string())],
+    ids=str,
+)
+def test_users_of_strings_are_the_upper_63_bits_of_their_xxh64(kind: pa.DataType) -> None:
+    strings = [*list(STRINGS)[:7], b"abc"]
+    values = pa.array(strings if pa.types.is_binary(kind) else [s.decode() for s in strings]).cast(kind)
+    found = plain(user=values).user_B
+    assert found.dtype == np.int64
+    assert found.tolist() == [STRINGS[s] >> 1 for s in strings]
+    assert found.min() >= 0
+
+
 def test_integers_are_hashed_alike_whatever_their_width() -> None:
     feature = {"kind": "id", "hash": "xxhash", "rows": 2**31}
     expected = [[INTEGERS[value] % 2**31] for value in (0, 1, -1)]
@@ -195,6 +209,7 @@ def test_extra_columns() -> None:
         ("click", pa.nulls(1), "row 100, column 'click': None is no label"),
         ("user", pa.nulls(1), "row 100, column 'user': None is no user"),
         ("weight", [float("inf")], "row 100, column 'weight': inf is no row weight"),
+        ("user", ["anna", None], "row 101, column 'user': None is no user"),
         ("user", [1, 2, None], "row 102, column 'user': None is no user"),
         ("user", pa.array([1, 2**63], pa.uint64()), "row 101, column 'user': 9223372036854775808 does not fit"),
     ],
@@ -246,7 +261,7 @@ def test_every_fault_of_a_file_is_told_at_once() -> None:
         ({"kind": "sequence", "length": 1}, {"x": [[1.5]]}, "a feature of kind 'sequence' holds a list of integers"),
         ({"kind": "dense", "rows": None}, {"x": ["a"]}, "'x' has type string; a dense feature is a boolean or number"),
         ({"kind": "id"}, {"click": ["yes"]}, "'click' has type string; a label is 0 or 1"),
-        ({"kind": "id"}, {"user": ["anna"]}, "'user' has type string; the user column holds integers: add one that"),
+        ({"kind": "id"}, {"user": [0.5]}, "'user' has type double; the user column holds integers or strings: cast it"),
         ({"kind": "id"}, {"weight": [True], "recent": [1.5]}, "'recent' has type double; a column that metrics slice"),
         ({"kind": "id"}, {"weight": ["w"]}, "'weight' has type string; row weights are numbers"),
     ],

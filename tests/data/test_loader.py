@@ -357,6 +357,7 @@ def test_integers_of_any_width_and_columns_of_null_are_one_kind(root: Path) -> N
         pq.write_table(table.set_column(1, "item", column), root / "d0" / f"{i}.parquet")
     loader = Loader(hashed(schema), LoaderSettings(), "test")
     assert {name: (found.kind, found.column) for name, found in loader.id_kinds.items()} == {
+        "": ("integers", "user"),
         "t_item": ("integers", "item"),
         "t_digit": ("integers", "history"),
     }

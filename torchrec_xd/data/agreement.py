@@ -20,9 +20,10 @@ from torchrec_xd.schema import Schema, Split
 
 @dataclass(frozen=True)
 class FoundKind:
-    """What a file holds that is looked up in a hashed embedding table."""
+    """What a file holds that is looked up in a hashed embedding table, or as users."""
 
     table: str
+    """Empty for users."""
     kind: IdKind
     column: str
     file: str
@@ -32,12 +33,18 @@ def agreed(found: Iterable[FoundKind]) -> dict[str, FoundKind]:
     """The first of each table.
 
     Raises:
-        UserError: a table's ids are integers in one column and strings in another: hashed, one id would have two rows.
+        UserError: a table's ids, or the users, are integers in one file and strings in another: hashed, one would count
+            as two.
     """
     first: dict[str, FoundKind] = {}
     for other in found:
         one = first.setdefault(other.table, other)
         if one.kind != other.kind:
+            if not one.table:
+                raise UserError(
+                    f"users are {one.kind} in {one.file} (column '{one.column}') and {other.kind} in {other.file}; the "
+                    "same user would count as two: write both with one type"
+                )
             raise UserError(
                 f"table '{one.table.removeprefix('t_')}': ids are {one.kind} in {one.file} (column '{one.column}') and "
                 f"{other.kind} in {other.file} (column '{other.column}'); hashed, the same id would get different "

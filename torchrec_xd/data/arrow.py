@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torchrec_xd.data.collate import Floats, IdType, Integers, Jagged, Rows, spans
 from torchrec_xd.data.column_types import (
     expectation,
-    is_integer,
+    holds_strings,
     is_integer_or_boolean,
+    is_integer_or_string,
     is_list,
     is_number,
     is_numbers,
@@ -28,8 +29,9 @@ from torchrec_xd.data.column_types import (
     type_faults,
 )
 from torchrec_xd.data.events import check_aligned
-from torchrec_xd.data.hashing import Hashes, hash_bytes, hash_integers
+from torchrec_xd.data.hashing import Hashes, hash_integers
 from torchrec_xd.data.statistics import Limits
+from torchrec_xd.data.strings import string_hashes, user_numbers
 from torchrec_xd.data.vectors import vectors
 from torchrec_xd.data.weights import id_type, ids_and_weights
 from torchrec_xd.errors import UserError
@@ -38,10 +40,7 @@ from torchrec_xd.schema import Feature, Schema
 Keys = NDArray[np.int64] | NDArray[np.uint64]
 IdKind = Literal["integers", "strings"]
 
-_USER_RULE = (
-    "the user column holds integers: add one that is made of it, alike in all files (DuckDB: hash(x) >> 1, Spark: "
-    "xxhash64(x)), and name that as the schema's 'user'"
-)
+_USER_RULE = "the user column holds integers or strings: cast it, alike in all files"
 _SLICE_RULE = (
     "a column that metrics slice by holds integers or booleans: number its values, alike in all files (DuckDB: "
     "dense_rank() over (order by x))"
@@ -121,21 +120,24 @@ class Decoder:
                 faults += type_faults(found, feature.weights, is_numbers, "a bag's weights are lists of numbers")
         for label in self._labels:
             faults += type_faults(found, label, is_number, "a label is 0 or 1, in a boolean or number column")
-        faults += type_faults(found, self._user, is_integer, _USER_RULE)
+        faults += type_faults(found, self._user, is_integer_or_string, _USER_RULE)
         faults += type_faults(found, self._weight, is_number, "row weights are numbers")
         for column in self._extra:
             faults += type_faults(found, column, is_integer_or_boolean, _SLICE_RULE)
         if faults:
             raise UserError("\n".join(f"{file} (domain '{self._domain}'): {fault}" for fault in faults))
 
-    def id_kinds(self, found: pa.Schema) -> Iterator[tuple[Feature, IdKind]]:
-        """What the hashed features of a checked file hold; those of type null hold neither."""
-        for feature in self._features:
-            kind = found.field(feature.column).type
-            kind = id_type(kind)
+    def id_kinds(self, found: pa.Schema) -> Iterator[tuple[str, str, IdKind]]:
+        """What users and hashed features of a checked file hold: table ("" for users), column and kind.
+
+        Columns of type null hold neither kind.
+        """
+        hashed = [(feature.table_name, feature.column) for feature in self._features if feature.hash == "xxhash"]
+        for table, column in [("", self._user), *hashed]:
+            kind = id_type(found.field(column).type)
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if feature.hash == "xxhash" and not pa.types.is_null(kind):
-                yield feature, "strings" if is_string(kind) else "integers"
+            if not pa.types.is_null(kind):
+                yield table, column, "strings" if is_string(kind) else "integers"
 
     def _limits(self) -> Iterator[Limits]:
         for feature in self._features:
@@ -197,7 +199,7 @@ class Decoder:
             weight_B=_weight(batch.column(self._weight), self._weight, origin)
             if self._weight
             else np.ones(count, dtype=np.float32),
-            user_B=_integers(user, self._user, origin),
+            user_B=_users(user, self._user, origin),
             extra_BK=extra_BK,
         )
 
@@ -259,18 +261,13 @@ def _id_type(feature: Feature | None) -> IdType:
 
 def _keys(values: pa.Array, feature: Feature) -> tuple[Keys, Integers | None]:
     """Integers as they are; strings as indices into their distinct values, with the table row of each of those."""
-    if is_string(values.type):
-        values = values.dictionary_encode()
-    elif pa.types.is_dictionary(values.type) and not is_string(values.type.value_type):
+    if holds_strings(values.type):
+        indices, hashes = string_hashes(values)
+        return indices, _row_of(hashes, feature)
+    if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    if not pa.types.is_dictionary(values.type):
-        keys: Keys = values.to_numpy(zero_copy_only=False)
-        return keys if values.type == pa.uint64() else keys.astype(np.int64, copy=False), None
-    strings = values.dictionary.cast(pa.large_binary())
-    _, offsets, data = strings.buffers()
-    first, last = strings.offset, strings.offset + len(strings) + 1
-    hashes = hash_bytes(np.frombuffer(data or b"", dtype=np.uint8), np.frombuffer(offsets, dtype=np.int64)[first:last])
-    return values.indices.to_numpy().astype(np.int64), _row_of(hashes, feature)
+    keys: Keys = values.to_numpy(zero_copy_only=False)
+    return keys if values.type == pa.uint64() else keys.astype(np.int64, copy=False), None
 
 
 def _last(keys: Keys, lengths: Integers, length: int) -> tuple[Keys, Integers]:
@@ -318,6 +315,11 @@ def _row_of(hashes: Hashes, feature: Feature) -> Integers:
 def _numbers(array: pa.Array, null: float) -> NDArray[np.float64]:
     filled: NDArray[np.float64] = array.cast(pa.float64(), safe=False).fill_null(null).to_numpy(zero_copy_only=False)
     return filled
+
+
+def _users(array: pa.Array, column: str, origin: Origin) -> Integers:
+    """Users without nulls as int64."""
+    return user_numbers(array) if holds_strings(array.type) else _integers(array, column, origin)
 
 
 def _integers(array: pa.Array, column: str, origin: Origin) -> Integers:

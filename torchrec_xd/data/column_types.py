@@ -63,6 +63,11 @@ def is_integer_or_boolean(kind: pa.DataType) -> bool:
     return is_integer(kind) or pa.types.is_boolean(kind)
 
 
+def is_integer_or_string(kind: pa.DataType) -> bool:
+    """Whether a type holds integers or strings, the latter dictionary-encoded or not."""
+    return is_integer(kind) or holds_strings(kind)
+
+
 def is_integer(kind: pa.DataType) -> bool:
     """Whether a type holds integers, or nothing at all."""
     return bool(pa.types.is_integer(kind) or pa.types.is_null(kind))
@@ -79,6 +84,11 @@ def is_string(kind: pa.DataType) -> bool:
     """Whether a type holds text or bytes."""
     views = pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
     return bool(views or pa.types.is_string(kind) or pa.types.is_large_string(kind) or _is_binary(kind))
+
+
+def holds_strings(kind: pa.DataType) -> bool:
+    """Whether a type holds text or bytes, dictionary-encoded or not."""
+    return is_string(kind.value_type if pa.types.is_dictionary(kind) else kind)
 
 
 def _is_binary(kind: pa.DataType) -> bool:

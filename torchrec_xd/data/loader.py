@@ -83,7 +83,7 @@ class Loader:
         self._names = tuple(schema.domains)
         _refuse_absent(extra, split, self._domains, schema)
         self.id_kinds: dict[str, FoundKind] = agreed(kind for domain in self._domains for kind in _id_kinds(domain))
-        """For every hashed embedding table the first column that is looked up in it."""
+        """For every hashed embedding table the first column that is looked up in it, and for users their own ("")."""
         for domain in self._domains:
             _refuse_bad_values(domain)
         self.collate = Collator(schema, len(extra))
@@ -100,6 +100,11 @@ class Loader:
         """No rank's batch has fewer rows."""
         parts = [share.of(rows) for rows in epoch_rows.values()]
         self._epoch_rows = [stop - start for start, stop in parts]
+
+    @property
+    def users_are_strings(self) -> bool:
+        """Whether batches hold hashes of the users."""
+        return "" in self.id_kinds and self.id_kinds[""].kind == "strings"
 
     def stamps(self) -> dict[str, tuple[FileStamp, ...]]:
         """The files of every domain as they were when their footers were read."""
@@ -224,8 +229,8 @@ def _refuse_absent(extra: tuple[str, ...], split: Split, domains: list[_Domain],
 
 def _id_kinds(domain: _Domain) -> Iterator[FoundKind]:
     for schema, file in domain.files.schemas.items():
-        for feature, kind in domain.decoder.id_kinds(schema):
-            yield FoundKind(feature.table_name, kind, feature.column, file)
+        for table, column, kind in domain.decoder.id_kinds(schema):
+            yield FoundKind(table, kind, column, file)
 
 
 def _refuse_bad_values(domain: _Domain) -> None:

@@ -8,13 +8,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchrec_xd.data.column_types import holds_strings
 from torchrec_xd.data.files import ParquetFiles
+from torchrec_xd.data.strings import user_numbers
 from torchrec_xd.errors import UserError
 
 PredictionTable: TypeAlias = pa.Table
@@ -30,13 +33,15 @@ class PredictionColumns:
     """
 
     user: str
-    """Name of the user column, int64."""
+    """Name of the user column, int64 unless it is among `kept`."""
     tasks: tuple[str, ...]
     """Their probabilities become float32 columns `prob_<task>`, truncated to [0, 1]."""
     scores: tuple[str, ...] = ()
     """These become float32 columns `score_<name>`, as they are."""
     kept: tuple[pa.Field, ...] = ()
     """Columns of the scored rows that pass through as they are."""
+    keeps_user: bool = False
+    """Whether the first of these is the user column."""
 
     def __post_init__(self) -> None:
         names = self.schema.names
@@ -49,7 +54,8 @@ class PredictionColumns:
         """Names and types of the columns."""
         names = [*(f"prob_{task}" for task in self.tasks), *(f"score_{name}" for name in self.scores)]
         numbers = [pa.field(name, pa.float32()) for name in names]
-        return pa.schema([pa.field(self.user, pa.int64()), *self.kept, *numbers])
+        users = [] if self.keeps_user else [pa.field(self.user, pa.int64())]
+        return pa.schema([*users, *self.kept, *numbers])
 
     def table(self, user_B: Tensor, score_TB: Sequence[Tensor], kept: PredictionTable | None = None) -> PredictionTable:
         """Rows of one batch: users `[B]`, for each column its predictions `[B]`, and the columns that pass through.
@@ -59,7 +65,8 @@ class PredictionColumns:
         values_TB = torch.stack([score_B.float() for score_B in score_TB]).cpu()
         values_TB[: len(self.tasks)].clamp_(0, 1)
         through = [] if kept is None else kept.columns
-        return pa.table([user_B.numpy(), *through, *values_TB.numpy()], schema=self.schema)
+        users = [] if self.keeps_user else [user_B.numpy()]
+        return pa.table([*users, *through, *values_TB.numpy()], schema=self.schema)
 
     def concat(self, tables: Iterable[PredictionTable]) -> PredictionTable:
         """Tables of batches, one after the other."""
@@ -73,19 +80,21 @@ class KeptColumns:
         paths: of the files.
         root: what relative paths start from.
         columns: their names.
+        user: a column of strings that becomes the first one; files may differ in how they lay out its strings.
 
     Raises:
         UserError: a file lacks one of the columns, or has it twice or in another type than the first file.
     """
 
-    def __init__(self, paths: Sequence[str], root: str, columns: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[str], root: str, columns: Sequence[str], user: str | None = None) -> None:
         self.fields: tuple[pa.Field, ...] = ()
-        self._columns = tuple(columns)
+        self._user = user
+        self._columns = tuple(columns) if user is None else (user, *columns)
         self._rest: list[pa.Table] = []
-        if columns:
+        if self._columns:
             files = ParquetFiles(paths, root, self._check)
             read = files.reader(self._columns)
-            self._tables = (read(group).select(self._columns) for group in files.row_groups)
+            self._tables = (self._plain(read(group).select(self._columns)) for group in files.row_groups)
 
     def take(self, rows: int) -> PredictionTable:
         """The next rows."""
@@ -102,11 +111,24 @@ class KeptColumns:
         for name in self._columns:
             if found.names.count(name) != 1:
                 raise UserError(f"--keep {name}: {file} has no such column; it has: {', '.join(found.names)}")
-        own = tuple(pa.field(name, found.field(name).type) for name in self._columns)
+        own = tuple(self._field(found.field(name)) for name in self._columns)
         self.fields = self.fields or own
         if own != self.fields:
             name = next(field.name for field, other in zip(own, self.fields, strict=True) if field != other)
             raise UserError(f"--keep {name}: its type in {file} is not that of the other files; write it alike in all")
+
+    def _plain(self, table: pa.Table) -> pa.Table:
+        """With its users as plain strings."""
+        if self._user is None:
+            return table
+        return table.set_column(0, self.fields[0], table.column(0).cast(self.fields[0].type))
+
+    def _field(self, found: pa.Field) -> pa.Field:
+        if found.name != self._user:
+            return pa.field(found.name, found.type)
+        kind = found.type.value_type if pa.types.is_dictionary(found.type) else found.type
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        return pa.field(found.name, pa.string() if text else pa.binary())
 
 
 class PredictionWriter:
@@ -145,18 +167,36 @@ def read_predictions(path: Path, column: str) -> NDArray[Any]:
     Raises:
         UserError: there is no such file, it is no Parquet, or it has no such column of numbers.
     """
+    found = _read_column(path, column)
+    if not (pa.types.is_integer(found.type) or pa.types.is_floating(found.type)):
+        raise UserError(f"{path}: column '{column}' holds {found.type}, not numbers")
+    values: NDArray[Any] = found.to_numpy()
+    return values
+
+
+def read_users(path: Path, column: str) -> NDArray[Any]:
+    """The users of a file as `PredictionWriter` writes them, as numbers [R]: those of strings as batches have them.
+
+    Raises:
+        UserError: as `read_predictions` does.
+    """
+    found = _read_column(path, column)
+    if not holds_strings(found.type):
+        return read_predictions(path, column)
+    if found.null_count:
+        raise UserError(f"{path}: {found.null_count:,} users in column '{column}' are null")
+    return np.concatenate([user_numbers(chunk) for chunk in found.chunks] or [np.zeros(0, dtype=np.int64)])
+
+
+def _read_column(path: Path, column: str) -> pa.ChunkedArray:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if (count := names.count(column)) != 1:
                 problem = f"has no column '{column}'" if not count else f"has column '{column}' {count} times"
                 raise UserError(f"{path}: {problem}; its columns are: {', '.join(names)}")
-            found = file.read([column])[column]
+            return file.read([column])[column]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from None
-    if not (pa.types.is_integer(found.type) or pa.types.is_floating(found.type)):
-        raise UserError(f"{path}: column '{column}' holds {found.type}, not numbers")
-    values: NDArray[Any] = found.to_numpy()
-    return values

@@ -12,7 +12,7 @@ import torch
 
 from torchrec_xd.batch import Batch
 from torchrec_xd.data.loader import Loader, LoaderSettings
-from torchrec_xd.data.predictions import read_predictions
+from torchrec_xd.data.predictions import read_predictions, read_users
 from torchrec_xd.data.shards import ShardSpec
 from torchrec_xd.errors import UserError
 from torchrec_xd.evaluation.metrics import Evaluation, MetricSettings, Report, Slice
@@ -131,13 +131,14 @@ def read_scores(path: Path, schema: Schema, task: str, user_R: Array) -> Array:
     Raises:
         UserError: there is no such file, or it holds predictions of other rows.
     """
-    found_R = read_predictions(path, schema.user)
+    found_R = read_users(path, schema.user)
     if len(found_R) != len(user_R):
         raise UserError(f"{path}: has {len(found_R):,} rows, the test split {len(user_R):,}; {AGAIN}")
     if not np.array_equal(found_R, user_R):
         row = int(np.argmax(found_R != user_R))
         raise UserError(
-            f"{path}: its users are not those of the test rows: in row {row} {found_R[row]}, not {user_R[row]}; {AGAIN}"
+            f"{path}: its users are not those of the test rows: in row {row} {found_R[row]}, not {user_R[row]} (of "
+            f"strings the hashes); {AGAIN}"
         )
     return read_predictions(path, f"score_{task}")
 

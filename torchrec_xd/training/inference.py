@@ -159,8 +159,8 @@ def score(
         keep: columns of the rows that are written next to the predictions, whatever they hold.
         unseen_ids: `drop` leaves ids out that lie outside their tables (new items), and warns with their number.
 
-    The columns are the schema's user column, those of `keep`, and `prob_<task>` for each task of the domain, truncated
-    to [0, 1]; rows are in the order of the input.
+    The columns are the schema's user column (int64, or strings as they are), those of `keep`, and `prob_<task>` for
+    each task of the domain, truncated to [0, 1]; rows are in the order of the input.
 
     Raises:
         UserError: an unknown domain, or rows that do not fit the schema; nothing is written.
@@ -240,8 +240,10 @@ def _predicted(
             raise UserError("score runs in one process; split the input to use several")
         loader = Loader(schema, config.loader, "test", ShardSpec(shuffle=False), labels=False)
         _refuse_other_ids(directory, loader)
-        kept = KeptColumns(schema.domains[rows.domain].paths("test"), schema.root, rows.keep)
-        columns = PredictionColumns(schema.user, tuple(tasks), tuple(scores), kept.fields)
+        strings = loader.users_are_strings
+        paths = schema.domains[rows.domain].paths("test")
+        kept = KeptColumns(paths, schema.root, rows.keep, schema.user if strings else None)
+        columns = PredictionColumns(schema.user, tuple(tasks), tuple(scores), kept.fields, strings)
         with RunLog(None):
             model = load_sharded(config, RunFolder(Path(directory)), checkpoint, processes)
             tables = (
