@@ -169,7 +169,7 @@ def test_paths_by_split() -> None:
         (feature("age", rows="many"), "'features.0.rows': Input should be a valid integer"),
         (
             feature("age", row=3),
-            "unknown key 'features.0.row'; did you mean 'rows'?; valid keys: column, dim, domains,",
+            "unknown key 'features.0.row'; did you mean 'rows'?; valid keys: clip, column, dim,",
         ),
         (feature("age", pooling="mean"), "feature 'age': 'pooling' belongs to bags only"),
         (feature("age", length=3), "feature 'age': 'length' belongs to every sequence and every vector, and to these"),

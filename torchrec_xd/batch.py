@@ -45,7 +45,8 @@ class Batch(Pipelineable):
     sequences: KeyedJaggedTensor
     """Ids of the EmbeddingCollection, alike."""
     dense_BN: Tensor
-    """Dense features, float32, in schema order; 0 where the domain lacks the column or the value is null."""
+    """Dense features, float32, in schema order; 0 where the domain lacks the column, or the value is null
+    and the schema has no `missing` for it."""
     vector_BV: Tensor
     """Vectors, float32, side by side in schema order, each `Feature.width` wide; 0 where the domain lacks the column or
     the value is null, but for a null's indicator."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from torchrec_xd.errors import UserError
 from torchrec_xd.settings import Settings, load_yaml, validate
@@ -21,7 +21,10 @@ Split = Literal["train", "valid", "test"]
 Paths = str | tuple[str, ...]
 MAX_LENGTH = 2**20
 """Ids of a sequence, numbers of a vector."""
-_LATER: dict[str, object] = {"nullable": False, "indicator": False, "weights": None, "events": None}
+_LATER: dict[str, object] = {
+    **dict.fromkeys(("nullable", "indicator", "log1p"), False),
+    **dict.fromkeys(("weights", "events", "mean", "std", "clip", "missing")),
+}
 """Keys of tasks and features that came after the first checkpoints, with their defaults, at which they mean nothing
 new."""
 
@@ -97,12 +100,27 @@ class Feature(Settings):
     equally many ids in each, and one that is null or left out (`hash: drop`) is row 0, so that positions stay."""
     indicator: bool = False
     """Of a vector: a learned vector is added where the value is null. Default: null reads as zeros."""
+    mean: FiniteFloat | None = None
+    """Dense: subtracted from the number, after `clip` and `log1p`."""
+    std: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Dense: the number is divided by it, last of all."""
+    log1p: bool = False
+    """Dense: ln(1 + number), negative numbers mirrored; after `clip`, before `mean` and `std`."""
+    clip: tuple[FiniteFloat, FiniteFloat] | None = None
+    """Dense: the least and the greatest number, before anything else."""
+    missing: FiniteFloat | None = None
+    """Dense: what null stands for, at the scale of the files. Default: 0 at the scale that models read."""
 
     @model_validator(mode="after")
     def _check(self) -> Feature:
         if not self.has_table and (self.table or self.rows or self.hash != "none"):
             what = "dense" if self.kind == "dense" else "a vector"
             raise ValueError(f"feature '{self.column}' is {what}: it has no table, no rows and no hash")
+        scaled = [key for key in ("mean", "std", "log1p", "clip", "missing") if getattr(self, key) not in (None, False)]
+        if self.kind != "dense" and scaled:
+            raise ValueError(f"feature '{self.column}': '{scaled[0]}' belongs to dense features only")
+        if self.clip is not None and self.clip[0] >= self.clip[1]:
+            raise ValueError(f"feature '{self.column}': 'clip' is [LOWEST, GREATEST], and {list(self.clip)} is not")
         if self.kind != "bag" and self.pooling != "sum":
             raise ValueError(f"feature '{self.column}': 'pooling' belongs to bags only")
         if self.weights is not None and self.kind != "bag":

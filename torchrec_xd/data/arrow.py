@@ -30,6 +30,7 @@ from torchrec_xd.data.column_types import (
 )
 from torchrec_xd.data.events import check_aligned
 from torchrec_xd.data.hashing import Hashes, hash_integers
+from torchrec_xd.data.normalisation import filled
 from torchrec_xd.data.statistics import Limits
 from torchrec_xd.data.strings import string_hashes, user_numbers
 from torchrec_xd.data.vectors import vectors
@@ -143,9 +144,9 @@ class Decoder:
         for feature in self._features:
             if feature.weights:
                 yield Limits(feature.weights, float(_FLOAT32.min), float(_FLOAT32.max))
-            if not feature.has_table:
+            if not feature.has_table and feature.clip is None:
                 yield Limits(feature.column, float(_FLOAT32.min), float(_FLOAT32.max))
-            elif feature.hash == "none":
+            elif feature.has_table and feature.hash == "none":
                 assert feature.rows is not None
                 yield Limits(feature.column, 0, feature.rows - 1)
         for label, nullable in zip(self._labels, self._nullable, strict=True):
@@ -167,7 +168,7 @@ class Decoder:
         dense_BN = np.zeros((count, len(self._dense)), dtype=np.float32)
         for i, feature in enumerate(self._dense):
             if feature:
-                dense_BN[:, i] = _dense(batch.column(feature.column), feature.column, origin)
+                dense_BN[:, i] = _dense(batch.column(feature.column), feature, origin)
         label_BT = np.full((count, len(self._labels)), np.nan, dtype=np.float32)
         for i, label in enumerate(self._labels):
             if label:
@@ -332,12 +333,14 @@ def _integers(array: pa.Array, column: str, origin: Origin) -> Integers:
     return integers
 
 
-def _dense(array: pa.Array, column: str, origin: Origin) -> Floats:
+def _dense(array: pa.Array, feature: Feature, origin: Origin) -> Floats:
+    null_B = array.is_null().to_numpy(zero_copy_only=False)
     with np.errstate(over="ignore"):  # a number too large for float32 becomes inf and is refused below
-        values = _numbers(array, null=0.0).astype(np.float32)
+        values = filled(null_B, _numbers(array, null=0.0), feature).astype(np.float32)
     if not np.isfinite(values).all():
         row = int(np.argmin(np.isfinite(values)))
-        raise origin.fault(column, row, array[row].as_py(), "is no finite float32; clip it, or write null (read as 0)")
+        rule = "is no finite float32; set 'clip' for the feature, or write null"
+        raise origin.fault(feature.column, row, array[row].as_py(), rule)
     return values
 
 
