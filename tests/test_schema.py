@@ -11,8 +11,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.errors import UserError
-from torchrec_xd.schema import Schema, load_schema
+from torchrec_xd.schema import Schema
 from torchrec_xd.settings import validate
 
 CONTENT: dict[str, Any] = {
@@ -348,6 +349,9 @@ def test_keys_that_came_later_leave_the_fingerprint_of_older_checkpoints_as_it_w
         feature("tags", pooling="sum"),
         feature("tags", domains=["product"]),
         feature("past", length=6),
+        feature("price", std=2.0),
+        feature("price", missing=0.0),
+        feature("price", log1p=True),
     ],
 )
 def test_the_fingerprint_changes_with_the_meaning(changes: dict[str, Any]) -> None:

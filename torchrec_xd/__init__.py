@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchrec_xd.config import RunConfig, load_config
+    from torchrec_xd.data.schema_files import load_schema
     from torchrec_xd.errors import InterruptedRunError, UserError
     from torchrec_xd.models.model import CrossEntropy, Model
     from torchrec_xd.models.spec import ModelSpec
     from torchrec_xd.outputs import Losses, Output, Predictions
-    from torchrec_xd.schema import Schema, load_schema
+    from torchrec_xd.schema import Schema
     from torchrec_xd.settings import Settings
     from torchrec_xd.study.comparison import compare
     from torchrec_xd.training.diagnosis import diagnose
@@ -68,7 +69,7 @@ _HOMES = {
     "evaluate": "training.inference",
     "load_config": "config",
     "load_model": "training.inference",
-    "load_schema": "schema",
+    "load_schema": "data.schema_files",
     "plan": "training.workload",
     "predict": "training.inference",
     "score": "training.inference",

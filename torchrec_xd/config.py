@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PlainValidator, SerializeAsAny, mode
 
 from torchrec_xd.checkpoint import CheckpointSettings
 from torchrec_xd.data.loader import LoaderSettings
+from torchrec_xd.data.schema_files import with_rows
 from torchrec_xd.distributed.optimizers import OptimizerSettings
 from torchrec_xd.embeddings import EmbeddingSettings
 from torchrec_xd.errors import UserError
@@ -130,15 +131,19 @@ def load_config(path: str | Path, assignments: list[str] | None = None, schema: 
     Raises:
         UserError: one line per fault, naming file, key, value and the valid choices.
     """
-    path = Path(path)
+    path, schema_path = Path(path), None
     content = load_yaml(path)
     if schema is not None or isinstance(content.get("schema"), str):
         schema_path = Path(schema or path.parent / content["schema"])
         content["schema"] = load_yaml(schema_path)
-        validate(
-            Schema, content["schema"], str(schema_path)
-        )  # a schema's faults are reported under its own file's name
-    return validate(RunConfig, override(content, assignments or []), str(path))
+    content = override(content, assignments or [])
+    if content.get("schema") is None or isinstance(content["schema"], str):
+        raise UserError(f"{path}: a run needs a schema: name it in the config (schema: FILE) or by --schema FILE")
+    if isinstance(content["schema"], dict):
+        content["schema"] = with_rows(content["schema"], str(schema_path or path))
+    if schema_path is not None:  # its faults are reported under its own file's name
+        validate(Schema, content["schema"], str(schema_path))
+    return validate(RunConfig, content, str(path))
 
 
 def load_run(directory: Path) -> RunConfig:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
 from torchrec_xd.errors import UserError
-from torchrec_xd.settings import Settings, load_yaml, validate
+from torchrec_xd.settings import Settings
 from torchrec_xd.table_types import MAX_DIM, MAX_ROWS
 
 Kind = Literal["id", "bag", "sequence", "dense", "vector"]
@@ -81,7 +80,8 @@ class Feature(Settings):
     """Embedding table; features that name the same one share it, with equal `rows`, `dim` and `hash`. Default: the
     column's own table."""
     rows: int | None = Field(default=None, gt=0, le=MAX_ROWS)
-    """Rows of the table; ids lie in [0, rows)."""
+    """Rows of the table; ids lie in [0, rows). A schema file may name a vocabulary (`encoders/item.parquet`, below
+    `root`) instead: its rows and one more."""
     dim: int | None = Field(default=None, gt=0, le=MAX_DIM)
     """Width of the embedding, of a table a multiple of 4. Default: the schema's `dim`."""
     pooling: Literal["sum", "mean"] = "sum"
@@ -402,12 +402,3 @@ def _check_pooled(features: list[Feature]) -> None:
             f"bag '{first['bag'].column}' and sequence '{first['sequence'].column}' share a table, which would be "
             "looked up pooled for the one and row by row for the other: give the bag a table of its own, table: NAME"
         )
-
-
-def load_schema(path: str | Path) -> Schema:
-    """Read a schema file.
-
-    Raises:
-        UserError: one line per fault, naming file, key, value and the valid choices.
-    """
-    return validate(Schema, load_yaml(Path(path)), str(path))

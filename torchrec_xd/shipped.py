@@ -42,6 +42,12 @@ def find_config(name: str) -> Path:
     return path
 
 
+def config_file(path: Path) -> Path:
+    """A file that is there, else the shipped config of this name: `configs/` and `.yaml` may be left out."""
+    shipped = CONFIGS / f"{path.as_posix().removeprefix('configs/').removesuffix('.yaml')}.yaml"
+    return shipped if not path.exists() and shipped.is_file() else path
+
+
 def copy_config(name: str, out: Path) -> list[Path]:
     """Copy a shipped config and every file that it refers to into `out`, folders kept; returns what was written.
 

@@ -10,9 +10,9 @@ import pytest
 from tests.support.journey_tables import table
 from tests.support.naive_journey import Naive
 from tests.support.raw_journey import varied, write_raw
+from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.datasets import PrepareSettings, prepare
 from torchrec_xd.datasets.complete_journey.departments import is_cold
-from torchrec_xd.schema import load_schema
 
 SCHEMA = Path(__file__).parents[2] / "configs" / "schemas" / "cj_departments.yaml"
 SEED = 5

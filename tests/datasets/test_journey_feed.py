@@ -12,11 +12,11 @@ import pytest
 
 from tests.support.naive_journey import VALID_DAY, Naive
 from tests.support.raw_journey import START, purchase, redemption, tiny, varied, week_of, write_raw
+from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.datasets import PrepareSettings, prepare
 from torchrec_xd.datasets.complete_journey import feed as cj_feed
 from torchrec_xd.datasets.complete_journey.journey import load, raw_files
 from torchrec_xd.datasets.pipeline.dataset import ORDER
-from torchrec_xd.schema import load_schema
 
 SCHEMA = Path(__file__).parents[2] / "configs" / "schemas" / "cj_feed.yaml"
 

@@ -11,6 +11,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from tests.support.raw_journey import START, promotion, purchase, tiny, varied, week_of, write_raw
+from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.datasets import PrepareSettings, prepare
 from torchrec_xd.datasets.complete_journey import placements as cj_placement
 from torchrec_xd.datasets.complete_journey.journey import load, raw_files
@@ -21,7 +22,6 @@ from torchrec_xd.datasets.complete_journey.placements import (
     VALID_WEEK,
     visit_scenes,
 )
-from torchrec_xd.schema import load_schema
 
 SCHEMA = Path(__file__).parents[2] / "configs" / "schemas" / "cj_placement.yaml"
 WINDOW = 4

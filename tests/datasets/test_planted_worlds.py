@@ -13,6 +13,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from tests.support.worlds import SMALL, feed, numpy_column
 from torchrec_xd.data.loader import Loader, LoaderSettings
+from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.data.shards import ShardSpec
 from torchrec_xd.datasets import PRESETS, Manifest, prepare_world
 from torchrec_xd.datasets.planted.feed import FeedWorld
@@ -22,7 +23,6 @@ from torchrec_xd.errors import UserError
 from torchrec_xd.models.exit import ExitSettings, SourceSettings, build_exit
 from torchrec_xd.models.minet import MiNetSettings, build_minet
 from torchrec_xd.models.mkt import PretrainSettings, build_pretrain
-from torchrec_xd.schema import load_schema
 
 TRUTH = {"wanted": "prob_wanted", "fit": "prob_transfer", "click": "prob"}
 

@@ -15,9 +15,9 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from tools.references import reference_rows
+from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.datasets import Manifest
 from torchrec_xd.datasets.complete_journey.journey import raw_folder
-from torchrec_xd.schema import load_schema
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ import yaml
 
 from tests.support.feeds import SCHEMA
 from torchrec_xd.config import load_config
+from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.errors import UserError
-from torchrec_xd.schema import load_schema
 from torchrec_xd.strict_yaml import parse_yaml
 
 Random = np.random.Generator

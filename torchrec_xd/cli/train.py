@@ -12,8 +12,11 @@ from torchrec_xd.cli.screen import AssignOption, is_main_process, show_report
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
+    config: Annotated[Path, typer.Argument(help="YAML file of the run, or the name of a shipped config.")],
     run_dir: Annotated[Path, typer.Option(help="Folder for everything the run writes.")],
+    schema: Annotated[
+        Path | None, typer.Option(help="YAML file of the schema, in place of the one that the config names, if any.")
+    ] = None,
     assign: AssignOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --run-dir.")] = False,
     restartable: Annotated[
@@ -26,9 +29,10 @@ def train(
 ) -> None:
     """Train, validate and evaluate one model."""
     from torchrec_xd.config import load_config
+    from torchrec_xd.shipped import config_file
     from torchrec_xd.training.train_run import train as run_train
 
-    settings = load_config(config, assign)
+    settings = load_config(config_file(config), assign, schema)
     content = run_train(
         settings, run_dir, resume=resume, restartable=restartable, accept_changed_data=accept_changed_data
     )

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from torchrec_xd.config import RunConfig, load_config, load_run
+from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.data.stamps import current_stamps, data_changes, read_stamps
 from torchrec_xd.datasets import prepare_world
 from torchrec_xd.errors import UserError
 from torchrec_xd.run_folder import RunFolder
-from torchrec_xd.schema import Schema, load_schema
+from torchrec_xd.schema import Schema
 from torchrec_xd.study.design import Study, StudyData, StudyModel, Tuned
 
 MANIFEST = "manifest.json"

@@ -10,6 +10,7 @@ from torch import nn
 
 from torchrec_xd.config import RunConfig, load_config
 from torchrec_xd.data.pooling import measured_pooling
+from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.distributed.optimizers import announce_optimizer
 from torchrec_xd.distributed.sharders import sharders, torchrec_sharders
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings
@@ -26,7 +27,7 @@ from torchrec_xd.planner import (
     schema_tables,
 )
 from torchrec_xd.planner.inputs.tables import Sharders
-from torchrec_xd.schema import Schema, load_schema
+from torchrec_xd.schema import Schema
 from torchrec_xd.settings import load_yaml, validate
 from torchrec_xd.shipped import CLUSTERS
 from torchrec_xd.table_types import PlannedDtype, TableOptimizer

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.datasets.planted.feed import FeedWorld
 from torchrec_xd.datasets.planted.homepage import HomepageWorld
 from torchrec_xd.datasets.planted.rows import World
@@ -18,7 +19,7 @@ from torchrec_xd.datasets.planted.writing import write_world
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare import manifest
 from torchrec_xd.prepare.manifest import Manifest
-from torchrec_xd.schema import Schema, load_schema
+from torchrec_xd.schema import Schema
 from torchrec_xd.settings import validate
 
 SCHEMA = "schema.yaml"
