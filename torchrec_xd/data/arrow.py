@@ -144,9 +144,10 @@ class Decoder:
         for feature in self._features:
             if feature.weights:
                 yield Limits(feature.weights, float(_FLOAT32.min), float(_FLOAT32.max))
-            if not feature.has_table and feature.clip is None:
-                yield Limits(feature.column, float(_FLOAT32.min), float(_FLOAT32.max))
-            elif feature.has_table and feature.hash == "none":
+            if not feature.has_table:
+                bounds = (float(_FLOAT32.min), float(_FLOAT32.max)) if feature.clip is None else ()
+                yield Limits(feature.column, *bounds)
+            elif feature.hash == "none":
                 assert feature.rows is not None
                 yield Limits(feature.column, 0, feature.rows - 1)
         for label, nullable in zip(self._labels, self._nullable, strict=True):

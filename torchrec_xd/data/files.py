@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from torchrec_xd.data.locations import filesystem_of, find_files
 from torchrec_xd.data.shards import RowGroup
-from torchrec_xd.data.statistics import Limits, Statistics
+from torchrec_xd.data.statistics import Limits, Range, Statistics, united
 from torchrec_xd.errors import UserError
 
 _OPEN_FILES = 32
@@ -80,6 +80,14 @@ class ParquetFiles:
         """All row groups that hold rows, file by file."""
         self.doubtful: tuple[RowGroup, ...] = tuple(group for footer in found for group in footer.doubtful)
         """Those whose statistics lie outside the limits."""
+        holding = [footer for footer in found if footer.row_groups]
+        self.ranges: dict[str, Range] = united(
+            {
+                limit.column: [f.ranges.get(limit.column) for f in holding if limit.column in f.schema.names]
+                for limit in limits
+            }
+        )
+        """What statistics say of columns with limits, of local files that all have statistics."""
 
     def stamps(self, columns: Sequence[str] = ()) -> tuple[FileStamp, ...]:
         """Every file as it was found.
@@ -144,11 +152,11 @@ class ParquetFiles:
             groups = _row_groups(file, parquet.metadata)
         except _READ_ERRORS as error:
             raise _damaged(file, error, "footer") from error
-        known = statistics.doubtful(file, schema)
-        doubtful = [group for group in groups if group.index in known]
+        known = statistics.look(file, schema)
+        doubtful = [group for group in groups if group.index in known.doubtful]
         rows = sum(group.rows for group in groups)
         stamp = FileStamp(file.removeprefix(self._base), size, rows, _digest(tail))
-        return _Footer(stamp, written, schema, groups, doubtful)
+        return _Footer(stamp, written, schema, groups, doubtful, known.ranges)
 
     def _open(self, file: str) -> pq.ParquetFile:
         """The file, if it is still the one whose footer was read."""
@@ -191,6 +199,7 @@ class _Footer:
     schema: pa.Schema
     row_groups: list[RowGroup]
     doubtful: list[RowGroup]
+    ranges: Mapping[str, Range]
 
 
 def _row_groups(file: str, metadata: pq.FileMetaData) -> list[RowGroup]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import threading
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from torchrec_xd.data.collate import Collator, Rows
 from torchrec_xd.data.files import FileStamp, ParquetFiles
 from torchrec_xd.data.shards import RowGroup, Shard, ShardSpec, Window, mixed_rows
 from torchrec_xd.data.stamps import stamped_columns
+from torchrec_xd.data.statistics import Range
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema, Split
 from torchrec_xd.settings import Settings
@@ -100,6 +101,11 @@ class Loader:
         """No rank's batch has fewer rows."""
         parts = [share.of(rows) for rows in epoch_rows.values()]
         self._epoch_rows = [stop - start for start, stop in parts]
+
+    def domains(self) -> Iterator[tuple[str, int, Mapping[str, Range]]]:
+        """Every domain: its rows in the files, over all ranks, and what statistics say of its columns."""
+        for name, domain in zip(self._names, self._domains, strict=True):
+            yield name, domain.shard.total_rows, domain.files.ranges
 
     @property
     def users_are_strings(self) -> bool:

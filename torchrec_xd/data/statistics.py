@@ -1,25 +1,39 @@
-"""Row groups whose statistics say that a value breaks a rule, found without reading rows.
+"""What statistics say of values without reading rows: ranges, and row groups in which a value breaks a rule.
 
 DuckDB reads the statistics: over damaged ones PyArrow 26 ends the process (a C++ exception that it does not catch).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 
 import duckdb
 import pyarrow as pa
 
-_DOUBTFUL = """
-    SELECT DISTINCT row_group_id
-    FROM parquet_metadata($file)
-    JOIN (SELECT unnest($leaf) AS leaf, unnest($low) AS low, unnest($high) AS high, unnest($nulls) AS nulls)
+_LOOK = """
+    WITH known AS (
+        SELECT
+            row_group_id, column_id, num_values, stats_null_count AS nulls,
+            lower(coalesce(stats_min_value, stats_min)) AS lowest,
+            lower(coalesce(stats_max_value, stats_max)) AS greatest
+        FROM parquet_metadata($file)
+    ), numbers AS (
+        SELECT *,
+            CASE lowest WHEN 'false' THEN 0 WHEN 'true' THEN 1 ELSE try_cast(lowest AS DOUBLE) END AS minimum,
+            CASE greatest WHEN 'false' THEN 0 WHEN 'true' THEN 1 ELSE try_cast(greatest AS DOUBLE) END AS maximum
+        FROM known
+    )
+    SELECT row_group_id, leaf, num_values, numbers.nulls, minimum, maximum,
+        coalesce(minimum < low, false)
+        OR coalesce(maximum > high, false)
+        OR (lowest IS NULL) != (greatest IS NULL) -- infinite
+        OR (NOT allowed AND coalesce(numbers.nulls, 0) > 0)
+    FROM numbers
+    JOIN (SELECT unnest($leaf) AS leaf, unnest($low) AS low, unnest($high) AS high, unnest($nulls) AS allowed)
         ON column_id = leaf
-    WHERE try_cast(coalesce(stats_min_value, stats_min) AS DOUBLE) < low
-        OR try_cast(coalesce(stats_max_value, stats_max) AS DOUBLE) > high
-        OR (coalesce(stats_min_value, stats_min) IS NULL) != (coalesce(stats_max_value, stats_max) IS NULL) -- infinite
-        OR (NOT nulls AND stats_null_count > 0)
 """
 
 
@@ -33,6 +47,34 @@ class Limits:
     nulls: bool = True
 
 
+@dataclass(frozen=True)
+class Range:
+    """What statistics know of a column's values."""
+
+    low: float | None
+    """None where all are null."""
+    high: float | None
+    values: int
+    """Nulls included."""
+    nulls: int
+
+    def __or__(self, other: Range) -> Range:
+        lows = [low for low in (self.low, other.low) if low is not None]
+        highs = [high for high in (self.high, other.high) if high is not None]
+        values, nulls = self.values + other.values, self.nulls + other.nulls
+        return Range(min(lows, default=None), max(highs, default=None), values, nulls)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the statistics of a file say."""
+
+    doubtful: frozenset[int] = frozenset()
+    """Indices of row groups with a column outside its limits."""
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    """Of the columns whose statistics are whole."""
+
+
 class Statistics:
     """Looks at the statistics of local files."""
 
@@ -40,11 +82,11 @@ class Statistics:
         self._limits = limits
         self._engine = duckdb.connect(config={"threads": 1}) if limits else None
 
-    def doubtful(self, file: str, schema: pa.Schema) -> set[int]:
-        """Indices of row groups with a column outside its limits; none where nothing is known."""
+    def look(self, file: str, schema: pa.Schema) -> Found:
+        """What is known of the columns that have limits; nothing where a file has no statistics."""
         limits = leaf_limits(schema, self._limits)
         if self._engine is None or not limits:
-            return set()
+            return Found()
         values = {
             "file": [file],
             "leaf": [leaf for leaf, _ in limits],
@@ -54,18 +96,36 @@ class Statistics:
         }
         try:
             with self._engine.cursor() as cursor:
-                return {index for (index,) in cursor.execute(_DOUBTFUL, values).fetchall()}
+                rows = cursor.execute(_LOOK, values).fetchall()
         except duckdb.Error:  # a footer that only PyArrow can read: bad values are found when they are read
-            return set()
+            return Found()
+        columns = {leaf: limit.column for leaf, limit in limits}
+        chunks: dict[str, list[Range | None]] = {}
+        for _, leaf, count, nulls, low, high, _ in rows:
+            whole = nulls is not None and (nulls == count or (low is not None and high is not None))
+            chunks.setdefault(columns[leaf], []).append(Range(low, high, count, nulls) if whole else None)
+        doubtful = frozenset(row[0] for row in rows if row[-1])
+        return Found(doubtful, united(chunks))
+
+
+def united(chunks: Mapping[str, Iterable[Range | None]]) -> dict[str, Range]:
+    """Columns to the range of all their chunks; those with a chunk of which nothing is known are left out."""
+    found = {}
+    for column, ranges in chunks.items():
+        known = list(ranges)
+        whole = [each for each in known if each is not None]
+        if whole and len(whole) == len(known):
+            found[column] = reduce(or_, whole)
+    return found
 
 
 def leaf_limits(schema: pa.Schema, limits: Sequence[Limits]) -> list[tuple[int, Limits]]:
     """The limits of columns that are one leaf column in Parquet, lists too, each with the leaf's index."""
     first, leaf = 0, {}
-    for field in schema:
-        count = _leaf_count(field.type)
+    for column in schema:
+        count = _leaf_count(column.type)
         if count == 1:
-            leaf[field.name] = first
+            leaf[column.name] = first
         first += count
     return [(leaf[limit.column], limit) for limit in limits if limit.column in leaf]
 

@@ -28,10 +28,13 @@ class ReportPart(Protocol):
         """The same, for the page."""
 
 
-def save_report(path: Path, title: str, report: Report, further: Sequence[ReportPart] = ()) -> None:
-    """Write the page."""
+def save_report(
+    path: Path, title: str, report: Report, further: Sequence[ReportPart] = (), doubts: Sequence[str] = ()
+) -> None:
+    """Write the page; `doubts` are what training said of its data."""
     parts: list[str | Grid | go.Figure] = ["# Metrics", _metrics("task", report["eval"])]
     parts += [f"Warning: {line}." for line in findings(report)]
+    parts += [f"Warning of the training: {line}." for line in doubts]
     if report["unweighted"]:
         parts += ["# Metrics, every row counting once", _metrics("task", report["unweighted"])]
     for task, slices in report["slices"].items():

@@ -128,7 +128,10 @@ def evaluate(
             model = load_sharded(config, RunFolder(Path(directory)), checkpoint, processes)
             report = evaluation.report(model)
             if page is not None and processes.is_main_process:
-                save_report(Path(page), f"{Path(directory).name}: {config.model.name} on {split}", report, diagnostics)
+                folder = RunFolder(Path(directory))
+                doubts = folder.read_metrics().get("warnings", ()) if folder.finished() else ()
+                title = f"{folder.path.name}: {config.model.name} on {split}"
+                save_report(Path(page), title, report, diagnostics, doubts)
             return report
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +32,9 @@ from torchrec_xd.models.transfer import EVERYTHING
 from torchrec_xd.planner import RankMeasured, RunPlan
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.run_lock import LOCK, run_lock
+from torchrec_xd.schema import Split
 from torchrec_xd.training.building import build, continues, plan_sharding, shard_by, source_config, source_run
+from torchrec_xd.training.checks import check_data
 from torchrec_xd.training.compilation import refuse_missing_compiler
 from torchrec_xd.training.inference import checkpoints_of, choose_checkpoint
 from torchrec_xd.training.split_evaluation import SplitEvaluation, has_rows
@@ -89,6 +91,8 @@ def train(
         if valid is not None:
             stamps["valid"] = valid.loader.stamps()
         changed = _changed_data(folder, stamps, accept_changed_data) if resume else ""
+        splits: dict[Split, Loader] = {config.evaluate_on: final.loader, "train": loader}
+        doubts = check_data(config, splits if valid is None else {**splits, "valid": valid.loader})
         built = build(config, source_run(config, folder))
         parameters = built.parameter_counts()
         plan = plan_sharding(built, config, processes)
@@ -105,8 +109,7 @@ def train(
                 log.say(f"the data have changed since the run began:\n{changed}")
             log.say(f"{directory}: {config.model.name} on {', '.join(schema.domains)}, {loader.rows:,} rows an epoch")
             training = Training(model, optimizers, config.trainer, processes)
-            if training.how:
-                log.say(training.how)
+            _tell(log, training, doubts)
             summary = fit(
                 training,
                 loader,
@@ -116,7 +119,7 @@ def train(
                 start=start,
                 step=saved.step if saved else 0,
             )
-            _warn(loader, valid, processes, log)
+            doubts += _doubts(loader, processes, doubts, log)
             ranks = processes.all_gather_object(_measured(model, optimizers, summary, processes))
             chosen = choose_checkpoint(checkpoints, "best", log.say)
             if chosen != checkpoints.last():
@@ -125,6 +128,7 @@ def train(
                 **final.report(model),
                 "split": config.evaluate_on,
                 "checkpoint": chosen.name,
+                "warnings": doubts,
                 "train": {
                     "steps": summary.steps,
                     "rows": summary.rows,
@@ -137,14 +141,20 @@ def train(
     return content
 
 
-def _warn(loader: Loader, valid: SplitEvaluation | None, processes: Processes, log: RunLog) -> None:
-    """Say what of the data makes a run worth little (a collective)."""
+def _tell(log: RunLog, training: Training, doubts: Sequence[str]) -> None:
+    for line in filter(None, [training.how, *(f"warning: {doubt}" for doubt in doubts)]):
+        log.say(line)
+
+
+def _doubts(loader: Loader, processes: Processes, told: Sequence[str], log: RunLog) -> list[str]:
+    """Say what of the labels that were read makes a run worth little, and was not told before (a collective)."""
     parts = processes.all_gather_object(loader.label_counts())
     counts = {task: (sum(part[task][0] for part in parts), sum(part[task][1] for part in parts)) for task in parts[0]}
-    for line in training_findings(counts):
+    told_of = {line.split(":")[0] for line in told}
+    new = [line for line in training_findings(counts) if line.split(":")[0] not in told_of]
+    for line in new:
         log.say(f"warning: {line}")
-    if valid is not None and not valid.loader.rows:
-        log.say("warning: the valid split holds no rows: no checkpoint is the best one, the last one is measured")
+    return new
 
 
 def _measured(model: nn.Module, optimizers: Optimizers, summary: Summary, processes: Processes) -> RankMeasured:
