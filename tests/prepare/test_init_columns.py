@@ -202,3 +202,16 @@ def test_a_large_csv_is_read_in_pieces(tmp_path: Path) -> None:
     assert "2024-05-1" in recipe.split.valid or "2024-05-2" in recipe.split.valid
     assert feature(recipe, "age")["group"] == "user"
     assert "are earlier, by the sample" in text
+
+
+def test_of_compressed_text_the_first_rows_are_seen(tmp_path: Path) -> None:
+    import gzip
+
+    import pyarrow.csv as pa_csv
+
+    noise = [f"{x:060x}" for x in RANDOM.integers(0, 2**62, 60_000).tolist()]
+    pa_csv.write_csv(with_columns(exposures(60_000, 500), noise=noise), tmp_path / "log.csv")
+    (tmp_path / "log.csv.gz").write_bytes(gzip.compress((tmp_path / "log.csv").read_bytes(), 1))
+    recipe, text = made_recipe(tmp_path / "x.yaml", f"log={tmp_path}/log.csv.gz")
+    assert recipe.inputs["log"].path == f"{tmp_path}/log.csv.gz"
+    assert "QUESTION: compressed, so that only its first rows were seen" in text

@@ -25,6 +25,8 @@ _PIECES = 8
 """Places in the data that rows are taken from."""
 _PIECE_BYTES = 512 * 1024
 """Of text, at each place."""
+_COMPRESSION = 4
+"""Bytes of text in a byte of a compressed file, roughly."""
 
 
 @dataclass(frozen=True)
@@ -171,11 +173,17 @@ def _text(files: Files, folder: Path) -> Sample:
         ) from None
     finally:
         read.close()
-    rows = table.num_rows if not cut else round(table.num_rows * files.size / max(seen_bytes, 1))
+    packed = cut and _is_packed(files.paths[0])
+    size = files.size * (_COMPRESSION if packed else 1)
+    rows = table.num_rows if not cut else round(table.num_rows * size / max(seen_bytes, 1))
     if table.num_rows > MAX_ROWS:
         table = table.take(pa.array(np.linspace(0, table.num_rows - 1, MAX_ROWS).astype(np.int64)))
-        return Sample(files, settings, table, rows, not cut)
-    return Sample(files, settings, table, rows, not cut)
+    questions = ("compressed, so that only its first rows were seen: are the others like them?",) if packed else ()
+    return Sample(files, settings, table, rows, not cut, questions=questions)
+
+
+def _is_packed(path: str) -> bool:
+    return path.lower().endswith((".gz", ".zst", ".bz2"))
 
 
 _WORDS = {"csv": "CSV", "json": "JSON lines", "atomic": "RecBole's atomic files"}
@@ -232,7 +240,7 @@ def _pieces(files: Files) -> Iterator[tuple[bytes, bool]]:
     header = None
     for i, place in enumerate(chosen):
         path, size = files.paths[place], files.sizes[place]
-        packed = path.lower().endswith((".gz", ".zst", ".bz2"))
+        packed = _is_packed(path)
         try:
             with files.filesystem.open(path, "rb", compression="infer") as stream:
                 # One piece of each of many files: of the first from its start, of the last from near its end.
