@@ -237,7 +237,7 @@ def test_labels_are_never_features_and_what_comes_later_is_left_out(tmp_path: Pa
     columns = [each.column for each in recipe.features]
     assert "is_mobile" in columns
     assert not {"click", "bought", "dwell_time", "price_paid"} & set(columns)
-    assert "left out: dwell_time of log looks like something that is known only after the label. QUESTION" in text
+    assert "left out: dwell_time of log looks as if it were known only after the label. QUESTION" in text
 
 
 def test_ratings_become_a_label_with_a_question(tmp_path: Path) -> None:

@@ -215,3 +215,12 @@ def test_of_compressed_text_the_first_rows_are_seen(tmp_path: Path) -> None:
     recipe, text = made_recipe(tmp_path / "x.yaml", f"log={tmp_path}/log.csv.gz")
     assert recipe.inputs["log"].path == f"{tmp_path}/log.csv.gz"
     assert "QUESTION: compressed, so that only its first rows were seen" in text
+
+
+def test_types_that_only_later_rows_show_are_named(tmp_path: Path) -> None:
+    import pyarrow.csv as pa_csv
+
+    codes = [str(i % 9) if i < 30_000 else "X7" for i in range(40_000)]
+    pa_csv.write_csv(with_columns(exposures(40_000, 50), code=codes), tmp_path / "log.csv")
+    recipe, _ = made_recipe(tmp_path / "x.yaml", f"log={tmp_path}/log.csv")
+    assert recipe.inputs["log"].types == {"code": "VARCHAR"}

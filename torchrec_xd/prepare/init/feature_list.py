@@ -8,7 +8,7 @@ from torchrec_xd.prepare.init.document import Document
 from torchrec_xd.prepare.init.features import Draft, LeftOut, constant_per_user, draft, key_value, key_vocabulary
 from torchrec_xd.prepare.init.roles import Label, safe
 from torchrec_xd.prepare.init.sql import sql_name
-from torchrec_xd.prepare.init.tables import DomainRows, Tables, free_name, values_of
+from torchrec_xd.prepare.init.tables import DomainRows, Tables, free_name
 
 HISTORY = 20
 """Events of a history."""
@@ -158,11 +158,11 @@ def _column_drafts(tables: Tables) -> tuple[list[Draft], list[tuple[str, LeftOut
         roles = rows.looked.roles
         named = (roles.user, roles.item, roles.time)
         taken = {guess.column for guess in named if guess is not None} | {label.column for label in roles.labels}
-        users = values_of(rows, rows.user_guess.column)
-        of_user = {name for join in rows.joins if join.key == rows.user_guess.column for name in join.columns}
+        of_user = constant_per_user(rows.looked.sample.table, rows.user_column, rows.looked.columns)
+        of_user |= {name for join in rows.joins if join.key == rows.user_guess.column for name in join.columns}
         for name, column in rows.columns().items():
             if name in roles.after:
-                left_out.append((rows.name, LeftOut(name, f"{roles.after[name]}. QUESTION: is that so?")))
+                left_out.append((rows.name, LeftOut(name, roles.after[name])))
             known, joined = rows.looked.known, name not in rows.looked.columns
             if joined:
                 known = next(join.looked.known for join in rows.joins if name in join.columns)
@@ -171,10 +171,8 @@ def _column_drafts(tables: Tables) -> tuple[list[Draft], list[tuple[str, LeftOut
                 continue
             if name in taken or name in roles.after or (known is not None and name in known.added):
                 continue
-            values = values_of(rows, name)
-            constant = values is not None and constant_per_user(rows.user_column, column, users, values)
             content = None if known is None else known.features.get(name)
-            made = draft(column, constant or name in of_user, content)
+            made = draft(column, name in of_user, content)
             if isinstance(made, LeftOut):
                 left_out.append((rows.name, made))
                 continue

@@ -186,18 +186,25 @@ def _shown(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def constant_per_user(user: Column, column: Column, users: pa.Array, values: pa.Array) -> bool:
-    """Whether a column has one value for each user: of at least 10 users with several rows.
+def constant_per_user(table: pa.Table, user: Column, columns: dict[str, Column]) -> set[str]:
+    """The columns that have one value for each user, of at least 10 users with several rows.
 
     Args:
+        table: the sample.
         user: of the table.
-        column: another one of it.
-        users: of all rows of the sample.
-        values: the same rows.
+        columns: of the table.
     """
-    if column.look in ("list", "vector", "other", "empty") or column.distinct < 2 or user.distinct >= len(users):
-        return False
-    table = pa.table({"u": users, "v": values})
-    found = table.group_by("u").aggregate([("v", "count_distinct"), ("u", "count")])
+    names = [
+        name
+        for name, column in columns.items()
+        if column.look not in ("list", "vector", "other", "empty") and column.distinct > 1 and name != user.name
+    ]
+    if user.distinct >= table.num_rows or not names:
+        return set()
+    values = pa.table({"u": table[user.name], **{f"v{i}": table[name] for i, name in enumerate(names)}})
+    counts = [("u", "count"), *((f"v{i}", "count_distinct") for i in range(len(names)))]
+    found = values.group_by("u").aggregate(counts)
     several = found.filter(pc.greater(found["u_count"], 1))
-    return bool(several.num_rows >= 10 and pc.max(several["v_count_distinct"]).as_py() <= 1)
+    if several.num_rows < 10:
+        return set()
+    return {name for i, name in enumerate(names) if pc.max(several[f"v{i}_count_distinct"]).as_py() <= 1}

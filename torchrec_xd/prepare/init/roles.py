@@ -137,7 +137,7 @@ def guess_roles(columns: dict[str, Column]) -> Roles:
     _labels(roles, columns, taken)
     for name in columns:
         if name not in taken and name not in roles.after and _AFTER.search(plain(name)):
-            roles.after[name] = "looks like something that is known only after the label"
+            roles.after[name] = "looks as if it were known only after the label. QUESTION: is that so?"
     return roles
 
 
@@ -225,7 +225,7 @@ def _labels(roles: Roles, columns: dict[str, Column], taken: set[str]) -> None:
             roles.labels.append(_binary_label(name, column, "named like a label"))
     for name, column in free.items():
         if _RATING.match(plain(name)) and column.look in ("integer", "number") and 2 < column.distinct <= 101:
-            roles.after[name] = "is the rating that the label is made of, or known as late as the label"
+            roles.after[name] = "is a rating: the label, or known as late as it"
             if not roles.labels:
                 roles.labels.append(_rating_label(name, column))
     if not roles.labels:

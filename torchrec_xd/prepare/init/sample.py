@@ -219,7 +219,17 @@ def _csv(read: Any, path: str, files: Files, cut: bool) -> tuple[Any, dict[str, 
     table = read.read_csv(path, **options, dtype=types) if types else read.read_csv(path, **options)
     texts = [name for name, kind in zip(table.columns, table.types, strict=True) if str(kind) == "VARCHAR"]
     types |= dict.fromkeys(_leading_zeros(table, [name for name in texts if name not in types]), "VARCHAR")
+    types |= _seen_later(read, files, table, options | ({"dtype": types} if types else {}))
     return table, {**settings, **({"types": types} if types else {})}
+
+
+def _seen_later(read: Any, files: Files, table: Any, options: dict[str, Any]) -> dict[str, str]:
+    """Types that the first rows of the first file, by which DuckDB goes, do not show."""
+    if "file" not in files.filesystem.protocol:
+        return {}
+    first = read.read_csv(files.paths[0], **{**options, "sample_size": 20_480})
+    kinds = zip(table.columns, table.types, first.types, strict=True)
+    return {name: str(wide) for name, wide, narrow in kinds if str(wide) != str(narrow)}
 
 
 def _leading_zeros(table: Any, columns: Sequence[str]) -> list[str]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-import pyarrow as pa
-
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare.init.columns import Column, columns_of
 from torchrec_xd.prepare.init.layouts import Known
@@ -295,10 +293,3 @@ def _no_domain(looked: Looked) -> str:
     return (
         f"{looked.sample.files.settings['path']}: {lacks}; columns are: {columns}; {fix}, or write the recipe by hand"
     )
-
-
-def values_of(rows: DomainRows, column: str) -> pa.ChunkedArray | None:
-    """The sample's values of a column, as many as rows; None for a joined column."""
-    if column not in rows.looked.columns:
-        return None
-    return rows.looked.sample.table[column]
