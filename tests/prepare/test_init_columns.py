@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.raw_logs import exposures, with_columns
 from tests.support.recipes import feature, made_recipe
+from torchrec_xd.errors import UserError
 from torchrec_xd.prepare.init.columns import columns_of
 from torchrec_xd.prepare.init.features import Draft, LeftOut, draft
 from torchrec_xd.prepare.init.roles import guess_roles
@@ -224,3 +225,22 @@ def test_types_that_only_later_rows_show_are_named(tmp_path: Path) -> None:
     pa_csv.write_csv(with_columns(exposures(40_000, 50), code=codes), tmp_path / "log.csv")
     recipe, _ = made_recipe(tmp_path / "x.yaml", f"log={tmp_path}/log.csv")
     assert recipe.inputs["log"].types == {"code": "VARCHAR"}
+
+
+def test_digits_that_begin_with_0_stay_texts(tmp_path: Path) -> None:
+    (tmp_path / "log.tsv").write_text(
+        "user_id\tzip\tday\tclick\n"
+        + "".join(f"{i % 7}\t{i % 5:05d}\t2024-01-{1 + i % 28:02d}\t{i % 2}\n" for i in range(100))
+    )
+    recipe, _ = made_recipe(tmp_path / "x.yaml", f"log={tmp_path}/log.tsv")
+    log = recipe.inputs["log"]
+    assert (log.separator, log.types) == ("\t", {"zip": "VARCHAR"})
+    assert recipe.domains["log"].time == "day"
+
+
+def test_a_csv_without_a_header_has_no_names_to_guess_by(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("".join(f"{i % 7},{i % 5},{i}\n" for i in range(100)))
+    with pytest.raises(
+        UserError, match=r"log\.csv: no column looks like the user; columns are: column0, column1, column2"
+    ):
+        made_recipe(tmp_path / "x.yaml", f"log={tmp_path}/log.csv")
