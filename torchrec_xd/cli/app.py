@@ -13,6 +13,7 @@ from torchrec_xd.cli.evaluate import evaluate
 from torchrec_xd.cli.init import init
 from torchrec_xd.cli.label import label
 from torchrec_xd.cli.prepare import prepare
+from torchrec_xd.cli.profile import profile
 from torchrec_xd.cli.score import score
 from torchrec_xd.cli.studies import ablate, compare, tune
 from torchrec_xd.cli.train import train
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (init, prepare, label, train, evaluate, score, diagnose, compare, ablate, tune):
+for command in (init, prepare, profile, label, train, evaluate, score, diagnose, compare, ablate, tune):
     app.command()(command)
 app.add_typer(plan.app, name="plan")
 app.add_typer(config.app, name="config")

@@ -18,6 +18,8 @@ from torchrec_xd.prepare.engine import connect, engine_errors
 from torchrec_xd.prepare.execution import Preparation, Stages, bucket_count
 from torchrec_xd.prepare.inputs import open_inputs
 from torchrec_xd.prepare.manifest import Identity, Manifest, SplitRows
+from torchrec_xd.prepare.profile.api import NAME as PROFILE
+from torchrec_xd.prepare.profile.api import write_profile
 from torchrec_xd.prepare.recipe_file import RecipeFile, load_recipe
 from torchrec_xd.prepare.tables import Tables
 
@@ -33,7 +35,7 @@ def prepare_recipe(
     encoders: Path | None = None,
     inputs: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Write a data set: `out/DOMAIN/SPLIT/*.parquet`, `schema.yaml`, `encoders/` and `manifest.json`.
+    """Write a data set: `out/DOMAIN/SPLIT/*.parquet`, `schema.yaml`, `encoders/`, `profile.html`, `manifest.json`.
 
     `out` is complete or untouched, whatever happens meanwhile. Finished stages lie in a hidden folder next to it until
     it is complete; the same call goes on from them.
@@ -68,6 +70,8 @@ def prepare_recipe(
             used, counts = run.run(folder, given)
             shutil.copytree(given[1] if given else stages.folder / "encoders", folder / learnt.FOLDER)
             schema_file.write_schema(file.recipe, used, str(out), folder / schema_file.NAME)
+            schema = schema_file.resolved(file.recipe, used, str(folder))
+            write_profile(schema, folder / PROFILE, progress, engine=file.recipe.engine, check=False)
             made = _manifest(file, identity, used, counts, folder)
             (folder / manifest.NAME).write_text(made.model_dump_json(indent=1), encoding="utf-8")
     shutil.rmtree(stages.folder)
@@ -111,7 +115,8 @@ def _manifest(
             domains[name][split] = SplitRows(
                 rows=count.rows, positives=sum(count.positives.values()), files=rows, labels=count.positives
             )
-    reports = [schema_file.NAME, *(f"{learnt.FOLDER}/{path.name}" for path in (folder / learnt.FOLDER).iterdir())]
+    learnt_files = (f"{learnt.FOLDER}/{path.name}" for path in (folder / learnt.FOLDER).iterdir())
+    reports = [schema_file.NAME, PROFILE, *learnt_files]
     shares = {name: domain.keep_negatives for name, domain in file.recipe.domains.items() if domain.keep_negatives < 1}
     return Manifest(
         identity=identity,

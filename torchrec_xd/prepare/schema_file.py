@@ -13,6 +13,8 @@ from torchrec_xd.prepare.learning import table_of, way_of
 from torchrec_xd.prepare.recipe import Recipe, RecipeFeature
 from torchrec_xd.prepare.rows import SPLITS
 from torchrec_xd.prepare.writing import is_weighted
+from torchrec_xd.schema import Schema
+from torchrec_xd.settings import validate
 
 NAME = "schema.yaml"
 
@@ -40,6 +42,22 @@ def schema_of(recipe: Recipe, encoders: Encoders, root: str) -> dict[str, Any]:
     ]
     content["features"] = [written for feature in recipe.features for written in _features(feature, encoders)]
     return content
+
+
+def resolved(recipe: Recipe, encoders: Encoders, root: str) -> Schema:
+    """The same as an object, with the number of rows of every table.
+
+    Args:
+        recipe: what was prepared.
+        encoders: what was learnt.
+        root: folder where the data set lies.
+    """
+    content = schema_of(recipe, encoders, root)
+    rows = {f"{FOLDER}/{table.file}": table.rows for table in encoders.tables.values()}
+    for feature in content["features"]:
+        if feature.get("rows") in rows:
+            feature["rows"] = rows[feature["rows"]]
+    return validate(Schema, content, NAME)
 
 
 def _features(feature: RecipeFeature, encoders: Encoders) -> list[dict[str, Any]]:
