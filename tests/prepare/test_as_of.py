@@ -184,7 +184,7 @@ def test_spark_computes_the_same(duckdb, local_spark, tmp_path):
     assert found["spark"] == found["duckdb"]
     assert len(found["spark"][0]) == 300
     assert len({row["spent"] for row in found["spark"][0].values()}) > 20
-    assert {len(row["item"]) for row in found["spark"][1].values()} == set(range(8))
+    assert {0, 7} < {len(row["item"]) for row in found["spark"][1].values()}
 
 
 def test_the_future_changes_nothing(duckdb):
