@@ -2,6 +2,8 @@
 
 import shutil
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -48,6 +50,14 @@ def test_a_source_without_a_test_split_names_the_remedy(place):
     path = write_study(place, {"models": {**STUDY["models"], "pre": {**source, "set": ["evaluate_on=valid"]}}})
     every = cells(load_study(path), place, place / "out")
     assert check_cells(every, every) == []
+
+
+def test_rows_that_let_nothing_be_learnt(place):
+    seconds = pa.array(1_700_000_000 + np.arange(400))
+    rewrite(place, "train", lambda table: table.set_column(table.column_names.index("words"), "words", seconds))
+    said = refused(place)
+    assert "feed/single: dense feature 'words' reaches 1.7e+09, " in said
+    assert "Where all numbers lie beyond 100,000, nothing is learnt" in said
 
 
 def test_test_rows_are_needed_by_what_is_compared_wherever_it_is_measured(place):

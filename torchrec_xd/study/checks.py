@@ -16,6 +16,7 @@ from torchrec_xd.schema import Split
 from torchrec_xd.study.cells import Cell
 from torchrec_xd.study.scores import open_test_rows
 from torchrec_xd.training.building import build, continues
+from torchrec_xd.training.checks import check_data
 from torchrec_xd.training.split_evaluation import has_rows
 
 
@@ -63,7 +64,8 @@ def check_run(name: str, config: RunConfig, parents: Sequence[RunConfig], task: 
         A warning for every split without rows.
 
     Raises:
-        UserError: a file is missing or has other columns, or the model fits neither schema nor parent.
+        UserError: a file is missing or has other columns, its values let nothing be learnt, or the model fits neither
+            schema nor parent.
     """
     schema = config.schema_in_use
     auxiliary = find_model(config.model.name).auxiliary_scores(config.model)
@@ -75,6 +77,7 @@ def check_run(name: str, config: RunConfig, parents: Sequence[RunConfig], task: 
             split: _open(config, split, () if split == "train" != config.evaluate_on else extra) for split in splits
         }
         agreed(kind for loader in loaders.values() for kind in loader.id_kinds.values())
+        check_data(config, loaders)  # its warnings are in the log of the run
         if task is not None:
             open_test_rows(config.data_schema, task, extra)
             scored = schema.only((task.partition("@")[2],))
