@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+import sqlglot
 
 from tests.support.raw_logs import START, exposures, with_columns
 from tests.support.recipes import feature, made_recipe, prepared
@@ -154,7 +155,7 @@ def test_numbers_since_1970_name_their_unit(tmp_path: Path, scale: int, unit: st
 @pytest.mark.parametrize(
     ("form", "sql", "question"),
     [
-        ("%Y-%m-%dT%H:%M:%SZ", "strptime(r.ts, '%Y-%m-%dT%H:%M:%SZ') AS ts_parsed", False),
+        ("%Y-%m-%dT%H:%M:%SZ", "CAST(r.ts AS TIMESTAMP) AS ts_parsed", False),
         ("%d.%m.%Y %H:%M", "strptime(r.ts, '%d.%m.%Y %H:%M') AS ts_parsed", False),
         ("%d/%m/%Y", "strptime(r.ts, '%d/%m/%Y') AS ts_parsed", False),
         ("%Y%m%d", "strptime(r.ts, '%Y%m%d') AS ts_parsed", False),
@@ -317,3 +318,14 @@ def test_roles_of_odd_names_are_quoted(tmp_path: Path) -> None:
     domain = recipe.domains["log"]
     assert (domain.user, domain.time, domain.labels) == ('"user id"', '"event time"', {"is_click": '"is click"'})
     assert feature(recipe, "last_log")["history"]["value"] == '"item-id"'
+
+
+def test_spark_reads_the_times_of_iso_8601_too(tmp_path: Path) -> None:
+    """A T or Z in a format of `strptime` would be a letter of Spark's own patterns."""
+    table = exposures(400, 20)
+    texts = [time.strftime("%Y-%m-%dT%H:%M:%S.%fZ") for time in table["ts"].to_pylist()]
+    pq.write_table(with_columns(table, ts=texts), tmp_path / "log.parquet")
+    recipe, _ = made_recipe(tmp_path / "x.yaml", f"log={tmp_path}/log.parquet")
+    spark = sqlglot.transpile(recipe.views["log_rows"], read="duckdb", write="spark")[0]
+    assert "CAST(r.ts AS TIMESTAMP_NTZ) AS ts_parsed" in spark
+    assert recipe.split.valid == "2024-04-10"

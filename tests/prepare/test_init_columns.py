@@ -240,7 +240,5 @@ def test_digits_that_begin_with_0_stay_texts(tmp_path: Path) -> None:
 
 def test_a_csv_without_a_header_has_no_names_to_guess_by(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("".join(f"{i % 7},{i % 5},{i}\n" for i in range(100)))
-    with pytest.raises(
-        UserError, match=r"log\.csv: no column looks like the user; columns are: column0, column1, column2"
-    ):
+    with pytest.raises(UserError, match=r"log\.csv: its first line names no columns.*write one above the others"):
         made_recipe(tmp_path / "x.yaml", f"log={tmp_path}/log.csv")

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from torchrec_xd.prepare.init.roles import Time
 from torchrec_xd.prepare.init.sample import Sample
-from torchrec_xd.prepare.init.sql import computed, sql_name
+from torchrec_xd.prepare.init.sql import computed, moment, sql_name
 from torchrec_xd.prepare.init.tables import DomainRows
 
 SHARES = (0.8, 0.9)
@@ -115,7 +115,7 @@ def _micros(values: pa.ChunkedArray, time: Time) -> np.ndarray[Any, Any]:
     values = values.drop_null()
     if time.format is not None:
         texts = pa.table({"t": values.cast(pa.string())})
-        values = computed(texts, f"strptime(t, '{time.format}') AS t")["t"]
+        values = computed(texts, f"{moment('t', time.format)} AS t")["t"]
     if time.unit is not None:
         return np.asarray(values.cast(pa.float64())) * _MICROS[time.unit]
     return np.asarray(values.cast(pa.timestamp("us")).cast(pa.int64())).astype(float)

@@ -42,6 +42,11 @@ def sql_name(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def moment(value: str, form: str) -> str:
+    """A text as a timestamp. ISO 8601 is cast: letters in a format, as its T and Z, mean something else to Spark."""
+    return f"CAST({value} AS TIMESTAMP)" if form.startswith("%Y-%m-%d") else f"strptime({value}, '{form}')"
+
+
 @cache
 def _reserved() -> frozenset[str]:
     query = "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category IN ('reserved', 'type_function')"

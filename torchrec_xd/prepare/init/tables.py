@@ -9,7 +9,7 @@ from torchrec_xd.prepare.init.columns import Column, columns_of
 from torchrec_xd.prepare.init.layouts import Known
 from torchrec_xd.prepare.init.roles import Guess, Label, Roles, guess_roles, safe
 from torchrec_xd.prepare.init.sample import Sample
-from torchrec_xd.prepare.init.sql import aggregated, computed, sql_name
+from torchrec_xd.prepare.init.sql import aggregated, computed, moment, sql_name
 
 SPLIT_COLUMN = "split_by_hash"
 _SHOWN = 12
@@ -249,7 +249,7 @@ def _settle(tables: list[DomainRows]) -> None:
         if time.format is not None:
             rows.time = free_name(f"{time.column}_parsed", taken)
             text = value if column.look == "text" else f"CAST({value} AS VARCHAR)"
-            rows.extra[rows.time] = f"strptime({text}, '{time.format}')"
+            rows.extra[rows.time] = moment(text, time.format)
         if column.nulls:
             rows.conditions.append(f"{value} IS NOT NULL")
 
@@ -266,7 +266,7 @@ def _split_by_hash(rows: DomainRows) -> str:
     """Training, validation or test by the first two digits of a hash of a row's integers and texts."""
     keys = [name for name, column in rows.looked.columns.items() if column.look in ("integer", "text")]
     keys = sorted(keys, key=lambda name: -rows.looked.columns[name].distinct)[:_HASHED]
-    texts = ", ".join(f"CAST(r.{sql_name(name)} AS VARCHAR)" for name in keys)
+    texts = ", ".join(f"coalesce(CAST(r.{sql_name(name)} AS VARCHAR), '')" for name in keys)
     digits = f"substr(md5(concat_ws('|', {texts})), 1, 2)"
     if rows.parts:
         names = ", ".join(f"'{part.name}'" for part in rows.parts)
@@ -284,6 +284,11 @@ def free_name(name: str, taken: set[str]) -> str:
 
 
 def _no_domain(looked: Looked) -> str:
+    path = looked.sample.files.settings["path"]
+    if looked.sample.settings.get("header") is False:
+        return (
+            f"{path}: its first line names no columns, and nothing can be guessed without; write one above the others"
+        )
     columns = ", ".join(list(looked.columns)[:_SHOWN]) + (", …" if len(looked.columns) > _SHOWN else "")
     if looked.roles.user is None:
         lacks, fix = "no column looks like the user", "name it user_id (integers or texts, several rows for each user)"
