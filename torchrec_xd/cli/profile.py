@@ -27,4 +27,4 @@ def profile(
     check_output_file(out, "--out")
     out.parent.mkdir(parents=True, exist_ok=True)
     found = profile_data(data, out, show, sample_rows=sample, engine=EngineSettings(memory_limit_gb=memory))
-    show(f"{out}: {len(found.findings)} findings")
+    show(f"{out}: findings: {len(found.findings)}")

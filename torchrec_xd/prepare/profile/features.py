@@ -32,16 +32,16 @@ def words(part: Part, feature: Feature) -> str:
     return name
 
 
-def feature_profiles(part: Part, training: dict[str, str] | None) -> Iterator[FeatureProfile]:
+def feature_profiles(part: Part, training: dict[str, str]) -> Iterator[FeatureProfile]:
     """Every feature of a part.
 
     Args:
         part: whose rows are looked at.
-        training: feature of kind id to the table of its ids in the domain's training rows; None for these themselves.
+        training: feature of kind id to the table of its ids in the domain's training rows.
     """
     sampled = part.sampled()
     for feature in part.features if part.rows else ():
-        yield _feature_profile(part, feature, sampled, (training or {}).get(feature.column))
+        yield _feature_profile(part, feature, sampled, training.get(feature.column))
 
 
 def _feature_profile(part: Part, feature: Feature, rows: int, training: str | None) -> FeatureProfile:
@@ -55,13 +55,13 @@ def _feature_profile(part: Part, feature: Feature, rows: int, training: str | No
     zeros, unseen = None, None
     if feature.has_table and part.is_integer(feature):
         zeros = part.query(f"SELECT avg((id = 0)::INTEGER) FROM ({values(part, feature)}) WHERE id IS NOT NULL")[0][0]
-    if feature.kind == "id":
-        distinct = part.query(f"SELECT count(DISTINCT {column}) FROM {part.view}")[0][0]
-        if training is not None:
-            unseen = part.query(
-                f"SELECT avg((t.id IS NULL)::INTEGER) FROM {part.sample} s LEFT JOIN {training} t ON s.{column} = t.id "
-                f"WHERE s.{column} IS NOT NULL"
-            )[0][0]
+    if training is not None and part.split != "train":
+        unseen = part.query(
+            f"SELECT avg((t.id IS NULL)::INTEGER) FROM {part.sample} s LEFT JOIN {training} t ON s.{column} = t.id "
+            f"WHERE s.{column} IS NOT NULL"
+        )[0][0]
+    if training is not None and part.split == "train":
+        distinct = part.query(f"SELECT count(*) FROM {training}")[0][0]
     else:
         distinct = part.query(f"SELECT count(DISTINCT id) FROM ({values(part, feature)})")[0][0]
     mean, std, percentiles = measured

@@ -86,6 +86,9 @@ def count_duplicates(training: Part, parts: list[Part]) -> list[Duplicates]:
         "SELECT part, sum(n)::BIGINT, sum(n - 1)::BIGINT, coalesce(sum(n) FILTER (train.key IS NOT NULL), 0)::BIGINT "
         "FROM counted LEFT JOIN train ON train.key = counted.key GROUP BY part"
     )
-    numbers = {number: rest for number, *rest in found}
-    none = [0, 0, 0]
-    return [Duplicates(part.domain, part.split, *numbers.get(part.number, none), timed=timed) for part in parts]
+    numbers = {number: (rows, again, train) for number, rows, again, train in found}
+    return [
+        Duplicates(part.domain, part.split, rows, again, train, timed)
+        for part in parts
+        for rows, again, train in [numbers.get(part.number, (0, 0, 0))]
+    ]

@@ -62,7 +62,7 @@ def _measure_domain(parts: list[Part], users: dict[str, str], ids: dict[tuple[st
     own = {f.column: features.words(training, f) for f in training.features if f.kind == "id"}
     ids |= {(training.domain, column): table for column, table in own.items()}
     for part in parts:
-        found.features.extend(features.feature_profiles(part, None if part is training else own))
+        found.features.extend(features.feature_profiles(part, own))
         found.activity.extend(labels.activity_rates(part, users[part.key], users[training.key]))
     found.drift.extend(features.drift(training, parts[1:]))
     found.separations.extend(leaks.separations(training))

@@ -45,7 +45,7 @@ def table_overlaps(source: Part, target: Part, ids: Mapping[tuple[str, str], str
         if not (own and other):
             continue
         one, two = _union(source, own, ids), _union(target, other, ids)
-        numbers = source.query(
+        ids_one, ids_two, shared, lookups, known = source.query(
             f"WITH one AS ({one}), two AS ({two}) SELECT (SELECT count(*) FROM one), count(*), count(one.id), "
             "coalesce(sum(two.n), 0)::BIGINT, coalesce(sum(two.n) FILTER (one.id IS NOT NULL), 0)::BIGINT "
             "FROM two LEFT JOIN one ON one.id = two.id"
@@ -56,7 +56,9 @@ def table_overlaps(source: Part, target: Part, ids: Mapping[tuple[str, str], str
             for feature in features
         )
         name = table.name.removeprefix("t_")
-        found.append(TableOverlap(name, source.domain, target.domain, *numbers, sampled=sampled))
+        found.append(
+            TableOverlap(name, source.domain, target.domain, ids_one, ids_two, shared, lookups, known, sampled)
+        )
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
+from torchrec_xd.prepare.profile.features import PERCENTILES
 from torchrec_xd.prepare.profile.findings import LARGE_PSI, LEAK_AUC
 from torchrec_xd.prepare.profile.result import FeatureProfile, LabelCount, Profile
 from torchrec_xd.reports.page import Folded, Grid, Part, number_text, save_page
@@ -23,6 +24,7 @@ STYLE = """
  summary { cursor: pointer; margin: .5rem 0; } :focus-visible { outline: 2px solid #3b82c4; }
  .js-plotly-plot text { fill: light-dark(#1c2733, #dde4ec) !important; }
 """
+NO_NUMBERS = (None,) * len(PERCENTILES)
 WORDS = {"error": "Wrong", "warning": "Look", "note": "Note"}
 """Of severities."""
 
@@ -52,7 +54,7 @@ def _findings(profile: Profile) -> list[Part]:
         parts.append("None: nothing here looks wrong.")
     rows = ", ".join(f"{seen:,} of {rows:,} rows of {key}" for key, (rows, seen) in sampled.items())
     parts.append(
-        f"Rows, labels, days, users and distinct ids are exact. All else is of a sample: {rows}."
+        f"Rows, labels, days, users and distinct ids of training are exact. All else is of a sample: {rows}."
         if sampled
         else "All numbers are of all rows."
     )
@@ -122,8 +124,8 @@ def _rows_figure(domain: str, counts: Sequence[LabelCount]) -> go.Figure:
 def _features(profile: Profile) -> list[Part]:
     parts: list[Part] = [
         "# Features",
-        "Distinct: different values (of lists, numbers, vectors in the sample). Empty: null, or a list without ids. "
-        "Row 0: ids that are 0, which in a prepared data set stands for null and for values that training did not see. "
+        "Distinct: different values, of ids in training in all rows, else in the sample. Empty: null, or a list with no "
+        "ids. Row 0: ids that are 0, which in a prepared data set stands for null and for what training did not see. "
         "Unseen: ids that occur in no training row. The other columns: of numbers the value, of vectors the Euclidean "
         "length, of lists the number of ids.",
     ]
@@ -138,7 +140,7 @@ def _features(profile: Profile) -> list[Part]:
 
 
 def _feature_row(each: FeatureProfile) -> list[str]:
-    numbers: list[float | None] = [each.mean, each.std, *(each.percentiles or [None] * 5)]
+    numbers: list[float | None] = [each.mean, each.std, *(each.percentiles or NO_NUMBERS)]
     return [
         *(each.column, each.kind, each.split, number_text(each.distinct)),
         *(_percent(each.missing), _percent(each.row_0), _percent(each.unseen)),

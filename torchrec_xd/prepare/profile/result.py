@@ -43,7 +43,7 @@ class FeatureProfile:
     rows: int
     """Rows that were looked at."""
     distinct: int
-    """Distinct values: of kind id in all rows, else in the rows that were looked at."""
+    """Distinct values: of ids in training in all rows, else in the rows that were looked at."""
     missing: float
     """Share of rows without a value: null, or an empty list."""
     row_0: float | None

@@ -18,8 +18,8 @@ from torchrec_xd.schema import Feature, Schema, Split
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 TIME = "time"
-BLOCK = 512
-"""Consecutive rows that are sampled together: decoding skips the blocks between them."""
+BLOCK = 2048
+"""Consecutive rows that are sampled together, as many as DuckDB decodes at once: it skips the others."""
 _LARGEST = {"s": 1e11, "ms": 1e14, "us": 1e17, "ns": 1e20}
 """Seconds since 1970 stay below 1e11 until the year 5138, and so on."""
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
