@@ -124,7 +124,7 @@ def _rows_figure(domain: str, counts: Sequence[LabelCount]) -> go.Figure:
 def _features(profile: Profile) -> list[Part]:
     parts: list[Part] = [
         "# Features",
-        "Distinct: different values, of ids in training in all rows, else in the sample. Empty: null, or a list with no "
+        "Distinct: different values, of ids in training in all rows, else in the sample. Empty: null, or a list of no "
         "ids. Row 0: ids that are 0, which in a prepared data set stands for null and for what training did not see. "
         "Unseen: ids that occur in no training row. The other columns: of numbers the value, of vectors the Euclidean "
         "length, of lists the number of ids.",
