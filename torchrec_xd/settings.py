@@ -138,8 +138,13 @@ def override(content: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     return content
 
 
-def validate(kind: type[SettingsT], content: dict[str, Any], origin: str) -> SettingsT:
-    """`content` as a settings object.
+def validate(
+    kind: type[SettingsT],
+    content: dict[str, Any],
+    origin: str,
+    where: Callable[[tuple[str | int, ...]], str] | None = None,
+) -> SettingsT:
+    """`content` as a settings object; `where` gives file and line of a key.
 
     Raises:
         UserError: one line per fault: file, key, value, the rule, and for an unknown key the nearest valid ones.
@@ -147,8 +152,10 @@ def validate(kind: type[SettingsT], content: dict[str, Any], origin: str) -> Set
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        lines = [_fault(kind, content, fault) for fault in error.errors()]
-        raise UserError("\n".join(f"{origin}: {line}" for line in lines)) from None
+        faults = error.errors()
+        raise UserError(
+            "\n".join(f"{where(each['loc']) if where else origin}: {_fault(kind, content, each)}" for each in faults)
+        ) from None
 
 
 def _fault(kind: type[BaseModel], content: Any, fault: Any) -> str:

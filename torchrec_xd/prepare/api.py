@@ -12,14 +12,17 @@ import pyarrow.parquet as pq
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare import encoders as learnt
 from torchrec_xd.prepare import manifest, schema_file
-from torchrec_xd.prepare.checks import RowCounts, check_recipe
+from torchrec_xd.prepare.checks import RowCounts
 from torchrec_xd.prepare.encoders import Encoders, encoders_folder, load_encoders
 from torchrec_xd.prepare.engine import connect, engine_errors
 from torchrec_xd.prepare.execution import Preparation, Stages, bucket_count
+from torchrec_xd.prepare.input_errors import input_errors
 from torchrec_xd.prepare.inputs import open_inputs
+from torchrec_xd.prepare.joins import check_joins
 from torchrec_xd.prepare.manifest import Identity, Manifest, SplitRows
 from torchrec_xd.prepare.profile.api import NAME as PROFILE
 from torchrec_xd.prepare.profile.api import write_profile
+from torchrec_xd.prepare.recipe_checks import check_recipe
 from torchrec_xd.prepare.recipe_file import RecipeFile, load_recipe
 from torchrec_xd.prepare.tables import Tables
 
@@ -66,7 +69,8 @@ def prepare_recipe(
             return old
         _keep_stages_of(identity, stages.folder)
         run = Preparation(tables, file, stages, bucket_count(sum(each.stat().st_size for each in files)))
-        with manifest.replaced(out) as folder:
+        with input_errors(file, found), manifest.replaced(out) as folder:
+            check_joins(tables, file)
             used, counts = run.run(folder, given)
             shutil.copytree(given[1] if given else stages.folder / "encoders", folder / learnt.FOLDER)
             schema_file.write_schema(file.recipe, used, str(out), folder / schema_file.NAME)

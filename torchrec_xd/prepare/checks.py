@@ -1,139 +1,26 @@
-"""What is wrong with a recipe, before anything is read, and with its rows, before anything is learnt."""
+"""What is wrong with rows and events, before anything is learnt of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
-from ibis.expr.types import Table
+import ibis.expr.datatypes as dt
+from ibis.expr.types import BooleanValue, Table
 
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare.learning import values_of, way_of
 from torchrec_xd.prepare.recipe import RecipeFeature
-from torchrec_xd.prepare.recipe_file import RecipeFile
-from torchrec_xd.prepare.rows import SPLITS, features_of, is_read, select, split_moment
+from torchrec_xd.prepare.recipe_file import Key, RecipeFile
+from torchrec_xd.prepare.rows import SPLITS, features_of, is_read, select
 from torchrec_xd.prepare.tables import Tables
 from torchrec_xd.settings import MAX_FP32
 
-WAYS = ("vocabulary", "buckets", "quantiles", "log_buckets", "hash", "as_is")
-"""How a value becomes an id; a feature names one at most."""
-DENSE_KEYS = ("log1p", "standard", "clip")
-RESERVED = ("user", "time", "weight", "cold", "activity")
-"""Columns that are written for every row."""
-
-
-def check_recipe(file: RecipeFile) -> None:
-    """Refuse what contradicts itself.
-
-    Raises:
-        UserError: a name that is not there, two ways for one feature, or a key that its kind has no use for.
-    """
-    recipe = file.recipe
-    written: dict[str, str] = dict.fromkeys(RESERVED, "a column of every data set")
-    for name, domain in recipe.domains.items():
-        for label in domain.labels:
-            _refuse_twice(file, written, label, "a label", ("domains", name, "labels", label))
-        for label in domain.nullable:
-            if label not in domain.labels:
-                raise file.fault(
-                    ("domains", name, "nullable"), f"'{label}' is no label; labels: {_list(domain.labels)}"
-                )
-        if recipe.split.column is None and domain.time is None:
-            raise file.fault(("domains", name), "rows are split by time: name the column of it, 'time'")
-    for feature in recipe.features:
-        _refuse_twice(file, written, feature.column, "a feature", ("features",))
-        for name in feature.domains or ():
-            if name not in recipe.domains:
-                raise file.feature_fault(
-                    feature.column, f"'{name}' is no domain; domains are: {_list(recipe.domains)}", "domains"
-                )
-        _check_feature(file, feature)
-    if recipe.activity is not None:
-        _check_total_name(file, recipe.activity.events, ("activity", "events"))
-    _check_split(file)
-
-
-def _refuse_twice(file: RecipeFile, written: dict[str, str], name: str, what: str, key: tuple[str, ...]) -> None:
-    if written.get(name, what) != what or (what == "a feature" and name in written):
-        raise file.fault(key, f"'{name}' is {what} and {written[name]} too; name one of them otherwise")
-    written[name] = what
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"
-
-
-def _check_total_name(file: RecipeFile, name: str, key: tuple[str | int, ...]) -> None:
-    if name not in file.recipe.events:
-        raise file.fault(key, f"'{name}' is not under 'events'; there are: {_list(file.recipe.events)}")
-
-
-def _check_feature(file: RecipeFile, feature: RecipeFeature) -> None:
-    def fault(key: str | None, text: str) -> UserError:
-        return file.feature_fault(feature.column, text, key)
-
-    sources = [key for key in ("value", "history", "total", "calendar") if getattr(feature, key) is not None]
-    if len(sources) > 1:
-        raise fault(sources[1], f"a feature has one source, and this one names {' and '.join(sources)}")
-    ways = [way for way in WAYS if getattr(feature, way) is not None]
-    if len(ways) > 1:
-        raise fault(ways[1], f"a value becomes an id in one way, and this feature names {' and '.join(ways)}")
-    for made in (feature.history, feature.total):
-        if made is not None and made.events not in file.recipe.events:
-            raise fault(None, f"'{made.events}' is not under 'events'; there are: {_list(file.recipe.events)}")
-    dense = [key for key in DENSE_KEYS if getattr(feature, key)]
-    if feature.kind != "dense" and dense:
-        raise fault(dense[0], f"belongs to dense features; this one is of kind {feature.kind}")
-    if feature.missing != "zero" and feature.kind != "dense":
-        raise fault("missing", f"belongs to dense features; this one is of kind {feature.kind}")
-    if feature.indicator and feature.kind not in ("dense", "vector"):
-        raise fault(
-            "indicator", f"belongs to dense features and vectors; null of kind {feature.kind} has a row already"
-        )
-    if feature.kind in ("dense", "vector") and ways:
-        raise fault(ways[0], f"makes an id of a value; a feature of kind {feature.kind} has none")
-    if (feature.kind in ("sequence", "vector")) != (feature.length is not None):
-        raise fault("length", "belongs to every sequence and every vector, and to no other kind")
-    if feature.history is not None and feature.kind != "sequence":
-        raise fault("history", f"makes a sequence; this feature is of kind {feature.kind}")
-    if feature.total is not None and feature.kind not in ("id", "dense"):
-        raise fault(
-            "total", f"is a number: kind dense, or kind id with buckets; this feature is of kind {feature.kind}"
-        )
-    if feature.total is not None and feature.kind == "id" and ways not in (["buckets"], ["quantiles"], ["log_buckets"]):
-        raise fault(None, "a total becomes an id by 'buckets', 'quantiles' or 'log_buckets': name one of them")
-    if feature.calendar is not None and (feature.kind != "id" or ways):
-        raise fault("calendar", "is of kind id and needs nothing that makes an id of it")
-    if feature.separator is not None and feature.kind not in ("bag", "sequence"):
-        raise fault("separator", f"belongs to bags and sequences; this feature is of kind {feature.kind}")
-    if feature.kind in ("bag", "sequence") and ways and ways[0] in ("buckets", "quantiles", "log_buckets"):
-        raise fault(ways[0], f"cuts one number into buckets; a {feature.kind} is a list: use vocabulary, hash or as_is")
-    if feature.buckets is not None and list(feature.buckets) != sorted(set(feature.buckets)):
-        raise fault("buckets", f"edges ascend; these are {list(feature.buckets)}")
-    if feature.clip is not None and feature.clip[0] >= feature.clip[1]:
-        raise fault("clip", f"is the least and the greatest value; these are {list(feature.clip)}")
-    for name, domain in file.recipe.domains.items():
-        past = feature.history or feature.total or feature.calendar
-        if past is not None and domain.time is None and feature in features_of(file.recipe, name):
-            raise fault(None, f"needs the time of a row, and domain '{name}' names no column for it: 'time'")
-
-
-def _check_split(file: RecipeFile) -> None:
-    split = file.recipe.split
-    by_time = [name for name in ("valid", "test") if getattr(split, name) is not None]
-    ways = [*by_time[:1], *(name for name in ("last_share", "column") if getattr(split, name) is not None)]
-    if len(ways) != 1:
-        raise file.fault(
-            ("split",), "rows are split in one way: {valid: DATE, test: DATE}, {last_share: {…}}, or {column: NAME}"
-        )
-    if by_time and len(by_time) < 2:
-        raise file.fault(("split",), "valid and test both need their first moment")
-    if by_time and split_moment(file, "valid") >= split_moment(file, "test"):
-        raise file.fault(("split", "test"), f"begins before validation ({split.test}, {split.valid})")
-    if split.last_share is not None and not 0 < sum(split.last_share.values()) < 1:
-        raise file.fault(("split", "last_share"), f"leaves nothing for training or nothing else: {split.last_share}")
+YEARS = (1900, 2200)
+"""Times outside are in another unit than the recipe says."""
 
 
 @dataclass(frozen=True)
@@ -143,10 +30,23 @@ class RowCounts:
     rows: int
     positives: dict[str, int]
     """By label."""
+    known: dict[str, int]
+    """By label: rows that have it."""
     first: int
     """Earliest time, microseconds since 1970."""
     last: int
     """Latest time."""
+
+
+def refuse_empty(file: RecipeFile, key: Key, folder: Path) -> None:
+    """Refuse an input or view without rows that have a user and a time; a folder without files is what is left of it.
+
+    Raises:
+        UserError: names it.
+    """
+    if next(folder.rglob("*.parquet"), None) is None:
+        source = (file.recipe.domains if key[0] == "domains" else file.recipe.events)[str(key[1])].rows
+        raise file.fault(key, f"'{source}' has no rows; look at its files, and at the conditions of views")
 
 
 def check_types(tables: Tables, file: RecipeFile, name: str, rows: Table) -> None:
@@ -156,25 +56,80 @@ def check_types(tables: Tables, file: RecipeFile, name: str, rows: Table) -> Non
         UserError: names feature, type, rule and remedy.
     """
     for feature in features_of(file.recipe, name):
-        if not is_read(feature):
+        if is_read(feature):
+            kind = values_of(tables, rows, feature).type()
+            lists = feature.kind in ("bag", "sequence", "vector")
+            if lists != kind.is_array():
+                hint = "; text with ids in it needs a 'separator'" if kind.is_string() and lists else ""
+                text = f"a {feature.kind} is {'a list' if lists else 'one value'} per row; this is {kind}{hint}"
+                raise file.feature_fault(feature.column, text, "value")
+            _check_type(file, feature, kind.value_type if kind.is_array() else kind, "value")
+
+
+def _check_type(file: RecipeFile, feature: RecipeFeature, kind: dt.DataType, key: str) -> None:
+    way = way_of(feature)
+    if feature.kind in ("dense", "vector") or way in ("buckets", "quantiles", "log_buckets"):
+        if not (kind.is_numeric() or kind.is_boolean()):
+            raise file.feature_fault(feature.column, f"needs numbers; this is {kind}: cast it in 'value'", key)
+    elif way == "as_is" and not kind.is_integer():
+        raise file.feature_fault(feature.column, f"is of integers; this is {kind}: cast it, or leave it out", "as_is")
+    elif not (kind.is_integer() or kind.is_string() or kind.is_boolean()):
+        text = f"ids are integers or texts; this is {kind}: cast it in 'value', or use buckets"
+        raise file.feature_fault(feature.column, text, key)
+
+
+def check_events(file: RecipeFile, rows: Mapping[str, Table], events: Mapping[str, Table]) -> None:
+    """Refuse events whose users, keys and values are of other types than those of the rows.
+
+    Args:
+        file: the recipe.
+        rows: of domains, from `domain_rows`.
+        events: by name, from `event_rows`.
+
+    Raises:
+        UserError: names column, both types and remedy.
+    """
+    first, *others = rows
+    for name in others:
+        _same(file, ("domains", name, "user"), (name, rows[name]._user.type()), (first, rows[first]._user.type()))
+    for name, own in events.items():
+        _same(file, ("events", name, "user"), (name, own._user.type()), (first, rows[first]._user.type()))
+    for place, feature in enumerate(file.recipe.features):
+        made = feature.history or feature.total
+        if made is None:
             continue
-        kind = values_of(tables, rows, feature).type()
-        inner = kind.value_type if kind.is_array() else kind
-        lists = feature.kind in ("bag", "sequence", "vector")
-        key = inner.is_integer() or inner.is_string() or inner.is_boolean()
-        if lists != kind.is_array():
-            hint = "; text with ids in it needs a 'separator'" if kind.is_string() and lists else ""
-            raise file.feature_fault(
-                feature.column,
-                f"a {feature.kind} is {'a list' if lists else 'one value'} per row; this is {kind}{hint}",
-            )
-        numbers = feature.kind in ("dense", "vector") or way_of(feature) in ("buckets", "quantiles", "log_buckets")
-        if numbers and not (inner.is_numeric() or inner.is_boolean()):
-            raise file.feature_fault(feature.column, f"needs numbers; this is {kind}: cast it in 'value'")
-        if not numbers and not key:
-            raise file.feature_fault(
-                feature.column, f"ids are integers or texts; this is {kind}: cast it in 'value', or use buckets"
-            )
+        past = events[made.events]
+        if made.where is not None and not past[f"w_{feature.column}"].type().is_boolean():
+            text = f"is a condition, true or false; this is {past[f'w_{feature.column}'].type()}"
+            raise file.feature_fault(feature.column, text, f"{'history' if feature.history else 'total'}.where")
+        if feature.history is not None:
+            _check_type(file, feature, past[f"h_{feature.column}"].type(), "history.value")
+        elif feature.total is not None:
+            if feature.total.value is not None:
+                kind = past[f"x_{feature.column}"].type()
+                if not (kind.is_numeric() or kind.is_boolean()):
+                    raise file.feature_fault(feature.column, f"adds up numbers; this is {kind}: cast it", "total.value")
+            for domain in rows:
+                for column in feature.total.by if feature in features_of(file.recipe, domain) else ():
+                    if column != "user":
+                        one, two = (table[f"b_{column}"].type() for table in (past, rows[domain]))
+                        _same(file, ("features", place, "total", "by"), (made.events, one), (domain, two), column)
+
+
+def _same(
+    file: RecipeFile, key: Key, one: tuple[str, dt.DataType], two: tuple[str, dt.DataType], column: str = "users"
+) -> None:
+    if one[1].is_string() != two[1].is_string():
+        text = f"{column} of '{one[0]}' are {one[1]} and those of '{two[0]}' {two[1]}, so that none would be the same"
+        raise file.fault(key, f"{text}; cast one of them in a view")
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Rows that mean nothing, and the error for so many of them."""
+
+    broken: BooleanValue
+    error: Callable[[int], UserError]
 
 
 def check_rows(
@@ -183,79 +138,112 @@ def check_rows(
     """Count the rows of a domain, and refuse those that mean nothing.
 
     Raises:
-        UserError: rows without user or time, values that are no label, vectors of another length, rows that are in
-            no split, and splits without rows or positives.
+        UserError: rows without user or time, values that are no label, vectors of another length, or rows that are in
+            no split.
     """
-    domain, key = file.recipe.domains[name], ("domains", name)
-    own = domain.labels if labels else {}
-    faults: dict[str, Any] = {"_no_user": rows._user.isnull(), "_no_time": rows._time.isnull()}
-    faults["_no_split"] = rows._split == 3
-    weight = rows._weight.cast("float64")
-    faults["_bad_weight"] = ~(((weight > 0) & (weight < MAX_FP32)).fill_null(False))
+    own = file.recipe.domains[name].labels if labels else {}
+    rules = [*_row_rules(file, name, rows), *_feature_rules(file, name, rows)]
     for label in own:
-        faults[f"_bad_{label}"] = rows[f"l_{label}"] == 2
-        faults[f"_null_{label}"] = rows[f"l_{label}"].isnull()
-    for feature in features_of(file.recipe, name):
-        column = f"v_{feature.column}"
-        if feature.kind == "vector":
-            faults[f"_length_{feature.column}"] = rows[column].length() != feature.length
-        if feature.as_is is not None and feature.kind == "id" and is_read(feature):
-            faults[f"_outside_{feature.column}"] = (rows[column] < 0) | (rows[column] >= feature.as_is)
-    measures = {fault: where.fill_null(False).cast("int64").sum() for fault, where in faults.items()}
-    measures |= {f"_positive_{label}": (rows[f"l_{label}"] == 1).cast("int64").sum() for label in own}
+        rules += _label_rules(tables, file, name, label, rows)
+    measures = {f"_rule{i}": rule.broken.fill_null(False).cast("int64").sum() for i, rule in enumerate(rules)}
+    for i, label in enumerate(own):
+        measures[f"_positive{i}"] = (rows[f"l_{label}"] == 1).cast("int64").sum()
+        measures[f"_known{i}"] = rows[f"l_{label}"].count()
     counted = rows.group_by("_split").agg(
         _rows=rows.count(), _first=rows._time.min(), _last=rows._time.max(), **measures
     )
     by_split = {row["_split"]: row for row in counted.to_pyarrow().to_pylist()}
-    total = {fault: sum(row[fault] or 0 for row in by_split.values()) for fault in faults}
-    if not by_split:
-        raise file.fault((*key, "rows"), f"'{domain.rows}' has no rows")
-    if total["_no_user"]:
-        raise file.fault((*key, "user"), f"{total['_no_user']:,} rows have no user; leave them out in a view")
-    if total["_no_time"]:
-        raise file.fault((*key, "time"), f"{total['_no_time']:,} rows have no time; leave them out in a view")
-    if total["_no_split"]:
-        raise file.fault(("split", "column"), f"{total['_no_split']:,} rows of '{name}' are not train, valid or test")
-    if total["_bad_weight"]:
-        raise file.fault((*key, "weight"), f"{total['_bad_weight']:,} rows have no weight above 0")
-    for label, sql in own.items():
-        place = (*key, "labels", label)
-        if total[f"_bad_{label}"]:
-            raise file.fault(
-                place,
-                f"{total[f'_bad_{label}']:,} rows have another value than 0 and 1{_example(tables, file, name, sql)}; "
-                f"write a condition, for example {sql} > 0",
-            )
-        if total[f"_null_{label}"] and label not in domain.nullable:
-            raise file.fault(
-                place,
-                f"{total[f'_null_{label}']:,} rows have no value; if it is not known there, name it under 'nullable', "
-                f"else write coalesce({sql}, 0)",
-            )
-    for feature in features_of(file.recipe, name):
-        if total.get(f"_length_{feature.column}"):
-            raise file.feature_fault(
-                feature.column,
-                f"{total[f'_length_{feature.column}']:,} rows of '{name}' hold a list of another length than "
-                f"{feature.length}; a vector has one length in all rows, or is null",
-                "length",
-            )
-        if total.get(f"_outside_{feature.column}"):
-            raise file.feature_fault(
-                feature.column,
-                f"{total[f'_outside_{feature.column}']:,} values lie outside [0, {feature.as_is})",
-                "as_is",
-            )
-    found = {
+    for i, rule in enumerate(rules):
+        count = sum(row[f"_rule{i}"] or 0 for row in by_split.values())
+        if count:
+            raise rule.error(count)
+    return {
         split: RowCounts(
-            by_split[i]["_rows"],
-            {label: by_split[i][f"_positive_{label}"] for label in own},
-            by_split[i]["_first"],
-            by_split[i]["_last"],
+            by_split[number]["_rows"],
+            {label: by_split[number][f"_positive{i}"] or 0 for i, label in enumerate(own)},
+            {label: by_split[number][f"_known{i}"] for i, label in enumerate(own)},
+            by_split[number]["_first"],
+            by_split[number]["_last"],
         )
-        for i, split in enumerate(SPLITS)
-        if i in by_split
+        for number, split in enumerate(SPLITS)
+        if number in by_split
     }
+
+
+def _row_rules(file: RecipeFile, name: str, rows: Table) -> list[_Rule]:
+    def fault(*key: str, text: str) -> Callable[[int], UserError]:
+        return lambda count: file.fault(key, f"{count:,} rows of '{name}' {text}")
+
+    first, last = (_micros(datetime(year, 1, 1, tzinfo=timezone.utc)) for year in YEARS)
+    unit = file.recipe.domains[name].time_unit
+    hint = f"; are they really {unit} since 1970?" if unit else ""
+    weight = rows._weight.cast("float64")
+    return [
+        _Rule(rows._user.isnull(), fault("domains", name, "user", text="have no user; leave them out in a view")),
+        _Rule(rows._time.isnull(), fault("domains", name, "time", text="have no time; leave them out in a view")),
+        _Rule(
+            (rows._time < first) | (rows._time >= last),
+            fault("domains", name, "time", text=f"have a time before {YEARS[0]} or after {YEARS[1]}{hint}"),
+        ),
+        _Rule(rows._split == 3, fault("split", "column", text="have another value than train, valid or test")),
+        _Rule(
+            ~((weight > 0) & (weight < MAX_FP32)).fill_null(False),
+            fault("domains", name, "weight", text="have no weight above 0"),
+        ),
+    ]
+
+
+def _label_rules(tables: Tables, file: RecipeFile, name: str, label: str, rows: Table) -> list[_Rule]:
+    domain, key = file.recipe.domains[name], ("domains", name, "labels", label)
+    sql, column = domain.labels[label], rows[f"l_{label}"]
+
+    def other(count: int) -> UserError:
+        return file.fault(
+            key,
+            f"{count:,} rows of '{name}' have another value than 0 and 1{_example(tables, file, name, sql)}; write a "
+            f"condition, for example {sql} > 0",
+        )
+
+    def missing(count: int) -> UserError:
+        return file.fault(
+            key,
+            f"{count:,} rows of '{name}' have no value; if it is not known there, name it under 'nullable', else write "
+            f"coalesce({sql}, {'false' if '=' in sql or '>' in sql else 0})",
+        )
+
+    found = [_Rule(column == 2, other)]
+    return found if label in domain.nullable else [*found, _Rule(column.isnull(), missing)]
+
+
+def _feature_rules(file: RecipeFile, name: str, rows: Table) -> list[_Rule]:
+    """Of values whose type is right."""
+
+    def fault(feature: RecipeFeature, key: str, text: str) -> Callable[[int], UserError]:
+        return lambda count: file.feature_fault(feature.column, f"{count:,} rows of '{name}' {text}", key)
+
+    found = []
+    for feature in features_of(file.recipe, name):
+        if not is_read(feature):
+            continue
+        value = rows[f"v_{feature.column}"]
+        if feature.kind == "vector":
+            text = f"hold a list of another length than {feature.length}; a vector has one length, or is null"
+            found.append(_Rule(value.length() != feature.length, fault(feature, "length", text)))
+            strange: Any = value.map(lambda each: each.cast("float64"))
+            strange = strange.filter(lambda each: each.isnull() | each.isnan() | each.isinf()).length() > 0
+            text = "hold null, NaN or infinity in the list; make the whole list null in a view"
+            found.append(_Rule(strange, fault(feature, "value", text)))
+        elif feature.as_is is not None and feature.separator is None:
+            rows_of = feature.as_is
+
+            def outside(each: Any, rows_of: int = rows_of) -> Any:
+                return (each < 0) | (each >= rows_of)
+
+            broken = value.filter(outside).length() > 0 if value.type().is_array() else outside(value)
+            found.append(_Rule(broken, fault(feature, "as_is", f"have a value outside [0, {feature.as_is})")))
+        elif feature.kind == "dense" and value.type().is_floating() and feature.clip is None:
+            text = "are infinite; bound them with 'clip', or write nullif in 'value'"
+            found.append(_Rule(value.isinf(), fault(feature, "value", text)))
     return found
 
 
@@ -265,18 +253,26 @@ def check_splits(file: RecipeFile, name: str, found: dict[str, RowCounts]) -> No
     Raises:
         UserError: a split has no rows, or rows of one label value only.
     """
+    times = f"{_day(min(c.first for c in found.values()))} to {_day(max(c.last for c in found.values()))}"
     for split in SPLITS:
         if split not in found:
-            times = f"; its rows are from {_day(min(c.first for c in found.values()))} to "
-            times += _day(max(c.last for c in found.values()))
-            raise file.fault(("split",), f"domain '{name}' has no rows for {split}{times}")
-        for label, positives in found[split].positives.items():
-            if not positives or positives == found[split].rows:
-                what = "no positive" if not positives else "no negative"
-                raise file.fault(
-                    ("domains", name, "labels", label),
-                    f"the {found[split].rows:,} rows of {split} have {what} label; check the condition, or move 'split'",
+            text = f"domain '{name}' has no rows for {split}; its rows are from {times}"
+            file.raise_for_all_rows(file.fault(("split",), text))
+            continue
+        counts = found[split]
+        for label, positives in counts.positives.items():
+            if not positives or positives == counts.known[label]:
+                known = "rows" if counts.known[label] == counts.rows else "rows with it"
+                what = "positive" if not positives else "negative"
+                text = (
+                    f"none of the {counts.known[label]:,} {known} of {split} is {what}; check the condition, or move "
+                    "'split'"
                 )
+                file.raise_for_all_rows(file.fault(("domains", name, "labels", label), text))
+
+
+def _micros(moment: datetime) -> int:
+    return (moment - datetime(1970, 1, 1, tzinfo=timezone.utc)) // timedelta(microseconds=1)
 
 
 def _day(micros: int) -> str:

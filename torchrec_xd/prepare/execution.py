@@ -13,7 +13,7 @@ from ibis import _
 from ibis.expr.types import Table
 
 from torchrec_xd.prepare.assembly import Assembler, total_groups, totals
-from torchrec_xd.prepare.checks import RowCounts, check_rows, check_splits, check_types
+from torchrec_xd.prepare.checks import RowCounts, check_events, check_rows, check_splits, check_types, refuse_empty
 from torchrec_xd.prepare.encoders import NAME, RECIPE, Encoders, NumberEncoder, sha256
 from torchrec_xd.prepare.hashing import hash_of
 from torchrec_xd.prepare.learning import learn_number, learn_vocabulary, vocabulary_tables
@@ -80,6 +80,7 @@ class Preparation:
         """
         rows = {name: self._rows(name) for name in self.file.recipe.domains}
         events = {name: self._events(name) for name in self.file.recipe.events}
+        check_events(self.file, rows, events)
         counts = {}
         for name, table in rows.items():
             counts[name] = check_rows(self.tables, self.file, name, table, labels=self.labels)
@@ -99,6 +100,7 @@ class Preparation:
                 rows = domain_rows(self.tables, self.file, name, labels=self.labels)
                 check_types(self.tables, self.file, name, rows)
                 self.tables.write(self._placed(rows), folder, by=["_bucket"], numbered=self.buckets)
+                refuse_empty(self.file, ("domains", name, "rows"), folder)
                 self.stages.progress(f"{name}: rows read")
         return self.tables.parquet(self.stages.folder / "rows" / name)
 
@@ -107,6 +109,7 @@ class Preparation:
             if folder is not None:
                 events = self._placed(event_rows(self.tables, self.file, name))
                 self.tables.write(events, folder, by=["_bucket"])
+                refuse_empty(self.file, ("events", name, "rows"), folder)
                 self.stages.progress(f"{name}: events read")
         return self.tables.parquet(self.stages.folder / "events" / name)
 

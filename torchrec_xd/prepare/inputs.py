@@ -15,10 +15,11 @@ import sqlglot
 from torchrec_xd.data.locations import find_files, join
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare.atomic import SEPARATOR, atomic_columns, atomic_options, atomic_select
+from torchrec_xd.prepare.input_errors import explained
 from torchrec_xd.prepare.lake import lake_files
 from torchrec_xd.prepare.recipe import Format, Input
-from torchrec_xd.prepare.recipe_file import RecipeFile
-from torchrec_xd.prepare.tables import Tables, literal, quoted, text
+from torchrec_xd.prepare.recipe_file import RecipeFile, choices
+from torchrec_xd.prepare.tables import Tables, literal, quoted
 
 ENDINGS: dict[str, Format] = {
     ".parquet": "parquet",
@@ -33,6 +34,8 @@ ENDINGS: dict[str, Format] = {
 }
 """Endings of file names, of compressed ones before `.gz`, and what they are read as."""
 
+MOST_SNIFFED = 32
+"""Files whose first rows say what types the columns of an input have."""
 _SHOWN = 120
 
 
@@ -58,7 +61,7 @@ def open_inputs(tables: Tables, file: RecipeFile, replaced: Mapping[str, str]) -
     recipe = file.recipe
     unknown = [name for name in replaced if name not in recipe.inputs]
     if unknown:
-        raise UserError(f"'{unknown[0]}' is no input of {file.origin}; inputs are: {', '.join(recipe.inputs)}")
+        raise UserError(choices(unknown[0], f"an input of {file.origin}", recipe.inputs))
     found = {}
     for name, given in recipe.inputs.items():
         other = {"path": replaced[name], "format": None, "version": None} if name in replaced else {}
@@ -71,10 +74,10 @@ def open_inputs(tables: Tables, file: RecipeFile, replaced: Mapping[str, str]) -
             if len(statements) != 1 or not isinstance(statements[0], sqlglot.exp.Query):
                 raise file.fault(("views", name), "one SELECT is expected")
             tables.view(name, query)
-        except sqlglot.errors.ParseError as error:
+        except sqlglot.errors.SqlglotError as error:
             raise file.fault(("views", name), f"not valid SQL: {_first_line(error)}") from None
         except tables.faults as error:
-            raise file.fault(("views", name), _first_line(error)) from None
+            raise file.fault(("views", name), explained(error)) from None
     return found
 
 
@@ -86,6 +89,9 @@ def _open(tables: Tables, file: RecipeFile, name: str, given: Input) -> list[str
     key = ("inputs", name)
     locations = (given.path,) if isinstance(given.path, str) else given.path
     kind = given.format or format_of(locations[0]) or _format_in(Path(join(file.recipe.root, locations[0])))
+    wrong = _unused(kind, given)
+    if wrong is not None:
+        raise file.fault((*key, wrong[0]), wrong[1])
     if kind is None:
         raise file.fault(key, f"what is {locations[0]}? Name its 'format', one of: {', '.join(get_args(Format))}")
     try:
@@ -95,7 +101,7 @@ def _open(tables: Tables, file: RecipeFile, name: str, given: Input) -> list[str
             return paths
         paths = _files(kind, locations, file.recipe.root)
         if kind == "atomic":
-            _same_headers(paths)
+            _same_headers(paths, {"header": True, "delim": given.separator or SEPARATOR})
             options = atomic_options(paths[0], given.separator or SEPARATOR)
             tables.read(f"_text_{name}", "csv", paths, options.pop("columns"), options)
             typed = atomic_select(atomic_columns(paths[0], given.separator or SEPARATOR))
@@ -105,12 +111,18 @@ def _open(tables: Tables, file: RecipeFile, name: str, given: Input) -> list[str
             tables.read(name, "parquet", paths, {}, {})
         else:
             options = _options(kind, given)
-            columns = _sniffed(kind, paths[0], options) | given.types
             if kind == "csv" and given.header:
-                _same_headers(paths)
+                _same_headers(paths, options)
+            columns = _sniffed(kind, paths, options)
+            unknown = [column for column in given.types if column not in columns]
+            if unknown:
+                raise UserError(f"types: {choices(unknown[0], 'a column', columns)}")
+            columns |= given.types
             tables.read(name, kind, paths, columns, options)
-    except (UserError, duckdb.Error, *tables.faults) as error:
-        raise file.fault(key, _first_line(error)) from None
+    except UserError as error:
+        raise file.fault(key, str(error)) from None
+    except (duckdb.Error, *tables.faults) as error:
+        raise file.fault(key, explained(error)) from None
     return paths
 
 
@@ -124,6 +136,21 @@ def _format_in(folder: Path) -> Format | None:
     return kinds.pop() if len(kinds) == 1 else None
 
 
+def _unused(kind: Format | None, given: Input) -> tuple[str, str] | None:
+    """A key that this input has no use for, and why."""
+    if kind != "csv":
+        for name, value in (("separator", given.separator), ("columns", given.columns), ("header", not given.header)):
+            if value and not (kind == "atomic" and name == "separator"):
+                return name, f"belongs to CSV files; this input is {kind}"
+    if kind == "csv" and given.header == (given.columns is not None):
+        return "columns", "belongs to every CSV file without a header (header: false), and to no other"
+    if given.types and kind not in ("csv", "json"):
+        return "types", f"belongs to CSV and JSON; the files of this input ({kind}) hold their types: cast in a view"
+    if given.version is not None and kind not in ("delta", "iceberg"):
+        return "version", f"belongs to Delta and Iceberg tables; this input is {kind}"
+    return None
+
+
 def _files(kind: Format, locations: Sequence[str], root: str) -> list[str]:
     found = []
     for location in locations:
@@ -135,7 +162,14 @@ def _files(kind: Format, locations: Sequence[str], root: str) -> list[str]:
             found += [f"{location}/*{ending}" for ending in endings]
         else:
             found.append(location)
-    return find_files(found, root)[1]
+    try:
+        return find_files(found, root)[1]
+    except UserError as error:  # which speaks of what training reads
+        names = {"schema's root": "recipe's root"} | ({"Parquet file": "file"} if kind != "parquet" else {})
+        message = str(error)
+        for old, new in names.items():
+            message = message.replace(old, new)
+        raise UserError(message) from None
 
 
 def _footer(path: str) -> dict[str, str]:
@@ -161,16 +195,24 @@ def _same_columns(columns: Mapping[str, Mapping[str, str]]) -> None:
                 )
 
 
-def _same_headers(paths: Sequence[str]) -> None:
+def _same_headers(paths: Sequence[str], options: Mapping[str, Any]) -> None:
     headers = {}
     for path in paths:
-        with fsspec.open(path, "rt", encoding="utf-8-sig", compression="infer") as stream:
-            headers[path] = stream.readline().strip()
+        try:
+            with fsspec.open(path, "rt", encoding="utf-8-sig", compression="infer") as stream:
+                headers[path] = stream.readline().strip()
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: is not UTF-8; convert the file, for example: iconv -f latin1 -t utf-8") from None
+        if not headers[path]:
+            raise UserError(f"{path}: is empty, or its first line is; the first line names the columns")
+    first = paths[0]
     for path, header in headers.items():
-        if header != headers[paths[0]]:
+        if header != headers[first]:
+            one, other = (_sniffed("csv", [each], options) for each in (first, path))
+            _same_columns({first: dict.fromkeys(one, ""), path: dict.fromkeys(other, "")})
             raise UserError(
-                f"{path} begins with {header[:_SHOWN]!r}, and {paths[0]} with {headers[paths[0]][:_SHOWN]!r}; files of "
-                "one input have the same columns in the same order"
+                f"{path} begins with {header[:_SHOWN]!r}, and {first} with {headers[first][:_SHOWN]!r}; files of one "
+                "input have the same columns in the same order"
             )
 
 
@@ -186,10 +228,12 @@ def _options(kind: Format, given: Input) -> dict[str, Any]:
     return options
 
 
-def _sniffed(kind: Format, path: str, options: Mapping[str, Any]) -> dict[str, str]:
-    """Column to DuckDB type, as a sample of the file looks."""
+def _sniffed(kind: Format, paths: Sequence[str], options: Mapping[str, Any]) -> dict[str, str]:
+    """Column to DuckDB type, as the first rows of some of the files look."""
     reader = {"csv": "read_csv", "json": "read_json"}[kind]
-    given = "".join(f", {name} = {literal(value)}" for name, value in options.items())
+    some = list(paths[:: -(-len(paths) // MOST_SNIFFED)])
+    given = {**options, **({"files_to_sniff": -1} if kind == "csv" else {})}
+    arguments = "".join(f", {name} = {literal(value)}" for name, value in given.items())
     with duckdb.connect() as connection:
-        rows = connection.execute(f"DESCRIBE SELECT * FROM {reader}({text(path)}{given})").fetchall()
+        rows = connection.execute(f"DESCRIBE SELECT * FROM {reader}({literal(some)}{arguments})").fetchall()
     return {row[0]: row[1] for row in rows}

@@ -97,12 +97,13 @@ def learn_vocabulary(
         words = words.filter(words.row < settings.max_rows)
     written = words.select("value", "row", "count", "first_day", "last_day").order_by("row").to_pyarrow()
     if not written.num_rows:
-        raise file.feature_fault(
+        fault = file.feature_fault(
             features[0].column,
             f"no value occurs in {settings.min_count} training rows, so that all would be row 0; lower 'min_count', or "
             "leave the feature out",
             "vocabulary",
         )
+        file.raise_for_all_rows(fault)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(written, path, compression="zstd")
     return VocabularyFile(

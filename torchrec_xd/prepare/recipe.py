@@ -148,6 +148,9 @@ class RecipeFeature(Settings):
     """A sequence of events, instead of a `value`."""
     total: Total | None = None
     """A number over events, instead of a `value`."""
+    known_before: bool = False
+    """Whether the value is known when the row is shown, although a label is made of the same column: the length of a
+    video whose label is whether half of it was watched."""
     calendar: CalendarPart | None = None
     """A part of the row's time in the recipe's `time_zone`, instead of a `value`."""
     separator: str | None = None
@@ -180,7 +183,7 @@ class Split(Settings):
     """Which rows are for training, for choosing settings, and for final numbers: exactly one of three ways."""
 
     valid: str | None = None
-    """First moment of validation, ISO 8601; UTC unless it says otherwise."""
+    """First moment of validation, ISO 8601; in the recipe's `time_zone` if it names none."""
     test: str | None = None
     """First moment of test."""
     last_share: dict[Literal["valid", "test"], float] | None = None
@@ -198,6 +201,8 @@ class Recipe(Settings):
     """Name to raw files; a text is short for `{path: …}`."""
     views: dict[str, str] = Field(default_factory=dict)
     """Name to a query in DuckDB's SQL over inputs and earlier views."""
+    many_to_many: tuple[str, ...] = ()
+    """Views that mean to join tables whose keys repeat on both sides, which multiplies rows."""
     domains: dict[str, RecipeDomain]
     """The domains of the data set."""
     events: dict[str, Events] = Field(default_factory=dict)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,18 +29,42 @@ class RecipeFile:
     lines: dict[Key, int] = field(default_factory=dict)
     """Path of every key, as `("features", 3, "value")`, to its line."""
 
+    warnings: list[str] | None = None
+    """Where faults go that a sample of the data may have and the whole has not; None where all data are read."""
+
     def fault(self, key: Key, text: str) -> UserError:
         """An error that names file, line and key; keys that were not written are looked for at their parent."""
-        place = next((self.lines[key[:depth]] for depth in range(len(key), 0, -1) if key[:depth] in self.lines), None)
-        where = self.origin if place is None else f"{self.origin}:{place}"
-        return UserError(f"{where}: '{'.'.join(map(str, key))}': {text}")
+        return UserError(f"{where(self.origin, self.lines, key)}: '{'.'.join(map(str, key))}': {text}")
+
+    def unknown(self, key: Key, name: str, what: str, known: Iterable[str]) -> UserError:
+        """An error for a name that is not there."""
+        return self.fault(key, choices(name, what, known))
+
+    def raise_for_all_rows(self, error: UserError) -> None:
+        """Raise an error, or keep it as a warning where a sample is read."""
+        if self.warnings is None:
+            raise error
+        self.warnings.append(str(error))
 
     def feature_fault(self, column: str, text: str, key: str | None = None) -> UserError:
-        """The same for a feature, or one of its keys."""
+        """The same for a feature, or one of its keys, as `total.events`."""
         place = next(i for i, feature in enumerate(self.recipe.features) if feature.column == column)
-        line = self.lines.get(("features", place, key or "column"), self.lines.get(("features", place)))
-        where = self.origin if line is None else f"{self.origin}:{line}"
-        return UserError(f"{where}: feature '{column}'{f', {key}' if key else ''}: {text}")
+        at = where(self.origin, self.lines, ("features", place, *(key or "column").split(".")))
+        return UserError(f"{at}: feature '{column}'{f', {key}' if key else ''}: {text}")
+
+
+def where(origin: str, lines: Mapping[Key, int], key: Key) -> str:
+    """File and line of a key; one that was not written is at its parent."""
+    line = next((lines[key[:depth]] for depth in range(len(key), 0, -1) if key[:depth] in lines), None)
+    return origin if line is None else f"{origin}:{line}"
+
+
+def choices(name: str, what: str, known: Iterable[str]) -> str:
+    """That a name is not among those that are known, and the nearest one."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"'{name}' is not {what}{hint}; there are: {', '.join(names) or 'none'}"
 
 
 def load_recipe(path: Path, assignments: list[str] | None = None) -> RecipeFile:
@@ -49,10 +74,11 @@ def load_recipe(path: Path, assignments: list[str] | None = None) -> RecipeFile:
         UserError: one line per fault, naming file, key, value and the valid choices.
     """
     content = override(load_yaml(path), assignments or [])
-    recipe = validate(Recipe, content, str(path))
     root, _ = parse_with_nodes(path.read_text(encoding="utf-8"), str(path))
+    lines = dict(_lines(root, ())) if root is not None else {}
+    recipe = validate(Recipe, content, str(path), lambda key: where(str(path), lines, key))
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    return RecipeFile(recipe, str(path), text, dict(_lines(root, ())) if root is not None else {})
+    return RecipeFile(recipe, str(path), text, lines)
 
 
 def _lines(node: yaml.Node, key: Key) -> Iterator[tuple[Key, int]]:

@@ -12,7 +12,7 @@ from ibis.expr.types import BooleanValue, IntegerValue, Table, Value
 
 from torchrec_xd.prepare.hashing import hash_of, mix_of
 from torchrec_xd.prepare.recipe import Recipe, RecipeDomain, RecipeFeature, TimeUnit
-from torchrec_xd.prepare.recipe_file import Key, RecipeFile
+from torchrec_xd.prepare.recipe_file import Key, RecipeFile, choices
 from torchrec_xd.prepare.tables import Tables, quoted
 
 SPLITS = ("train", "valid", "test")
@@ -108,18 +108,16 @@ def select(
     tables: Tables, file: RecipeFile, name: str, source: str, key: Key, given: dict[str, tuple[str, Key]]
 ) -> Table:
     """Columns and SQL expressions of an input or view, under new names; each fault names its own line."""
-    known = [*file.recipe.inputs, *file.recipe.views]
-    if source not in known:
-        raise file.fault(key, f"'{source}' is no input or view; there are: {', '.join(known)}")
     there = tables.connection.table(source).columns
+    lower = {column.lower() for column in (*there, source)}
     parts: list[str] = []
     for alias, (sql, place) in given.items():
         expression = _expression(file, sql, place, there)
-        missing = [column.name for column in expression.find_all(sqlglot.exp.Column) if column.name not in there]
-        lambdas = {name.name for each in expression.find_all(sqlglot.exp.Lambda) for name in each.expressions}
-        missing = [column for column in missing if column.lower() not in {c.lower() for c in (*there, *lambdas)}]
-        if missing:
-            raise file.fault(place, f"'{source}' has no column '{missing[0]}'; columns are: {', '.join(there)}")
+        own = {name.name.lower() for each in expression.find_all(sqlglot.exp.Lambda) for name in each.expressions}
+        for column in expression.find_all(sqlglot.exp.Column):
+            first = column.parts[0].name  # of a struct the column, of views.price the table
+            if first.lower() not in lower | own:
+                raise file.fault(place, choices(first, f"a column of '{source}'", there))
         parts.append(f"{expression.sql(dialect='duckdb')} AS {quoted(alias)}")
     try:
         found = tables.view(name, f"SELECT {', '.join(parts)} FROM {quoted(source)}")

@@ -69,8 +69,8 @@ class Tables:
             return self.connection.read_parquet(str(place))
         return self.connection.read_parquet(f"{place}/**/*.parquet", hive_partitioning=True)
 
-    def write(self, table: Table, folder: Path, *, by: Sequence[str] = (), numbered: int = 0) -> Table:
-        """Write rows as Parquet files, in folders by the values of columns, and read them again.
+    def write(self, table: Table, folder: Path, *, by: Sequence[str] = (), numbered: int = 0) -> None:
+        """Write rows as Parquet files, in folders by the values of columns; no rows, no files.
 
         Args:
             table: what is computed.
@@ -87,7 +87,6 @@ class Tables:
         else:
             folder.mkdir(parents=True)
             self._copy(f"SELECT {number}* FROM ({query})", folder if by else folder / "part.parquet", by)
-        return self.parquet(folder)
 
     def _copy(self, query: str, path: Path, by: Sequence[str] = ()) -> None:
         partition = f", PARTITION_BY ({', '.join(map(quoted, by))})" if by else ""
