@@ -24,6 +24,10 @@ def prepare(
     encoders: Annotated[
         Path | None, typer.Option(help="Recipe: folder prepared before, whose vocabularies and numbers are used.")
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Recipe: run it on 10,000 rows of each input, say what is wrong, write nothing."),
+    ] = False,
     inputs: Annotated[
         list[str] | None, typer.Option("--input", help="Recipe: NAME=PATH, files to read for an input instead.")
     ] = None,
@@ -34,12 +38,15 @@ def prepare(
 
         given = [*(assign or []), *([f"engine={engine}"] if engine else [])]
         replaced = dict(_pair(text) for text in inputs or [])
+        if check:
+            _check(Path(name), given, replaced, unused={"--out": out, "--encoders": encoders})
+            return
         folder = out or Path("data") / Path(name).stem
         made = prepare_recipe(Path(name), folder, show, assignments=given, encoders=encoders, inputs=replaced)
         show(f"{folder}: {sum(split.rows for splits in made.domains.values() for split in splits.values()):,} rows")
         return
-    if encoders is not None or inputs:
-        raise UserError(f"--encoders and --input belong to a recipe, and '{name}' is no YAML file")
+    if encoders is not None or inputs or check:
+        raise UserError(f"--encoders, --check and --input belong to a recipe, and '{name}' is no YAML file")
     from torchrec_xd.datasets import PRESETS, PrepareSettings, prepare_world
     from torchrec_xd.datasets import prepare as run_prepare
     from torchrec_xd.settings import load_yaml, override, validate
@@ -55,6 +62,18 @@ def prepare(
     else:
         settings = validate(PrepareSettings, content, str(config or "--set"))
         run_prepare(name, out or Path("data") / name, settings, show)
+
+
+def _check(recipe: Path, assignments: list[str], inputs: dict[str, str], unused: dict[str, Path | None]) -> None:
+    from torchrec_xd.prepare.trial import SAMPLE_ROWS, check_on_sample
+
+    for option, value in unused.items():
+        if value is not None:
+            raise UserError(f"{option} has no use with --check, which learns from a sample and writes nothing")
+    warnings = check_on_sample(recipe, show, assignments=assignments, inputs=inputs)
+    for line in warnings:
+        show(f"warning: {line} (in a sample)", "yellow")
+    show(f"{recipe}: nothing is wrong in the first {SAMPLE_ROWS:,} rows of each input")
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -253,7 +253,7 @@ def check_splits(file: RecipeFile, name: str, found: dict[str, RowCounts]) -> No
     Raises:
         UserError: a split has no rows, or rows of one label value only.
     """
-    times = f"{_day(min(c.first for c in found.values()))} to {_day(max(c.last for c in found.values()))}"
+    times = f"{day(min(c.first for c in found.values()))} to {day(max(c.last for c in found.values()))}"
     for split in SPLITS:
         if split not in found:
             text = f"domain '{name}' has no rows for {split}; its rows are from {times}"
@@ -275,7 +275,8 @@ def _micros(moment: datetime) -> int:
     return (moment - datetime(1970, 1, 1, tzinfo=timezone.utc)) // timedelta(microseconds=1)
 
 
-def _day(micros: int) -> str:
+def day(micros: int) -> str:
+    """The day of a moment in UTC, for messages."""
     return datetime.fromtimestamp(micros / 1e6, timezone.utc).strftime("%Y-%m-%d")
 
 

@@ -15,7 +15,7 @@ import sqlglot
 from torchrec_xd.data.locations import find_files, join
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare.atomic import SEPARATOR, atomic_columns, atomic_options, atomic_select
-from torchrec_xd.prepare.input_errors import explained
+from torchrec_xd.prepare.input_errors import explained, input_errors
 from torchrec_xd.prepare.lake import lake_files
 from torchrec_xd.prepare.recipe import Format, Input
 from torchrec_xd.prepare.recipe_file import RecipeFile, choices
@@ -44,13 +44,16 @@ def format_of(path: str) -> Format | None:
     return ENDINGS.get(Path(path.removesuffix(".gz").removesuffix(".zst")).suffix.lower())
 
 
-def open_inputs(tables: Tables, file: RecipeFile, replaced: Mapping[str, str]) -> dict[str, list[str]]:
+def open_inputs(
+    tables: Tables, file: RecipeFile, replaced: Mapping[str, str], sample: int | None = None
+) -> dict[str, list[str]]:
     """Name every input and view of a recipe as a table of the engine.
 
     Args:
         tables: of the engine.
         file: the recipe.
         replaced: input to the location of files that are read instead.
+        sample: rows of every input that are read. Default: all. DuckDB only.
 
     Returns:
         Input to its files.
@@ -66,6 +69,10 @@ def open_inputs(tables: Tables, file: RecipeFile, replaced: Mapping[str, str]) -
     for name, given in recipe.inputs.items():
         other = {"path": replaced[name], "format": None, "version": None} if name in replaced else {}
         found[name] = _open(tables, file, name, given.model_copy(update=other))
+        if sample is not None:
+            with input_errors(file, found):
+                tables.temporary(f"_sample_{name}", tables.connection.table(name).limit(sample))
+            tables.view(name, f"SELECT * FROM {quoted(f'_sample_{name}')}")
     for name, query in recipe.views.items():
         if name in recipe.inputs:
             raise file.fault(("views", name), "an input has the same name; rename one")
