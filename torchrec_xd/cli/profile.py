@@ -20,11 +20,12 @@ def profile(
     memory: Annotated[float, typer.Option(min=0.1, help="GB for DuckDB's buffers; then it uses the disk.")] = 2.0,
 ) -> None:
     """Write what a data set is like: labels, features, drift, overlap of domains, leaks, duplicates."""
-    from torchrec_xd.prepare.engine import EngineSettings
+    from torchrec_xd.prepare.engine import DuckDBSettings, EngineSettings
     from torchrec_xd.prepare.profile.api import profile_data
     from torchrec_xd.writable import check_output_file
 
     check_output_file(out, "--out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    found = profile_data(data, out, show, sample_rows=sample, engine=EngineSettings(memory_limit_gb=memory))
-    show(f"{out}: findings: {len(found.findings)}")
+    engine = EngineSettings(duckdb=DuckDBSettings(memory_limit_gb=memory))
+    found = profile_data(data, out, show, sample_rows=sample, engine=engine)
+    show(f"{out}: {len(found.findings)} findings")

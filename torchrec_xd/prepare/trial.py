@@ -11,7 +11,7 @@ from typing import Any
 from torchrec_xd.prepare.assembly import Assembler, rows_of
 from torchrec_xd.prepare.checks import RowCounts, day
 from torchrec_xd.prepare.encoders import Encoders
-from torchrec_xd.prepare.engine import connect, engine_errors
+from torchrec_xd.prepare.engine import EngineSettings, connect, engine_errors
 from torchrec_xd.prepare.execution import Preparation, Stages
 from torchrec_xd.prepare.input_errors import input_errors
 from torchrec_xd.prepare.inputs import open_inputs
@@ -81,7 +81,7 @@ def _for_sample(recipe: Recipe) -> Recipe:
         else each
         for each in recipe.features
     )
-    engine = recipe.engine.model_copy(update={"engine": "duckdb"})
+    engine = recipe.engine if recipe.engine.engine == "duckdb" else EngineSettings()
     return recipe.model_copy(update={"split": split, "features": features, "engine": engine})
 
 

@@ -6,13 +6,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare import manifest, schema_file
 from torchrec_xd.prepare.engine import EngineSettings, connect
 from torchrec_xd.prepare.profile.measure import SAMPLE_ROWS, measure
 from torchrec_xd.prepare.profile.page import save_profile_page
 from torchrec_xd.prepare.profile.result import Profile
-from torchrec_xd.schema import Schema, load_schema
+from torchrec_xd.schema import Schema
 
 NAME = "profile.html"
 
