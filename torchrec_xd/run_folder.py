@@ -32,6 +32,11 @@ class RunFolder:
         return self.path / "id_kinds.json"
 
     @property
+    def encoders(self) -> Path:
+        """What a recipe learnt from the training data, for raw rows to score; there where the data have some."""
+        return self.path / "encoders"
+
+    @property
     def metrics(self) -> Path:
         """The final metrics; there once the run has finished."""
         return self.path / "metrics.json"

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from torchrec_xd.cli.screen import show
+from torchrec_xd.cli.screen import name_and_path, show
 from torchrec_xd.errors import UserError
 
 
@@ -37,7 +37,7 @@ def prepare(
         from torchrec_xd.prepare.api import prepare_recipe
 
         given = [*(assign or []), *([f"engine={engine}"] if engine else [])]
-        replaced = dict(_pair(text) for text in inputs or [])
+        replaced = dict(name_and_path(text) for text in inputs or [])
         if check:
             _check(Path(name), given, replaced, unused={"--out": out, "--encoders": encoders})
             return
@@ -74,10 +74,3 @@ def _check(recipe: Path, assignments: list[str], inputs: dict[str, str], unused:
     for line in warnings:
         show(f"warning: {line} (in a sample)", "yellow")
     show(f"{recipe}: nothing is wrong in the first {SAMPLE_ROWS:,} rows of each input")
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise UserError(f"--input {text}: expected NAME=PATH, with the name of an input of the recipe")
-    return name, path

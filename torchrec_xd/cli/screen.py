@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from torchrec_xd.errors import UserError
 from torchrec_xd.evaluation.findings import findings
 
 screen = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -56,3 +57,20 @@ def metric_table(report: Any, title: str) -> Table:
             numbers = ["–" if values[name] is None else f"{values[name]:.4f}" for name in names]
             table.add_row(Text(label), *numbers, f"{values['rows']:,}", f"{values['positives']:,}")
     return table
+
+
+def name_and_path(text: str) -> tuple[str, str]:
+    """The two parts of `--input NAME=PATH`.
+
+    Raises:
+        UserError: it has no such parts.
+    """
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise UserError(f"--input {text}: expected NAME=PATH, with the name of an input of the recipe")
+    return name, path
+
+
+def warn(line: str) -> None:
+    """Print a line that deserves a look."""
+    show(f"warning: {line}", "yellow")

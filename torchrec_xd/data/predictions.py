@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -81,12 +81,21 @@ class KeptColumns:
         root: what relative paths start from.
         columns: their names.
         user: a column of strings that becomes the first one; files may differ in how they lay out its strings.
+        names: new names of some columns.
 
     Raises:
         UserError: a file lacks one of the columns, or has it twice or in another type than the first file.
     """
 
-    def __init__(self, paths: Sequence[str], root: str, columns: Sequence[str], user: str | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str],
+        root: str,
+        columns: Sequence[str],
+        user: str | None = None,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        self._names = names or {}
         self.fields: tuple[pa.Field, ...] = ()
         self._user = user
         self._columns = tuple(columns) if user is None else (user, *columns)
@@ -118,14 +127,13 @@ class KeptColumns:
             raise UserError(f"--keep {name}: its type in {file} is not that of the other files; write it alike in all")
 
     def _plain(self, table: pa.Table) -> pa.Table:
-        """With its users as plain strings."""
-        if self._user is None:
-            return table
-        return table.set_column(0, self.fields[0], table.column(0).cast(self.fields[0].type))
+        """With its new names, and its users as plain strings."""
+        table = table.rename_columns([field.name for field in self.fields])
+        return table.cast(pa.schema(self.fields))  # a file may say that a column has no nulls, and the next may not
 
     def _field(self, found: pa.Field) -> pa.Field:
         if found.name != self._user:
-            return pa.field(found.name, found.type)
+            return pa.field(self._names.get(found.name, found.name), found.type)
         kind = found.type.value_type if pa.types.is_dictionary(found.type) else found.type
         text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
         return pa.field(found.name, pa.string() if text else pa.binary())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -87,6 +88,23 @@ def load_encoders(folder: Path) -> Encoders:
         if not path.is_file() or sha256(path) != expected:
             raise UserError(f"{path}: is missing or was changed since it was written; prepare the data set anew")
     return found
+
+
+def copy_encoders(data: str, to: Path) -> None:
+    """Copy the encoders of a prepared data set, where it has some, so that a run can encode raw rows by itself.
+
+    Args:
+        data: folder of the data set.
+        to: folder of the copy, which replaces an older one.
+    """
+    source = Path(data) / FOLDER
+    if not (source / NAME).is_file():
+        return
+    partial = to.with_name(f".{to.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    shutil.rmtree(to, ignore_errors=True)
+    partial.rename(to)
 
 
 def encoders_folder(folder: Path) -> Path:

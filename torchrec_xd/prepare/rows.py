@@ -34,6 +34,8 @@ def is_read(feature: RecipeFeature) -> bool:
 def domain_rows(tables: Tables, file: RecipeFile, name: str, *, labels: bool = True) -> Table:
     """The rows of a domain as they are, not sampled yet.
 
+    Without `labels`, rows have none and are in no split.
+
     Returns:
         `_user`, `_time` (microseconds since 1970, 0 without a time), `_split` (0, 1, 2), `cold` (0 or 1), `_weight`,
         `l_LABEL` (0, 1 or null), `k_COLUMN` of columns that are kept, `b_COLUMN` of those that totals are counted by,
@@ -45,7 +47,7 @@ def domain_rows(tables: Tables, file: RecipeFile, name: str, *, labels: bool = T
     domain, key = file.recipe.domains[name], ("domains", name)
     given: dict[str, tuple[str, Key]] = {"_user": (domain.user, (*key, "user"))}
     given |= {"_when": (domain.time, (*key, "time"))} if domain.time else {}
-    given |= {"_weight": (domain.weight, (*key, "weight"))} if domain.weight else {}
+    given |= {"_weight": (domain.weight, (*key, "weight"))} if domain.weight and labels else {}
     given |= {f"l_{label}": (sql, (*key, "labels", label)) for label, sql in domain.labels.items()} if labels else {}
     given |= {f"k_{column}": (quoted(column), (*key, "keep", i)) for i, column in enumerate(domain.keep)}
     given |= {f"s_{column}": (quoted(column), (*key, "key")) for column in domain.key or ()}
@@ -58,7 +60,7 @@ def domain_rows(tables: Tables, file: RecipeFile, name: str, *, labels: bool = T
             for column in feature.total.by:
                 if column != "user":
                     given[f"b_{column}"] = (quoted(column), ("features", i, "total", "by"))
-    if file.recipe.split.column:
+    if file.recipe.split.column and labels:
         given["_part"] = (quoted(file.recipe.split.column), ("split", "column"))
     rows = select(tables, file, f"_rows_{name}", domain.rows, (*key, "rows"), given)
     _check_user(file, rows, (*key, "user"))
@@ -66,11 +68,14 @@ def domain_rows(tables: Tables, file: RecipeFile, name: str, *, labels: bool = T
         rows = _label(file, rows, label, (*key, "labels", label))
     time = moment(tables, file, rows, domain.time_unit, (*key, "time")) if domain.time else ibis.literal(0, "int64")
     rows = rows.mutate(_time=time)
-    if not domain.weight:
+    if "_weight" not in given:
         rows = rows.mutate(_weight=ibis.literal(1.0, "float32"))
+    if not labels:  # rows to score are in no split, and all are kept
+        rows = rows.mutate(_split=ibis.literal(SPLITS.index("test"), "int8"), cold=ibis.literal(0, "int8"))
+        return rows.drop(*({"_when"} & set(rows.columns)), *(c for c in rows.columns if c.startswith("s_")))
     rows = rows.mutate(_split=_split(file, rows, domain), cold=_cold(tables, file.recipe, rows))
     rows = rows.filter((_._split != 0) | (_.cold == 0))
-    if domain.keep_negatives < 1 and labels:
+    if domain.keep_negatives < 1:
         rows = _sampled(tables, file, rows, name)
     return rows.drop(*(column for column in rows.columns if column in ("_when", "_part") or column.startswith("s_")))
 

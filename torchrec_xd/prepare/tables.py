@@ -112,7 +112,7 @@ class Tables:
         shutil.rmtree(scratch)
 
     def temporary(self, name: str, table: Table) -> Table:
-        """A table's rows, computed once; the last one of this name is gone. Spark computes them when they are needed."""
+        """A table's rows, computed once under a name that may be used again; Spark computes them when needed."""
         if self.spark is not None:
             return table
         self.connection.raw_sql(f"CREATE OR REPLACE TEMP TABLE {quoted(name)} AS {self.connection.compile(table)}")

@@ -42,7 +42,8 @@ def write_rows(run: Preparation, assemble: Assembler, domain: str, known: Sequen
         rows = part(folder / "rows" / domain, bucket)
         rows, features = assemble(domain, rows, events, [part(place, bucket) for place in known])
         columns = _columns(run, rows, domain) | features
-        return rows.select("_split", "_order", _tie=_tie(run, columns), _bucket=rows._row % run.buckets, **columns)
+        order = rows._order if run.labels else rows._row  # rows to score stay in the order of the input
+        return rows.select("_split", _order=order, _tie=_tie(run, columns), _bucket=rows._row % run.buckets, **columns)
 
     if tables.spark is not None:
         rows = rows_of(None)
@@ -76,7 +77,8 @@ def _columns(run: Preparation, rows: Table, domain: str) -> dict[str, Value]:
         columns["weight"] = rows._weight.cast("float32")
     if recipe.cold_users:
         columns["cold"] = rows.cold
-    return columns | {name: rows[f"k_{name}"] for name in own.keep}
+    # next to rows to score raw values may be called like features
+    return columns | {name if run.labels else f"k_{name}": rows[f"k_{name}"] for name in own.keep}
 
 
 def _tie(run: Preparation, columns: Mapping[str, Value]) -> IntegerValue:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from torchrec_xd.errors import UserError
 from torchrec_xd.evaluation.metrics import Report
 from torchrec_xd.log import RunLog
 from torchrec_xd.models import find_model
+from torchrec_xd.prepare.raw_rows import encode_raw_rows
 from torchrec_xd.reports.run_report import save_report
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.schema import Schema, Split
@@ -147,7 +149,7 @@ def score(
     checkpoint: CheckpointChoice = "best",
     *,
     parts: bool = False,
-    keep: Sequence[str] = (),
+    keep: Sequence[str] | Mapping[str, str] = (),
     unseen_ids: UnseenIds = "refuse",
 ) -> int:
     """Write a run's predictions for the rows of one domain as Parquet; returns their number.
@@ -159,7 +161,8 @@ def score(
         domain: of the rows.
         checkpoint: best or last.
         parts: also write `score_<name>`, untruncated, for each task and each auxiliary score.
-        keep: columns of the rows that are written next to the predictions, whatever they hold.
+        keep: columns of the rows that are written next to the predictions, whatever they hold; a mapping gives them
+            new names.
         unseen_ids: `drop` leaves ids out that lie outside their tables (new items), and warns with their number.
 
     The columns are the schema's user column (int64, or strings as they are), those of `keep`, and `prob_<task>` for
@@ -174,8 +177,59 @@ def score(
         with PredictionWriter(Path(output), columns) as writer:
             return sum(writer.write(table) for table in tables)
 
-    given = _ScoredRows(rows, domain, tuple(keep), unseen_ids)
+    names = keep if isinstance(keep, Mapping) else {name: name for name in keep}
+    given = _ScoredRows(rows, domain, names, unseen_ids)
     return _predicted(directory, given, checkpoint, parts, written)
+
+
+def score_raw(
+    directory: str | Path,
+    raw: str,
+    output: str | Path,
+    domain: str,
+    checkpoint: CheckpointChoice = "best",
+    *,
+    parts: bool = False,
+    keep: Sequence[str] = (),
+    inputs: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = logger.warning,
+) -> int:
+    """Write a run's predictions for raw rows of one domain, as the recipe's inputs are, as Parquet; returns their number.
+
+    Values become numbers by what the recipe learnt from the training data; those that it has no row for are row 0,
+    and their number is told to `say`. Next to the predictions stand the user, the moment, the raw ids of the row, and
+    what the recipe or `keep` names.
+
+    Args:
+        directory: the run folder; the run was trained on a data set that `prepare RECIPE` wrote.
+        raw: file, folder or glob, in a format that recipes read.
+        output: the file to write, whole or not at all.
+        domain: of the rows.
+        checkpoint: best or last.
+        parts: as of `score`.
+        keep: more columns of the raw rows.
+        inputs: input of the recipe to the files that are read instead, for lookups and events.
+        say: told how many values have no row of their own.
+
+    Raises:
+        UserError: the run has no encoders, or what `encode_raw_rows` and `score` raise.
+    """
+    check_output_file(output, "--out")
+    encoders = RunFolder(Path(directory)).encoders
+    if not encoders.is_dir():
+        raise UserError(
+            f"{directory}: keeps no encoders, as its data were not made by 'prepare RECIPE'; score prepared rows, "
+            "without --raw"
+        )
+    with tempfile.TemporaryDirectory(dir=Path(output).absolute().parent, prefix=".score") as place:
+        rows = encode_raw_rows(encoders, raw, domain, Path(place), inputs=inputs or {}, keep=keep)
+        count = score(directory, rows.path, output, domain, checkpoint, parts=parts, keep=rows.kept)
+    for name, unseen in rows.unseen.items():
+        if unseen:
+            say(
+                f"{name}: {unseen:,} of {count:,} values have no row of their own (new, rare or missing), and use row 0"
+            )
+    return count
 
 
 def predict(
@@ -193,7 +247,8 @@ def predict(
     def collected(columns: PredictionColumns, tables: Iterator[PredictionTable]) -> PredictionTable:
         return columns.concat(tables)
 
-    return _predicted(directory, _ScoredRows(rows, domain, tuple(keep), unseen_ids), checkpoint, parts, collected)
+    given = _ScoredRows(rows, domain, {name: name for name in keep}, unseen_ids)
+    return _predicted(directory, given, checkpoint, parts, collected)
 
 
 @dataclass(frozen=True)
@@ -203,7 +258,8 @@ class _ScoredRows:
     paths: str | Path | None
     """Default: the domain's test split."""
     domain: str
-    keep: tuple[str, ...]
+    keep: Mapping[str, str]
+    """Column of the rows -> its name next to the predictions."""
     unseen_ids: UnseenIds
 
     def schema(self, trained: Schema) -> Schema:
@@ -245,7 +301,8 @@ def _predicted(
         _refuse_other_ids(directory, loader)
         strings = loader.users_are_strings
         paths = schema.domains[rows.domain].paths("test")
-        kept = KeptColumns(paths, schema.root, rows.keep, schema.user if strings else None)
+        user = schema.user if strings else None
+        kept = KeptColumns(paths, schema.root, tuple(rows.keep), user, rows.keep)
         columns = PredictionColumns(schema.user, tuple(tasks), tuple(scores), kept.fields, strings)
         with RunLog(None):
             model = load_sharded(config, RunFolder(Path(directory)), checkpoint, processes)

@@ -30,6 +30,7 @@ from torchrec_xd.log import RunLog
 from torchrec_xd.models import find_model
 from torchrec_xd.models.transfer import EVERYTHING
 from torchrec_xd.planner import RankMeasured, RunPlan
+from torchrec_xd.prepare.encoders import copy_encoders
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.run_lock import LOCK, run_lock
 from torchrec_xd.schema import Split
@@ -258,6 +259,7 @@ def _begin_folder(
     source = source_config(config, folder)
     if source is not None:
         write_text(folder.source, source.dump())
+    copy_encoders(config.schema_in_use.root, folder.encoders)
     save_stamps(folder.data, stamps)
     save_kinds(folder.id_kinds, id_kinds)
     plan.plan.save(folder.plan)
