@@ -146,6 +146,7 @@ FEATURES = [
         "its table holds texts and integers (user_id, n_); cast one kind",
     ),
     (goods("item", table="user_id", hash=9), "table: user_id", "make their ids in different ways"),
+    (goods("tags", "bag", table="hist"), "table: hist", "is a bag, and 'hist' of the same table 'hist' a sequence"),
     (goods("item", dim=6), "dim: 6", "width 6 is no multiple of 4"),
     (
         dense("x", total={**PAST, "where": "price + 1"}),
@@ -162,9 +163,13 @@ FEATURES = [
 ]
 
 
+HIST = goods("hist", "sequence", group="sequence", length=3, history={"events": "shown", "value": "item"})
+
+
 @pytest.mark.parametrize(("feature", "line", "expected"), FEATURES)
 def test_a_wrong_feature(tmp_path, shop, feature, line, expected):
-    message = fault_of(tmp_path, recipe(shop, feature, events=EVENTS), line)
+    others = [HIST] if feature.get("table") == "hist" else []
+    message = fault_of(tmp_path, recipe(shop, feature, *others, events=EVENTS), line)
     assert expected in message
 
 

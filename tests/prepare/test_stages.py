@@ -1,6 +1,7 @@
 """A run that stops leaves its result as it was, and the next one goes on from what was finished."""
 
 import os
+import re
 
 import pytest
 
@@ -19,6 +20,11 @@ class Stop:
         if " values" not in line and sum(" values" not in each for each in self.lines) == self.after:
             raise KeyboardInterrupt
         self.lines.append(line.partition(" (")[0])
+
+
+def own(lines):
+    """The lines of stages."""
+    return [line for line in lines if re.search(r"rows read|events read|\d values$|totals by|parts written", line)]
 
 
 def shop_recipe(folder, **changes):
@@ -46,10 +52,10 @@ def stopped(folder, content, after):
 def test_a_stop_in_any_stage_and_the_next_call_goes_on(folder):
     content = shop_recipe(folder)
     whole = []
-    expected = contents(prepare(folder, content, "whole", progress=whole.append))
+    expected = contents(prepare(folder, content, "whole", progress=lambda line: whole.append(line.partition(" (")[0])))
     before = set(os.listdir(folder))
     seen = []
-    for _ in range(sum("parts written" not in line and " values" not in line for line in whole) - 1):
+    for _ in range(len([line for line in own(whole) if "parts written" not in line and " values" not in line]) - 1):
         seen += stopped(folder, content, 1)
         assert set(os.listdir(folder)) == before | {".out.unfinished"}
     last = Stop(99)
@@ -57,14 +63,15 @@ def test_a_stop_in_any_stage_and_the_next_call_goes_on(folder):
     seen += last.lines
     assert not any("rows read" in line for line in last.lines)
     assert len(seen) >= 4, seen  # rows of two domains, events, …
-    assert sorted(seen) == sorted(whole), "a finished stage was run again"
+    assert sorted(own(seen)) == sorted(own(whole)), "a finished stage was run again"
     made = contents(folder / "out")
     for name in ("schema.yaml", "manifest.json"):
         made[name], expected[name] = (
             files[name].replace(str(folder / place).encode(), b"")
             for files, place in ((made, "out"), (expected, "whole"))
         )
-    assert made == expected
+    differing = {name for name in made.keys() | expected.keys() if made.get(name) != expected.get(name)}
+    assert differing <= {"profile.html"}  # which names its folder and the moment
     assert not (folder / ".out.unfinished").exists()
 
 
@@ -87,7 +94,8 @@ def test_a_stop_in_the_middle_of_learning(folder):
     assert [path.name for path in (folder / ".out.unfinished").glob("encoders*")] == []
     again = Stop(99)
     prepare(folder, shop_recipe(folder), progress=again)
-    assert [line for line in again.lines if " values" in line] == [line for line in stop.lines if " values" in line]
+    words, again_words = ([line for line in own(each.lines) if "values" in line] for each in (stop, again))
+    assert words == again_words
 
 
 def test_the_same_call_again_does_nothing(folder):
@@ -108,3 +116,16 @@ def test_stages_of_another_recipe_or_other_files_are_not_used(folder, change):
     again = Stop(99)
     prepare(folder, content, progress=again)
     assert again.lines[: len(first)] == first
+
+
+def test_every_stage_tells_its_rows_and_speed(folder):
+    lines = []
+    prepare(folder, shop_recipe(folder), progress=lines.append)
+    for start, rows in (
+        ("goods: rows read", 60),
+        ("videos: rows read", 160),
+        ("shown: events read", 60),
+        ("goods: totals by item of shown", 60),
+        ("videos: 1 of 1 parts written", 160),
+    ):
+        assert any(re.fullmatch(rf"{start} \({rows} rows, [\d,]+ rows/s\)", line) for line in lines), lines

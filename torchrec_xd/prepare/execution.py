@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ibis.expr.types import Table
 from torchrec_xd.prepare.assembly import Assembler, total_groups, totals
 from torchrec_xd.prepare.checks import RowCounts, check_events, check_rows, check_splits, check_types, refuse_empty
 from torchrec_xd.prepare.encoders import NAME, RECIPE, Encoders, NumberEncoder, sha256
+from torchrec_xd.prepare.engine import count_rows
 from torchrec_xd.prepare.hashing import hash_of
 from torchrec_xd.prepare.learning import learn_number, learn_vocabulary, vocabulary_tables
 from torchrec_xd.prepare.recipe_file import RecipeFile
@@ -33,6 +35,11 @@ class Stages:
 
     folder: Path
     progress: Callable[[str], None]
+
+    def done(self, what: str, rows: int, begun: float) -> None:
+        """Tell of finished work: how many rows, and how fast since `begun`, a `time.monotonic`."""
+        speed = rows / max(time.monotonic() - begun, 1e-3)
+        self.progress(f"{what} ({rows:,} rows, {speed:,.0f} rows/s)")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Path | None]:
@@ -97,20 +104,22 @@ class Preparation:
     def _rows(self, name: str) -> Table:
         with self.stages.stage(f"rows/{name}") as folder:
             if folder is not None:
+                begun = time.monotonic()
                 rows = domain_rows(self.tables, self.file, name, labels=self.labels)
                 check_types(self.tables, self.file, name, rows)
                 self.tables.write(self._placed(rows), folder, by=["_bucket"], numbered=self.buckets)
                 refuse_empty(self.file, ("domains", name, "rows"), folder)
-                self.stages.progress(f"{name}: rows read")
+                self.stages.done(f"{name}: rows read", count_rows(self.tables.parquet(folder)), begun)
         return self.tables.parquet(self.stages.folder / "rows" / name)
 
     def _events(self, name: str) -> Table:
         with self.stages.stage(f"events/{name}") as folder:
             if folder is not None:
+                begun = time.monotonic()
                 events = self._placed(event_rows(self.tables, self.file, name))
                 self.tables.write(events, folder, by=["_bucket"])
                 refuse_empty(self.file, ("events", name, "rows"), folder)
-                self.stages.progress(f"{name}: events read")
+                self.stages.done(f"{name}: events read", count_rows(self.tables.parquet(folder)), begun)
         return self.tables.parquet(self.stages.folder / "events" / name)
 
     def _placed(self, rows: Table) -> Table:
@@ -169,11 +178,13 @@ class Preparation:
         stage = f"totals/{domain}/{'-'.join([group[0], *group[1]])}"
         with self.stages.stage(stage) as folder:
             if folder is not None:
+                begun = time.monotonic()
                 wanted = total_groups(self.file.recipe, domain)[group]
                 found = totals(rows, events[group[0]], group[1], wanted)
                 found = found.mutate(_bucket=(_._row % self.buckets).cast("int32"))
                 self.tables.write(found, folder, by=["_bucket"])
-                self.stages.progress(f"{domain}: totals by {', '.join(group[1])} of {group[0]}")
+                what = f"{domain}: totals by {', '.join(group[1])} of {group[0]}"
+                self.stages.done(what, count_rows(self.tables.parquet(folder)), begun)
         return self.stages.folder / stage
 
 

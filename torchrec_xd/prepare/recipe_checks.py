@@ -269,6 +269,14 @@ def _check_tables(file: RecipeFile) -> None:
         if feature.kind in IDS:
             tables.setdefault(table_of(feature), []).append(feature)
     for table, features in tables.items():
+        kinds = {feature.kind: feature.column for feature in features}
+        if {"bag", "sequence"} <= kinds.keys():
+            raise file.feature_fault(
+                kinds["bag"],
+                f"is a bag, and '{kinds['sequence']}' of the same table '{table}' a sequence: one is looked up as a sum, "
+                "the other row by row; give the bag another table",
+                "table",
+            )
         first, *others = sorted(features, key=lambda feature: feature.vocabulary is None)
         for other in others:
             one, two = (_way(feature) for feature in (first, other))

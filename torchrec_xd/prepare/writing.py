@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from ibis.expr.types import IntegerValue, Table, Value
 
 from torchrec_xd.prepare.assembly import Assembler
+from torchrec_xd.prepare.engine import count_rows
 from torchrec_xd.prepare.hashing import mix_of
 from torchrec_xd.prepare.recipe import Recipe
 from torchrec_xd.prepare.rows import SPLITS
@@ -52,6 +54,7 @@ def write_rows(run: Preparation, assemble: Assembler, domain: str, known: Sequen
     for bucket in range(run.buckets):
         if not (folder / "rows" / domain / f"_bucket={bucket}").is_dir():
             continue
+        begun = time.monotonic()
         rows = tables.temporary("_rows_of_bucket", rows_of(bucket))
         for number, split in enumerate(SPLITS):
             own = (
@@ -60,7 +63,7 @@ def write_rows(run: Preparation, assemble: Assembler, domain: str, known: Sequen
                 .drop("_split", "_order", "_tie", "_bucket")
             )
             tables.write_part(own, out / domain / split / f"part-{bucket:05d}.parquet")
-        run.stages.progress(f"{domain}: {bucket + 1} of {run.buckets} parts written")
+        run.stages.done(f"{domain}: {bucket + 1} of {run.buckets} parts written", count_rows(rows), begun)
 
 
 def _columns(run: Preparation, rows: Table, domain: str) -> dict[str, Value]:
