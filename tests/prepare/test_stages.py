@@ -71,7 +71,7 @@ def test_a_stop_in_any_stage_and_the_next_call_goes_on(folder):
             for files, place in ((made, "out"), (expected, "whole"))
         )
     differing = {name for name in made.keys() | expected.keys() if made.get(name) != expected.get(name)}
-    assert differing <= {"profile.html"}  # which names its folder and the moment
+    assert differing <= {"profile.html"}  # whose charts have random names
     assert not (folder / ".out.unfinished").exists()
 
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from tests.prepare.test_recipe_rows import RECIPE
-from tests.support.raw_shop import prepare, recipe, write_shop
+from tests.support.raw_shop import EVERY_KIND, prepare, recipe, write_shop
 from torchrec_xd.config import load_config
 from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.shipped import CONFIGS
@@ -15,7 +14,7 @@ SMALL = ["trainer.threads=1", "trainer.epochs=1", "loader.batch_size=64"]
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = write_shop(tmp_path_factory.mktemp("shop"))
-    content = recipe(folder, *RECIPE, events={"shown": {"rows": "views", "user": "user_id", "time": "ts"}})
+    content = recipe(folder, *EVERY_KIND, events={"shown": {"rows": "views", "user": "user_id", "time": "ts"}})
     content["domains"]["goods"] |= {"labels": {"click": "clicked", "buy": "bought"}, "nullable": ["buy"]}
     content["domains"]["goods"]["keep_negatives"] = 0.9
     return prepare(folder, content)

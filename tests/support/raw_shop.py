@@ -121,6 +121,48 @@ def goods(column, kind="id", **settings):
     return {"column": column, "kind": kind, "group": "specific", "domains": ["goods"], **settings}
 
 
+EVERY_KIND = [
+    {"column": "item", "kind": "id", "group": "user", "vocabulary": {"min_count": 9, "max_rows": 6}},
+    goods("category", vocabulary={"min_count": 1}),
+    goods("category_edges", value="category", buckets=[2, 5.5]),
+    goods("price_quarter", value="price", quantiles=4),
+    goods("price_steps", value="price * 2", log_buckets=16),
+    goods("hashed", value="item", hash=50),
+    goods("as_is", value="n % 7", as_is=7),
+    goods("tags", "bag"),
+    goods("tags_order", "sequence", value="tags", group="sequence", length=5),
+    goods("words", "bag", separator="|"),
+    goods("price", "dense", clip=[0.5, 9], log1p=True, standard=True, missing="mean", indicator=True),
+    goods("price_raw", "dense", value="price"),
+    goods("taste", "vector", length=3),
+    goods("hour", calendar="hour"),
+    goods("weekday", calendar="weekday"),
+    goods("day", calendar="day"),
+    goods("month", calendar="month"),
+    goods("hour_of_week", calendar="hour_of_week"),
+    goods(
+        "clicked_items",
+        "sequence",
+        group="sequence",
+        table="item",
+        length=4,
+        history={"events": "shown", "value": "item", "where": "clicked = 1"},
+    ),
+    goods("seen", "dense", total={"events": "shown", "what": "count", "by": ["user"], "days": 2.5}),
+    goods("spent", "dense", total={"events": "shown", "what": "sum", "by": ["user"], "value": "price"}),
+    goods(
+        "since",
+        "dense",
+        total={"events": "shown", "what": "days_since", "by": ["user"], "where": "clicked = 1"},
+        clip=[0, 9],
+    ),
+    goods("item_share", "dense", total={"events": "shown", "what": "share", "by": ["item"], "value": "clicked"}),
+    goods("seen_step", total={"events": "shown", "what": "count", "by": ["user", "item"]}, log_buckets=16),
+    goods("share_half", total={"events": "shown", "what": "share", "by": ["user"], "value": "clicked"}, quantiles=2),
+]
+"""Features of every kind, way and source; `shown` are the events of views."""
+
+
 def prepare(folder, content, name="out", **options):
     """Run a recipe, and return the folder of its result."""
     folder.mkdir(parents=True, exist_ok=True)

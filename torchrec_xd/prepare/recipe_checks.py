@@ -273,8 +273,8 @@ def _check_tables(file: RecipeFile) -> None:
         if {"bag", "sequence"} <= kinds.keys():
             raise file.feature_fault(
                 kinds["bag"],
-                f"is a bag, and '{kinds['sequence']}' of the same table '{table}' a sequence: one is looked up as a sum, "
-                "the other row by row; give the bag another table",
+                f"is a bag, and '{kinds['sequence']}' of the same table '{table}' a sequence: one is looked up as "
+                "a sum, the other row by row; give the bag another table",
                 "table",
             )
         first, *others = sorted(features, key=lambda feature: feature.vocabulary is None)
