@@ -30,6 +30,7 @@ LAYERS = (
         "doctor",
         "table_types",
     ),
+    ("feature",),
     ("schema", "batch", "log", "modules", "losses"),
     ("outputs", "evaluation", "embeddings", "data"),
     ("reports",),

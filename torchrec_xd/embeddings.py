@@ -31,10 +31,11 @@ from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from torchrec_xd.batch import Batch
 from torchrec_xd.errors import UserError
+from torchrec_xd.feature import Feature, Group
 from torchrec_xd.modules.numeric import NumericEmbedding
 from torchrec_xd.modules.projection import VectorProjection
 from torchrec_xd.modules.rows import concat
-from torchrec_xd.schema import Collection, Feature, Group, Schema, Table
+from torchrec_xd.schema import Collection, Schema, Table
 from torchrec_xd.settings import MAX_FP32, Settings
 from torchrec_xd.table_types import PlannedDtype, TableDtype
 

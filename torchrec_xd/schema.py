@@ -7,19 +7,16 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, model_validator
 
 from torchrec_xd.errors import UserError
+from torchrec_xd.feature import Feature, Group
 from torchrec_xd.settings import Settings
-from torchrec_xd.table_types import MAX_DIM, MAX_ROWS
+from torchrec_xd.table_types import MAX_DIM
 
-Kind = Literal["id", "bag", "sequence", "dense", "vector"]
 Collection = Literal["bags", "weighted_bags", "sequences"]
-Group = Literal["user", "sequence", "shared", "specific", "context", "scene"]
 Split = Literal["train", "valid", "test"]
 Paths = str | tuple[str, ...]
-MAX_LENGTH = 2**20
-"""Ids of a sequence, numbers of a vector."""
 _LATER: dict[str, object] = {
     **dict.fromkeys(("nullable", "indicator", "log1p"), False),
     **dict.fromkeys(("weights", "events", "mean", "std", "clip", "missing")),
@@ -61,107 +58,6 @@ class Task(Settings):
     def name(self) -> str:
         """`<label>@<domain>`, the key of every metric."""
         return f"{self.label}@{self.domain}"
-
-
-class Feature(Settings):
-    """One column that models read."""
-
-    column: str
-    """Name of the column in the files."""
-    kind: Kind
-    """`id`: one id; `bag`: list of ids, pooled; `sequence`: ordered list of ids, oldest first; `dense`: a number;
-    `vector`: list of `length` numbers, float16, float32 or float64 in the files."""
-    group: Group
-    """What models do with it: `user`, `shared` (of items in all domains), `specific` (of one domain), `sequence`,
-    `context`, `scene` (read by EXIT's selector)."""
-    domains: tuple[str, ...] | None = None
-    """Domains whose files have the column. Default: all. A `specific` feature names exactly one."""
-    table: str | None = None
-    """Embedding table; features that name the same one share it, with equal `rows`, `dim` and `hash`. Default: the
-    column's own table."""
-    rows: int | None = Field(default=None, gt=0, le=MAX_ROWS)
-    """Rows of the table; ids lie in [0, rows). A schema file may name a vocabulary (`encoders/item.parquet`, below
-    `root`) instead: its rows and one more."""
-    dim: int | None = Field(default=None, gt=0, le=MAX_DIM)
-    """Width of the embedding, of a table a multiple of 4. Default: the schema's `dim`."""
-    pooling: Literal["sum", "mean"] = "sum"
-    """How a bag becomes one vector."""
-    weights: str | None = None
-    """Column with the weights of a bag's ids, a list of numbers of the same length; the feature's own column, where
-    that holds pairs of id and weight (structs of two, or a map). The vectors are multiplied by them and summed."""
-    hash: Literal["none", "drop", "mod", "xxhash"] = "none"
-    """`none`: an id outside [0, rows) is an error; `drop`: it is left out, like a null; `mod`: id modulo rows;
-    `xxhash`: hashed; the ids of a table are all strings or all integers."""
-    length: int | None = Field(default=None, gt=0, le=MAX_LENGTH)
-    """A sequence keeps its last `length` ids; a vector has exactly `length` numbers."""
-    events: str | None = None
-    """Of a sequence: name of the events that it is a column of, next to others (item, category, action). Models read
-    the columns side by side as one sequence of this name. They have the same `length` and `domains`; every row has
-    equally many ids in each, and one that is null or left out (`hash: drop`) is row 0, so that positions stay."""
-    indicator: bool = False
-    """Of a vector: a learned vector is added where the value is null. Default: null reads as zeros."""
-    mean: FiniteFloat | None = None
-    """Dense: subtracted from the number, after `clip` and `log1p`."""
-    std: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Dense: the number is divided by it, last of all."""
-    log1p: bool = False
-    """Dense: ln(1 + number), negative numbers mirrored; after `clip`, before `mean` and `std`."""
-    clip: tuple[FiniteFloat, FiniteFloat] | None = None
-    """Dense: the least and the greatest number, before anything else."""
-    missing: FiniteFloat | None = None
-    """Dense: what null stands for, at the scale of the files. Default: 0 at the scale that models read."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Feature:
-        if not self.has_table and (self.table or self.rows or self.hash != "none"):
-            what = "dense" if self.kind == "dense" else "a vector"
-            raise ValueError(f"feature '{self.column}' is {what}: it has no table, no rows and no hash")
-        scaled = [key for key in ("mean", "std", "log1p", "clip", "missing") if getattr(self, key) not in (None, False)]
-        if self.kind != "dense" and scaled:
-            raise ValueError(f"feature '{self.column}': '{scaled[0]}' belongs to dense features only")
-        if self.clip is not None and self.clip[0] >= self.clip[1]:
-            raise ValueError(f"feature '{self.column}': 'clip' is [LOWEST, GREATEST], and {list(self.clip)} is not")
-        if self.kind != "bag" and self.pooling != "sum":
-            raise ValueError(f"feature '{self.column}': 'pooling' belongs to bags only")
-        if self.weights is not None and self.kind != "bag":
-            raise ValueError(f"feature '{self.column}': 'weights' belongs to bags only")
-        if self.weights is not None and self.pooling == "mean":
-            raise ValueError(
-                f"feature '{self.column}': weighted ids are summed; a mean would divide by their number, not by the "
-                "sum of the weights: leave 'pooling' out, and divide the weights of each row by their sum"
-            )
-        if self.has_table and self.rows is None:
-            raise ValueError(f"feature '{self.column}' needs 'rows', the number of distinct ids")
-        if (self.kind in ("sequence", "vector")) != (self.length is not None):
-            raise ValueError(
-                f"feature '{self.column}': 'length' belongs to every sequence and every vector, and to these only"
-            )
-        if self.events is not None and self.kind != "sequence":
-            raise ValueError(f"feature '{self.column}': 'events' belongs to sequences only")
-        if self.indicator and self.kind != "vector":
-            raise ValueError(f"feature '{self.column}': 'indicator' belongs to vectors only")
-        if (self.kind == "sequence") != (self.group == "sequence"):
-            raise ValueError(f"feature '{self.column}': kind 'sequence' and group 'sequence' go together")
-        if self.domains == ():
-            raise ValueError(f"feature '{self.column}' is in no domain: name some, or leave 'domains' out for all")
-        if self.group == "specific" and (self.domains is None or len(self.domains) != 1):
-            raise ValueError(f"feature '{self.column}' is specific: name its one domain, domains: [NAME]")
-        return self
-
-    @property
-    def has_table(self) -> bool:
-        """Whether its values are ids that a table is looked up with."""
-        return self.kind not in ("dense", "vector")
-
-    @property
-    def width(self) -> int:
-        """Of a vector: its numbers in a batch, with a last one that is 1 for null where there is an `indicator`."""
-        return (self.length or 0) + self.indicator
-
-    @property
-    def table_name(self) -> str:
-        """Name of the embedding table, prefixed so that it can never collide with a method of nn.ModuleDict."""
-        return f"t_{self.table or self.column}"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 
 from tests.support.data_tables import rows_of, schema_of
-from torchrec_xd.schema import Domain, Feature, Schema, Task
+from torchrec_xd.feature import Feature
+from torchrec_xd.schema import Domain, Schema, Task
 from torchrec_xd.training.checks import HOPELESS, LARGE, WEIGHTS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data_format.md").read_text(encoding="utf-8")

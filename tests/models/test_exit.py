@@ -10,9 +10,10 @@ from tests.support.unsharded import materialise
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.embeddings import EmbeddingSettings
 from torchrec_xd.errors import UserError
+from torchrec_xd.feature import Feature
 from torchrec_xd.models.exit import ExitSettings, build_exit
 from torchrec_xd.outputs import score_matrix
-from torchrec_xd.schema import Feature, Schema
+from torchrec_xd.schema import Schema
 from torchrec_xd.settings import validate
 
 EMBEDDINGS = EmbeddingSettings(init_std=0.5)

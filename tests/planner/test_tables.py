@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from torchrec_xd.errors import UserError
+from torchrec_xd.feature import Feature
 from torchrec_xd.planner.inputs.cluster import Cluster, load_cluster
 from torchrec_xd.planner.inputs.table_lists import load_constraints, load_tables
 from torchrec_xd.planner.inputs.tables import TableSpec, schema_tables
-from torchrec_xd.schema import Domain, Feature, Schema, Task
+from torchrec_xd.schema import Domain, Schema, Task
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

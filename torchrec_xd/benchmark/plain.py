@@ -24,11 +24,12 @@ from torchrec_xd.benchmark.measure import BatchSize, Json, Repeats, Result, Rows
 from torchrec_xd.benchmark.step import Dtype, Precision
 from torchrec_xd.benchmark.workbench import WARM_UP, synthetic_run, workbench
 from torchrec_xd.embeddings import FLAT_GROUPS, Lookups, SequenceLookup
+from torchrec_xd.feature import Group
 from torchrec_xd.losses import bce_sum
 from torchrec_xd.models.mkt import MultiEntityLoss, MultiEntityModel
 from torchrec_xd.models.model import Model
 from torchrec_xd.modules.ple import SHARED
-from torchrec_xd.schema import Group, Schema
+from torchrec_xd.schema import Schema
 from torchrec_xd.training.building import build
 
 

@@ -36,7 +36,8 @@ from torchrec_xd.data.strings import string_hashes, user_numbers
 from torchrec_xd.data.vectors import vectors
 from torchrec_xd.data.weights import id_type, ids_and_weights
 from torchrec_xd.errors import UserError
-from torchrec_xd.schema import Feature, Schema
+from torchrec_xd.feature import Feature
+from torchrec_xd.schema import Schema
 
 Keys = NDArray[np.int64] | NDArray[np.uint64]
 IdKind = Literal["integers", "strings"]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from torchrec_xd.schema import Feature
+from torchrec_xd.feature import Feature
 
 _NAMES = 30
 """Columns that a message lists."""

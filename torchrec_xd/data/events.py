@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from torchrec_xd.data.weights import list_lengths
-from torchrec_xd.schema import Feature
+from torchrec_xd.feature import Feature
 
 if TYPE_CHECKING:
     from torchrec_xd.data.arrow import Origin

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrec_xd.schema import Feature
+from torchrec_xd.feature import Feature
 
 
 def normalised(value_B: NDArray[np.float64], feature: Feature) -> NDArray[np.float64]:

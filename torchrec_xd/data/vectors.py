@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from torchrec_xd.data.collate import Vectors
-from torchrec_xd.schema import Feature
+from torchrec_xd.feature import Feature
 
 if TYPE_CHECKING:
     from torchrec_xd.data.arrow import Origin

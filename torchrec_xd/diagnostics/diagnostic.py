@@ -9,9 +9,10 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from torchrec_xd.batch import Batch
+from torchrec_xd.feature import Feature
 from torchrec_xd.outputs import Output
 from torchrec_xd.reports.page import Grid
-from torchrec_xd.schema import Feature, Split
+from torchrec_xd.schema import Split
 
 Columns: TypeAlias = Mapping[str, Tensor]
 """Column to its values in all rows of a batch, `[B]`."""

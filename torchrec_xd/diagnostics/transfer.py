@@ -18,9 +18,10 @@ from torchrec_xd.data.files import ParquetFiles
 from torchrec_xd.diagnostics.diagnostic import Columns, Diagnostic, Part
 from torchrec_xd.diagnostics.distribution import Distribution, histogram_figure, laid_out, text
 from torchrec_xd.evaluation.row_quantities import Array, log_losses
+from torchrec_xd.feature import Feature
 from torchrec_xd.outputs import Output, task_rows
 from torchrec_xd.reports.page import Grid
-from torchrec_xd.schema import Feature, Schema, Split
+from torchrec_xd.schema import Schema, Split
 
 BINS = 20
 RELIABILITY_BINS = 10

@@ -13,11 +13,11 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from torchrec_xd.embeddings import Layout, Lookups
+from torchrec_xd.feature import Group
 from torchrec_xd.modules.attention import SequencePooling
 from torchrec_xd.modules.hfa import HeterogeneousFeatureAlignment
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.rows import concat
-from torchrec_xd.schema import Group
 from torchrec_xd.settings import Settings
 
 Widths = tuple[PositiveInt, ...]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchrec_xd.embeddings import EmbeddingSettings, Layout, Lookups, layout
 from torchrec_xd.errors import UserError
+from torchrec_xd.feature import Group
 from torchrec_xd.models.blocks import SpecificAlignment, Widths
 from torchrec_xd.models.joint import Towers, TowerSettings, joint
 from torchrec_xd.models.model import Model
@@ -22,7 +23,7 @@ from torchrec_xd.modules.minet import InterestAttention, ItemAttention
 from torchrec_xd.modules.mlp import MLP
 from torchrec_xd.modules.rows import by_domain
 from torchrec_xd.outputs import Predictions
-from torchrec_xd.schema import Group, Schema
+from torchrec_xd.schema import Schema
 
 USER: tuple[Group, ...] = ("user", "context", "scene")
 LONG_TERM = "*long-term"

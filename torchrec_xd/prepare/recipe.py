@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from torchrec_xd.feature import Group, Kind
 from torchrec_xd.prepare.engine import MAX_SEED, EngineSettings
-from torchrec_xd.schema import Group, Kind
 from torchrec_xd.settings import Settings
 from torchrec_xd.table_types import MAX_DIM, MAX_ROWS
 
@@ -213,8 +213,9 @@ class Recipe(Settings):
     """Training, validation, test."""
     cold_users: float = Field(default=0.0, ge=0, lt=1)
     """Share of users, chosen by hash, that training never sees; the column `cold` marks their rows."""
-    activity: Total | None = None
-    """The user's recent actions; metrics are also given for < 10, 10-30 and >= 30."""
+    activity: str | None = None
+    """A feature that is a `count` of the user's events: its number is also written as it is, and metrics are given for
+    < 10, 10-30 and >= 30 of them too."""
     dim: int = Field(default=8, gt=0, le=MAX_DIM)
     """Width of embeddings that do not name their own."""
     time_zone: str = "UTC"

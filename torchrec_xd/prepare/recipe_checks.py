@@ -123,8 +123,9 @@ def check_recipe(file: RecipeFile) -> None:
     for feature in file.recipe.features:
         _check_feature(file, feature)
     _check_tables(file)
-    if file.recipe.activity is not None and file.recipe.activity.events not in file.recipe.events:
-        raise file.unknown(("activity", "events"), file.recipe.activity.events, "under 'events'", file.recipe.events)
+    counts = [f.column for f in file.recipe.features if f.total and f.total.what == "count" and f.domains is None]
+    if file.recipe.activity is not None and file.recipe.activity not in counts:
+        raise file.unknown(("activity",), file.recipe.activity, "a total of kind count in all domains", counts)
     _check_split(file)
 
 

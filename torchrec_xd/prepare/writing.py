@@ -78,6 +78,8 @@ def _columns(run: Preparation, rows: Table, domain: str) -> dict[str, Value]:
         columns |= {label: rows[f"l_{label}"] for label in own.labels}
     if is_weighted(recipe):
         columns["weight"] = rows._weight.cast("float32")
+    if recipe.activity is not None:
+        columns["activity"] = rows[f"t_{recipe.activity}"].cast("int64")
     if recipe.cold_users:
         columns["cold"] = rows.cold
     # next to rows to score raw values may be called like features

@@ -15,7 +15,8 @@ from torchrec_xd.data.loader import Loader
 from torchrec_xd.data.normalisation import normalised
 from torchrec_xd.data.statistics import Range
 from torchrec_xd.errors import UserError
-from torchrec_xd.schema import Feature, Schema, Split
+from torchrec_xd.feature import Feature
+from torchrec_xd.schema import Schema, Split
 
 LARGE, HOPELESS = 100.0, 100_000.0
 """A dense number beyond LARGE, as models read it, is told; a feature all of whose numbers lie beyond HOPELESS is

@@ -24,13 +24,14 @@ from torchrec_xd.diagnostics.knowledge import FeatureScores, GateOpenness
 from torchrec_xd.diagnostics.tables import TouchedTables
 from torchrec_xd.distributed.process_group import process_group
 from torchrec_xd.errors import UserError
+from torchrec_xd.feature import Feature
 from torchrec_xd.log import RunLog
 from torchrec_xd.models import find_model
 from torchrec_xd.models.model import Model
 from torchrec_xd.models.spec import DiagnosedRun
 from torchrec_xd.reports.page import Grid, save_page
 from torchrec_xd.run_folder import RunFolder
-from torchrec_xd.schema import Feature, Schema, Split
+from torchrec_xd.schema import Schema, Split
 from torchrec_xd.training.inference import load_sharded
 from torchrec_xd.training.split_evaluation import columns_of
 from torchrec_xd.writable import check_output_folder

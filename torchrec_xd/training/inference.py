@@ -194,7 +194,7 @@ def score_raw(
     inputs: Mapping[str, str] | None = None,
     say: Callable[[str], None] = logger.warning,
 ) -> int:
-    """Write a run's predictions for raw rows of one domain, as the recipe's inputs are, as Parquet; returns their number.
+    """Write a run's predictions for raw rows of one domain, which look as a recipe's inputs; returns their number.
 
     Values become numbers by what the recipe learnt from the training data; those that it has no row for are row 0,
     and their number is told to `say`. Next to the predictions stand the user, the moment, the raw ids of the row, and

@@ -15,9 +15,10 @@ from torchrec_xd.data.shards import ShardSpec
 from torchrec_xd.diagnostics.diagnostic import Columns, Diagnostic
 from torchrec_xd.distributed.process_group import Processes
 from torchrec_xd.evaluation.metrics import Evaluation, Report
+from torchrec_xd.feature import Feature
 from torchrec_xd.models import find_model
 from torchrec_xd.outputs import score_matrix
-from torchrec_xd.schema import Feature, Schema, Split
+from torchrec_xd.schema import Schema, Split
 from torchrec_xd.training.trainer import predict
 
 

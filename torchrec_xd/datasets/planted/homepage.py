@@ -33,7 +33,8 @@ from torchrec_xd.datasets.planted.rows import (
     world_schema,
 )
 from torchrec_xd.datasets.planted.settings import SPLITS, TARGET, HomepageSettings
-from torchrec_xd.schema import Feature, Schema, Task
+from torchrec_xd.feature import Feature
+from torchrec_xd.schema import Schema, Task
 
 KIND = 1
 """First of what seeds this kind of world's draws, after the seed itself."""

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from torchrec_xd.datasets.planted.population import CATEGORY, Array, Users, num_values
 from torchrec_xd.datasets.planted.settings import SPLITS, TARGET, WorldSettings
-from torchrec_xd.schema import Domain, Feature, Group, Schema, Task
+from torchrec_xd.feature import Feature, Group
+from torchrec_xd.schema import Domain, Schema, Task
 
 USER, SEGMENT, ACTIVITY = "user_id", "segment", "activity"
 CLICK, PROB = "click", "prob"

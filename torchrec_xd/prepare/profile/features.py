@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from torchrec_xd.feature import Feature
 from torchrec_xd.prepare.profile.result import Drift, FeatureProfile
 from torchrec_xd.prepare.profile.rows import Part, is_list
 from torchrec_xd.prepare.tables import literal, quoted
-from torchrec_xd.schema import Feature
 
 PERCENTILES = (0.0, 0.01, 0.5, 0.99, 1.0)
 FEW_VALUES = 50

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from torchrec_xd.feature import Feature
 from torchrec_xd.prepare.profile.result import Duplicates, Separation
 from torchrec_xd.prepare.profile.rows import TIME, Part, is_list
 from torchrec_xd.prepare.tables import quoted
-from torchrec_xd.schema import Feature
 
 PRIOR_ROWS = 10
 """Rows at the mean label rate that are added to those of every id."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torchrec_xd.feature import Feature
 from torchrec_xd.prepare.profile.features import words
 from torchrec_xd.prepare.profile.result import TableOverlap, UserOverlap
 from torchrec_xd.prepare.profile.rows import Part, is_list
-from torchrec_xd.schema import Feature
 
 
 def user_overlaps(source: Part, others: list[Part], users: Mapping[str, str]) -> list[UserOverlap]:

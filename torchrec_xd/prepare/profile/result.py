@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Literal
 
-from torchrec_xd.schema import Kind
+from torchrec_xd.feature import Kind
 
 
 @dataclass(frozen=True)

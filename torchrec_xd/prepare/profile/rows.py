@@ -13,8 +13,9 @@ from torchrec_xd.data.arrow import Decoder
 from torchrec_xd.data.files import ParquetFiles
 from torchrec_xd.data.locations import find_files
 from torchrec_xd.errors import UserError
+from torchrec_xd.feature import Feature
 from torchrec_xd.prepare.tables import literal, quoted
-from torchrec_xd.schema import Feature, Schema, Split
+from torchrec_xd.schema import Schema, Split
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 TIME = "time"
