@@ -109,7 +109,7 @@ def all_choices(shop, **changes):
 
 def test_any_number_of_threads_writes_the_same_files(tmp_path, shop):
     made = [
-        rows_of_files(prepare(tmp_path / str(threads), all_choices(shop, engine={"threads": threads})))
+        rows_of_files(prepare(tmp_path / str(threads), all_choices(shop, engine={"duckdb": {"threads": threads}})))
         for threads in (1, 2, 4)
     ]
     assert made[0] == made[1] == made[2]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from torchrec_xd.errors import UserError
-from torchrec_xd.prepare.engine import EngineSettings, connect
+from torchrec_xd.prepare.engine import DuckDBSettings, EngineSettings, connect
 from torchrec_xd.prepare.profile.measure import measure
 from torchrec_xd.prepare.profile.result import Profile
 from torchrec_xd.schema import Schema
@@ -59,7 +59,7 @@ def write(root: Path, domain: str, split: str, columns: dict[str, Any]) -> None:
 
 def profile_of(schema: Schema, **more: Any) -> Profile:
     root = Path(schema.root)
-    return measure(connect(EngineSettings(threads=1), root / "spill"), schema, **more)
+    return measure(connect(EngineSettings(duckdb=DuckDBSettings(threads=1)), root / "spill"), schema, **more)
 
 
 def small(root: Path) -> Schema:

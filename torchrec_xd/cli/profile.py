@@ -28,4 +28,4 @@ def profile(
     out.parent.mkdir(parents=True, exist_ok=True)
     engine = EngineSettings(duckdb=DuckDBSettings(memory_limit_gb=memory))
     found = profile_data(data, out, show, sample_rows=sample, engine=engine)
-    show(f"{out}: {len(found.findings)} findings")
+    show(f"{out}: findings: {len(found.findings)}")
