@@ -33,7 +33,7 @@ def profile_data(
         out: the page.
         progress: called with a line of text for every step.
         sample_rows: rows of each domain and split for what would take too long in all.
-        engine: memory and threads.
+        engine: memory and threads of DuckDB; Spark is not used.
 
     Raises:
         UserError: there is no schema; files or columns are missing or not as it says.
@@ -63,10 +63,10 @@ def write_profile(
         out: the page.
         progress: called with a line of text for every step, and for every finding.
         sample_rows: rows of each domain and split for what would take too long in all.
-        engine: memory and threads.
+        engine: memory and threads of DuckDB; Spark is not used.
         check: whether columns are checked first, as training does.
     """
-    settings = (engine or EngineSettings()).model_copy(update={"engine": "duckdb"})
+    settings = EngineSettings(duckdb=engine.duckdb if engine else None)
     with tempfile.TemporaryDirectory(prefix=".profile.", dir=out.parent) as spill:
         connection = connect(settings, spill=Path(spill))
         profile = measure(connection, schema, progress, sample_rows=sample_rows, check=check)
