@@ -14,6 +14,8 @@ import ibis
 import sqlglot
 from ibis.expr.types import IntegerValue, StringValue, Table, TimestampValue, Value
 
+from torchrec_xd.prepare.dialect import NotOnSpark, spark_sql
+
 ROW_GROUP_ROWS = 65_536
 
 
@@ -28,14 +30,15 @@ class Tables:
         self.connection = connection
         self.spark: Any = connection._session if connection.name == "pyspark" else None
         """Spark's session; None for DuckDB."""
-        self.faults: tuple[type[Exception], ...] = (duckdb.Error,) if self.spark is None else (_spark_error(),)
+        self.faults: tuple[type[Exception], ...] = (
+            (duckdb.Error,) if self.spark is None else (_spark_error(), NotOnSpark)
+        )
         """What the engine raises."""
 
     def view(self, name: str, query: str) -> Table:
         """Name a query in DuckDB's SQL over files and other views."""
         if self.spark is not None:
-            query = sqlglot.transpile(query, read="duckdb", write="spark")[0]
-            self.spark.sql(query).createOrReplaceTempView(name)
+            self.spark.sql(spark_sql(query)).createOrReplaceTempView(name)
         else:
             self.connection.raw_sql(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS {query}")
         return self.connection.table(name)
