@@ -137,7 +137,7 @@ def test_from_raw_logs_to_scores_without_an_editor(installed):
     score = ("torchrec-xd", "score", "runs/mkt", "new.csv", "--raw", "--domain", "videos")
     installed(*score, "--out", "scores.parquet")
     scores = pq.read_table(installed.place / "scores.parquet")
-    assert scores["user_id"].to_pylist() == [line.split(",")[0] for line in new[1:]]
+    assert scores["user"].to_pylist() == [line.split(",")[0] for line in new[1:]]
     found = scores["prob_liked@videos"].to_pylist()
     assert all(0 < value < 1 for value in found)
     assert len(set(found)) > 10
