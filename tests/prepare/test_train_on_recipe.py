@@ -1,11 +1,17 @@
 """The schema that `prepare` writes loads, and a model trains on its rows."""
 
+import json
+import shutil
+
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.raw_shop import EVERY_KIND, prepare, recipe, write_shop
 from torchrec_xd.config import load_config
 from torchrec_xd.data.schema_files import load_schema
+from torchrec_xd.errors import UserError
 from torchrec_xd.shipped import CONFIGS
+from torchrec_xd.training.inference import score, score_raw
 from torchrec_xd.training.train_run import train
 
 SMALL = ["trainer.threads=1", "trainer.epochs=1", "loader.batch_size=64"]
@@ -33,8 +39,50 @@ def test_the_schema_says_what_was_written(out):
     }
 
 
-def test_a_model_trains_on_it(out, tmp_path):
+@pytest.fixture(scope="module")
+def run(out, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
     config = load_config(CONFIGS / "base" / "mmoe.yaml", SMALL, out / "schema.yaml")
-    found = train(config, tmp_path / "run")["eval"]
+    train(config, folder)
+    return folder
+
+
+def test_a_model_trains_on_it(run):
+    found = json.loads((run / "metrics.json").read_text())["eval"]
     assert set(found) == {"click@goods", "buy@goods", "like@videos"}
     assert all(0 < each["logloss"] < 3 for each in found.values())
+
+
+def test_raw_rows_get_the_scores_of_prepared_ones(out, run, tmp_path):
+    score(run, out / "goods" / "test", tmp_path / "prepared.parquet", "goods", keep=["n"])
+    raw = pq.read_table(out.parent / "views.parquet").drop_columns(["clicked", "bought"]).slice(100)
+    pq.write_table(raw, tmp_path / "raw.parquet")
+    known = set(pq.read_table(out / "encoders" / "item.parquet")["value"].to_pylist())
+    said = []
+    count = score_raw(run, str(tmp_path / "raw.parquet"), tmp_path / "raw_scores.parquet", "goods", say=said.append)
+    prepared, found = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("prepared", "raw_scores"))
+    assert found.column_names == ["user", "ts", "item", "category", "n", "prob_click@goods", "prob_buy@goods"]
+    assert count == raw.num_rows == found.num_rows
+    for name in ("n", "item"):
+        assert found[name].to_pylist() == raw[name].to_pylist()
+    by_row = dict(zip(found["n"].to_pylist(), found["prob_click@goods"].to_pylist(), strict=True))
+    expected = dict(zip(prepared["n"].to_pylist(), prepared["prob_click@goods"].to_pylist(), strict=True))
+    assert len(expected) > 30
+    assert {n: by_row[n] for n in expected} == pytest.approx(expected, abs=1e-6)
+    rare = [line for line in said if line.startswith("item: ")]
+    unseen = sum(item not in known for item in raw["item"].to_pylist())
+    assert rare == [f"item: {unseen} of {count} values have no row of their own (new, rare or missing), and use row 0"]
+
+
+def test_raw_rows_that_cannot_be_encoded(out, run, tmp_path):
+    raw = pq.read_table(out.parent / "views.parquet").drop_columns(["price"])
+    pq.write_table(raw, tmp_path / "raw.parquet")
+    with pytest.raises(UserError, match=r"no column 'price'|'price' is not a column"):
+        score_raw(run, str(tmp_path / "raw.parquet"), tmp_path / "s.parquet", "goods")
+    with pytest.raises(UserError, match="--domain nope: the recipe's domains are: goods, videos"):
+        score_raw(run, str(tmp_path / "raw.parquet"), tmp_path / "s.parquet", "nope")
+    shutil.rmtree(shutil.copytree(run, tmp_path / "copy") / "encoders")
+    with pytest.raises(UserError, match="keeps no encoders, as its data were not made by 'prepare RECIPE'"):
+        score_raw(tmp_path / "copy", str(tmp_path / "raw.parquet"), tmp_path / "s.parquet", "goods")
+    assert not (tmp_path / "s.parquet").exists()
+    assert not list(tmp_path.glob(".score*"))

@@ -101,8 +101,8 @@ def _of_raw_rows(file: RecipeFile, domain: str, raw: str, keep: tuple[str, ...],
     # in the order of use: a view comes after those that it reads
     order = [name for name in views if name in used]
     order.sort(key=lambda name: list(recipe.views).index(name.removeprefix(f"{RAW}_")))
-    plain = [each.value or each.column for each in features if each.kind == "id" and is_read(each)]
-    passed = [own.time, *(name for name in plain if name.isidentifier() and name != own.user), *own.keep, *keep]
+    plain = [each.column for each in features if each.kind == "id" and is_read(each) and each.value is None]
+    passed = [own.time, *(name for name in plain if name != own.user), *own.keep, *keep]
     return recipe.model_copy(
         update={
             "inputs": given,
