@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import ibis
+import ibis.expr.datatypes as dt
 from ibis import _
 from ibis.expr.types import Table, Value
 
@@ -18,6 +19,8 @@ from torchrec_xd.prepare.tables import Tables
 
 CALENDAR_ROWS = {"hour": 25, "weekday": 8, "day": 32, "month": 13, "hour_of_week": 169}
 """Rows of the tables of calendar parts; row 0 is for rows without a time."""
+_INT32 = dt.int32(nullable=False)
+"""DuckDB's parts of times have 64 bits, which Ibis does not know: it would leave out a cast to int32 proper."""
 
 
 def log_edges(top: int) -> tuple[float, ...]:
@@ -190,7 +193,7 @@ class Assembler:
             "hour_of_week": lambda: clock.day_of_week.index() * 24 + clock.hour() + 1,
         }
         assert feature.calendar is not None
-        return parts[feature.calendar]().cast("int32")
+        return parts[feature.calendar]().cast(_INT32)
 
 
 def bucket(value: Value, edges: tuple[float, ...]) -> Value:

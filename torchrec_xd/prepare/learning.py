@@ -95,7 +95,7 @@ def learn_vocabulary(
     words = counts.mutate(row=place.cast("int32"))
     if settings.max_rows is not None:
         words = words.filter(words.row < settings.max_rows)
-    written = words.select("value", "row", "count", "first_day", "last_day").order_by("row").to_pyarrow()
+    written = tables.arrow(words.select("value", "row", "count", "first_day", "last_day").order_by("row"))
     if not written.num_rows:
         fault = file.feature_fault(
             features[0].column,

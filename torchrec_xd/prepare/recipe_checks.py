@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlglot
 
+from torchrec_xd.prepare.dialect import refusal
 from torchrec_xd.prepare.learning import table_of, way_of
 from torchrec_xd.prepare.recipe import RecipeDomain, RecipeFeature
 from torchrec_xd.prepare.recipe_file import Key, RecipeFile, choices
@@ -112,8 +113,8 @@ def check_recipe(file: RecipeFile) -> None:
     """Refuse what contradicts itself.
 
     Raises:
-        UserError: a name that is not there, two ways for one feature, a key that its kind has no use for, or a feature
-            that would know the label.
+        UserError: a name that is not there, two ways for one feature, a key that its kind has no use for, a feature
+            that would know the label, or SQL that the engine computes otherwise.
     """
     _check_names(file)
     for name in file.recipe.domains:
@@ -127,6 +128,25 @@ def check_recipe(file: RecipeFile) -> None:
     if file.recipe.activity is not None and file.recipe.activity not in counts:
         raise file.unknown(("activity",), file.recipe.activity, "a total of kind count in all domains", counts)
     _check_split(file)
+    if file.recipe.engine.spark is not None:
+        _check_dialect(file)
+
+
+def _check_dialect(file: RecipeFile) -> None:
+    """Refuse SQL that Spark computes otherwise; what is no SQL is found where it is used."""
+    recipe = file.recipe
+    found: list[tuple[Key, str | None]] = [(("views", name), query) for name, query in recipe.views.items()]
+    for name, domain in recipe.domains.items():
+        found += [(("domains", name, "labels", label), sql) for label, sql in domain.labels.items()]
+    for place, feature in enumerate(recipe.features):
+        found.append((("features", place, "value"), feature.value))
+        for kind in ("history", "total"):
+            made = getattr(feature, kind)
+            found += [(("features", place, kind, key), getattr(made, key)) for key in ("value", "where") if made]
+    for key, sql in found:
+        reason = refusal(sql or "NULL")
+        if reason is not None:
+            raise file.fault(key, reason)
 
 
 def _check_names(file: RecipeFile) -> None:

@@ -192,7 +192,8 @@ def _label(file: RecipeFile, rows: Table, label: str, key: Key) -> Table:
         raise file.fault(key, f"a label is 0, 1, true or false; this is {kind}: write a condition, for example x = 'y'")
     if not kind.is_boolean():  # 2 stands for what is no label, so that it is counted and refused
         column = ibis.cases((column.isnull(), None), (column == 0, 0), (column == 1, 1), else_=2)
-    return rows.mutate(**{f"l_{label}": column.cast("int8")})
+    # Ibis takes 0, 1 and 2 for int8, which DuckDB does not: it would leave out a cast to int8 alone.
+    return rows.mutate(**{f"l_{label}": column.cast("int16").cast("int8")})
 
 
 def split_moment(file: RecipeFile, which: str) -> int:

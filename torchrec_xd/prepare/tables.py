@@ -11,10 +11,11 @@ from typing import Any
 
 import duckdb
 import ibis
+import pyarrow as pa
 import sqlglot
 from ibis.expr.types import IntegerValue, StringValue, Table, TimestampValue, Value
 
-from torchrec_xd.prepare.dialect import NotOnSpark, spark_sql
+from torchrec_xd.prepare.dialect import SparkRefusal, spark_sql
 
 ROW_GROUP_ROWS = 65_536
 
@@ -31,7 +32,7 @@ class Tables:
         self.spark: Any = connection._session if connection.name == "pyspark" else None
         """Spark's session; None for DuckDB."""
         self.faults: tuple[type[Exception], ...] = (
-            (duckdb.Error,) if self.spark is None else (_spark_error(), NotOnSpark)
+            (duckdb.Error,) if self.spark is None else (_spark_error(), SparkRefusal)
         )
         """What the engine raises."""
 
@@ -106,13 +107,22 @@ class Tables:
         """
         frame = self.spark.sql(self.connection.compile(table)).repartition(buckets, "_bucket")
         scratch = folder.parent / f".{folder.name}"
-        frame = frame.sortWithinPartitions("_bucket", "_order", "_tie").drop("_bucket", "_order", "_tie")
+        # What folders are named by comes first: else Spark sorts by it alone, and the order within is lost.
+        frame = frame.sortWithinPartitions("_split", "_bucket", "_order", "_tie").drop("_bucket", "_order", "_tie")
         frame.write.option("compression", "zstd").partitionBy("_split").parquet(str(scratch))
         folder.mkdir(parents=True)
         for number, split in enumerate(splits):
             if (scratch / f"_split={number}").is_dir():
                 (scratch / f"_split={number}").rename(folder / split)
         shutil.rmtree(scratch)
+
+    def arrow(self, table: Table) -> pa.Table:
+        """Rows in this process."""
+        if self.spark is None:
+            return table.to_pyarrow()
+        # Ibis would go by way of pandas.
+        found = self.spark.sql(self.connection.compile(table)).toArrow()
+        return found.cast(table.schema().to_pyarrow())
 
     def temporary(self, name: str, table: Table) -> Table:
         """A table's rows, computed once under a name that may be used again; Spark computes them when needed."""
@@ -140,8 +150,12 @@ class Tables:
         return parts.filter(lambda each: each != "")
 
     def of_zone(self, moment: Value, zone: str) -> Value:
-        """The instant of a timestamp that was written by the clocks of a zone."""
-        return _to_utc(moment.cast("timestamp('UTC')"), zone) if self.spark is not None else _of_zone(zone, moment)
+        """The instant of a timestamp that was written by the clocks of a zone; the later one of an hour shown twice."""
+        if self.spark is None:
+            return _of_zone(zone, moment)
+        shown, day = moment.cast("timestamp('UTC')"), ibis.interval(days=1)
+        later = _to_utc(shown + day, zone) - day  # by the clocks of the next day; Spark alone takes the earlier one
+        return (_from_utc(later, zone) == shown).ifelse(later, _to_utc(shown, zone))
 
     def clock(self, micros: IntegerValue, zone: str) -> TimestampValue:
         """The timestamp that clocks of a zone show, microseconds after 1970 in UTC."""
