@@ -112,6 +112,7 @@ FEATURES = [
     (goods("item", group="sequence"), "group: sequence", "kind sequence and group sequence go together"),
     (goods("a.b", value="item"), "column: a.b", "'a.b' is empty or has one of . / \\ @"),
     (goods("user_id"), "column: user_id", "'user_id' is a feature already"),
+    (goods("User_ID", value="item"), "column: User_ID", "'User_ID' is a feature already"),
     (goods("item", log1p=True), "log1p: true", "belongs to kind dense; this feature is of kind id"),
     (goods("item", pooling="mean"), "pooling: mean", "belongs to kind bag"),
     (goods("tags", "bag", buckets=[1]), "buckets", "belongs to kind id; this feature is of kind bag"),

@@ -167,6 +167,8 @@ def test_spark_in_this_process(shop, expected):
 @pytest.mark.slow
 def test_a_cluster(shop, expected, cluster):
     engine = spark_engine(cluster).model_dump(exclude_none=True)
+    # To compile code for a few rows takes longer than to compute them; the local session does compile it.
+    engine["spark"]["conf"] |= {"spark.sql.codegen.wholeStage": False, "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
     assert_same(run(shop, "cluster", engine), expected)
 
 

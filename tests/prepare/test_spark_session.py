@@ -59,6 +59,11 @@ def test_a_session_that_is_there_is_used_or_refused(local_spark, tmp_path):
     assert session.conf.get("spark.sql.shuffle.partitions") == "3"
     connect(local_spark, tmp_path)
     assert session.conf.get("spark.sql.shuffle.partitions") == "2"
+    session.conf.set("spark.sql.session.timeZone", "Europe/Berlin")
+    session.conf.set("spark.sql.ansi.enabled", "false")
+    again = connect(local_spark, tmp_path)
+    assert value(again, "SELECT unix_micros(CAST(TIMESTAMP_NTZ '1970-01-01 00:00:01' AS TIMESTAMP))") == 1_000_000
+    assert session.conf.get("spark.sql.ansi.enabled") == "true"
 
 
 @pytest.mark.parametrize(

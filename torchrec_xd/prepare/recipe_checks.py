@@ -183,10 +183,12 @@ def _check_names(file: RecipeFile) -> None:
 def _refuse_twice(
     file: RecipeFile, written: dict[str, str], name: str, what: str, key: Key, once: bool = False
 ) -> None:
-    if name in written and (once or written[name] != what):
-        twice = f"{what} already" if written[name] == what else f"{what} and {written[name]} too"
+    """Engines do not tell small letters from capitals in names of columns."""
+    low = name.lower()
+    if low in written and (once or written[low] != what):
+        twice = f"{what} already" if written[low] == what else f"{what} and {written[low]} too"
         raise file.fault(key, f"'{name}' is {twice}; name one of them otherwise")
-    written[name] = what
+    written[low] = what
 
 
 def _check_source(file: RecipeFile, name: str, key: Key) -> None:

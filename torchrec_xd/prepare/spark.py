@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -22,6 +23,11 @@ ANSWER_SECONDS = 5
 WORKER_SECONDS = 60
 """What the workers of a cluster have to run a first, empty job."""
 _STANDALONE = "spark://"
+_VALUES = {
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.ansi.enabled": "true",  # a sum that is too large is an error
+}
+"""What values depend on; a session that is there already gets them too."""
 _interrupted = threading.Event()
 
 
@@ -55,6 +61,7 @@ def ibis_on_spark(settings: SparkSettings) -> Any:
         session = _start(settings)
     else:
         _adapt(session, settings)
+    logging.getLogger("SQLQueryContextLogger").setLevel(logging.CRITICAL)  # it prints what is raised, with Java's stack
     return connect(session)
 
 
@@ -119,8 +126,7 @@ def _defaults(master: str) -> dict[str, str]:
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.log.level": "ERROR",
-        "spark.sql.session.timeZone": "UTC",
-        "spark.sql.ansi.enabled": "true",  # a sum that is too large is an error
+        **_VALUES,
     }
     local = master.startswith("local")
     if local:
@@ -142,6 +148,8 @@ def _adapt(session: Any, settings: SparkSettings) -> None:
             f"engine: spark: master '{settings.master}' cannot be used, as this process has a session on '{master}'; "
             "leave 'master' out, or stop that session first"
         )
+    for key, value in _VALUES.items():
+        session.conf.set(key, value)
     for key, value in _texts(settings).items():
         known = session.conf.get(key, "")
         if known == value or (key.endswith("extraJavaOptions") and value in known):  # Spark adds options of its own
