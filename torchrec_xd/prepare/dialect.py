@@ -75,7 +75,8 @@ def _changed(node: exp.Expression) -> str | None:
 
 
 def _refuse(node: exp.Func) -> None:
-    name = (node.name if isinstance(node, exp.Anonymous) else node.sql_name()).lower()
+    own = node.name if isinstance(node, exp.Anonymous) else node.sql_name()  # type: ignore[no-untyped-call]
+    name = str(own).lower()
     if name in _REFUSED:
         raise SparkRefusal(f"{name}() has other values on Spark; compute it outside, or use engine: duckdb")
     if isinstance(node, exp.RegexpReplace) and "g" not in (node.args.get("modifiers") or exp.Literal.string("")).name:
