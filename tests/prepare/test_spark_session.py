@@ -62,7 +62,7 @@ def test_a_session_that_is_there_is_used_or_refused(local_spark, tmp_path):
     session.conf.set("spark.sql.session.timeZone", "Europe/Berlin")
     session.conf.set("spark.sql.ansi.enabled", "false")
     again = connect(local_spark, tmp_path)
-    assert value(again, "SELECT unix_micros(CAST(TIMESTAMP_NTZ '1970-01-01 00:00:01' AS TIMESTAMP))") == 1_000_000
+    assert value(again, "SELECT unix_micros(CAST(TIMESTAMP_NTZ '1970-01-01 00:00:01' AS TIMESTAMP)) AS n") == 1_000_000
     assert session.conf.get("spark.sql.ansi.enabled") == "true"
 
 
