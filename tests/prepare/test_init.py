@@ -72,7 +72,7 @@ def test_two_csv_files_become_a_source_and_a_target(two_logs: Path) -> None:
         "length": 20,
         "history": history,
     }
-    assert feature(recipe, "views_of_user")["total"] == {"events": "views", "what": "count", "by": ("user",)}
+    assert feature(recipe, "views_of_user")["total"] == {"events": "views", "what": "count", "by": ("user",), "days": 7}
     assert feature(recipe, "coupons_of_item")["total"]["by"] == ("coupon_id",)
 
 

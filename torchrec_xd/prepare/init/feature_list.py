@@ -10,6 +10,8 @@ from torchrec_xd.prepare.init.roles import Label, safe
 from torchrec_xd.prepare.init.sql import sql_name
 from torchrec_xd.prepare.init.tables import DomainRows, Tables, free_name
 
+WINDOW = 7
+"""Days that totals look back: a count of all days grows, so test rows would have values that training never saw."""
 HISTORY = 20
 """Events of a history."""
 
@@ -126,21 +128,21 @@ def _past(made: Document, tables: Tables, names: _Names, items: dict[str, tuple[
             content |= {"table": table, "length": HISTORY, "history": history}
             kind = "events" if label is None else "positive events"
             made.feature(content, f"the user's last {kind} of {rows.name} before the row; shares the table of {table}")
-        total: dict[str, Any] = {"events": rows.name, "what": "count", "by": ["user"]}
+        total: dict[str, Any] = {"events": rows.name, "what": "count", "by": ["user"], "days": WINDOW}
         content = {"column": names.take(f"{rows.name}_of_user"), "kind": "id", "group": "user", **domains}
-        made.feature({**content, "total": total, "log_buckets": 1024}, f"how active the user was in {rows.name} before")
+        made.feature({**content, "total": total, "log_buckets": 1024}, f"how active the user was in {rows.name}")
     for rows in tables.domains:
         if rows.time is None or rows.name not in items:
             continue
         column, _ = items[rows.name]
-        total = {"events": rows.name, "what": "count", "by": [column]}
+        total = {"events": rows.name, "what": "count", "by": [column], "days": WINDOW}
         content = {
             "column": names.take(f"{rows.name}_of_item"),
             "kind": "id",
             "group": "specific",
             "domains": [rows.name],
         }
-        made.feature({**content, "total": total, "log_buckets": 65_536}, "how popular the item was before the row")
+        made.feature({**content, "total": total, "log_buckets": 65_536}, "how popular the item was")
 
 
 def _is_positive(rows: DomainRows, label: Label) -> str:
