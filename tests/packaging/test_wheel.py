@@ -6,11 +6,11 @@ installation.
 
 import json
 import os
-import random
+import re
+import shlex
 import subprocess
 import sys
 import zipfile
-from datetime import datetime, timedelta
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -107,37 +107,18 @@ def test_a_user_without_a_clone(installed):
     assert "shared_bottom" in (installed.place / "study" / "results.md").read_text()
 
 
-def raw_log(path, seed, item, label, rows):
-    """A month of what 60 users saw, and whether they acted on it: a matter of the user's taste and of the item."""
-    drawn = random.Random(seed)  # noqa: S311 - no secret
-    with path.open("w", encoding="utf-8") as file:
-        file.write(f"user_id,{item}_id,topic,shown_at,{label}\n")
-        for _ in range(rows):
-            user, number = drawn.randrange(60), drawn.randrange(40)
-            moment = datetime(2024, 5, 1) + timedelta(seconds=drawn.randrange(30 * 86400))
-            acted = int(drawn.random() < 0.1 + 0.01 * user + 0.005 * number)
-            file.write(f"u{user},{item[0]}{number},t{number % 5},{moment},{acted}\n")
-
-
 def test_from_raw_logs_to_scores_without_an_editor(installed):
-    """The six commands of docs/tutorials/from_logs.md; `score` reads rows that were never prepared, without a label."""
-    raw_log(installed.place / "views.csv", 0, "article", "clicked", 3000)
-    raw_log(installed.place / "videos.csv", 1, "video", "liked", 1500)
-    raw_log(installed.place / "new.csv", 2, "video", "liked", 50)
-    new = [line.rsplit(",", 1)[0] for line in (installed.place / "new.csv").read_text().splitlines()]
-    (installed.place / "new.csv").write_text("\n".join(new) + "\n")
+    """The tutorial as it is written: its script, then its six commands; the last scores rows that have no label."""
+    page = (ROOT / "docs" / "tutorials" / "from_logs.md").read_text(encoding="utf-8")
+    installed("python", "-c", re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[1])
     before = {path.name for path in installed.place.iterdir()}
-    installed("torchrec-xd", "init", "views=views.csv", "videos=videos.csv", "--out", "shop.yaml")
-    installed("torchrec-xd", "prepare", "shop.yaml", "--out", "data/shop")
-    train = ("torchrec-xd", "train", "--schema", "data/shop/schema.yaml")
-    installed(*train, "base/mkt_pretrain", "--run-dir", "runs/pretrain")
-    stage_2 = ("--set", "domains=[videos]", "--set", "init_from=runs/pretrain")
-    installed(*train, "base/mkt_finetune", *stage_2, "--run-dir", "runs/mkt")
-    assert "liked@videos" in installed("torchrec-xd", "evaluate", "runs/mkt", "--split", "test")
-    score = ("torchrec-xd", "score", "runs/mkt", "new.csv", "--raw", "--domain", "videos")
-    installed(*score, "--out", "scores.parquet")
+    commands = re.findall(r"^    (torchrec-xd .*(?:\\\n.*)?)", page, re.MULTILINE)
+    assert [shlex.split(line)[1] for line in commands] == ["init", "prepare", "train", "train", "evaluate", "score"]
+    shown = [installed(*shlex.split(line)) for line in commands]
+    assert "liked@videos" in shown[4]
+    new = (installed.place / "new.csv").read_text().splitlines()[1:]
     scores = pq.read_table(installed.place / "scores.parquet")
-    assert scores["user"].to_pylist() == [line.split(",")[0] for line in new[1:]]
+    assert scores["user"].to_pylist() == [line.split(",")[0] for line in new]
     found = scores["prob_liked@videos"].to_pylist()
     assert all(0 < value < 1 for value in found)
     assert len(set(found)) > 10
