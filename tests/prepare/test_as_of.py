@@ -23,6 +23,8 @@ TOTALS = {
     "pieces": PastTotal("sum", "number", days=1),
     "mean": PastTotal("share", "price"),
     "rate": PastTotal("share", "bought", days=0.5),
+    "per_piece": PastTotal("share", "price", per="number", where="bought"),
+    "pieces_per_price": PastTotal("share", "number", per="price", days=1),
     "since": PastTotal("days_since"),
     "since_bought": PastTotal("days_since", where="bought", days=1),
 }
@@ -111,11 +113,12 @@ def expected_total(total, moment, past):
         return len(past)
     if total.what == "days_since":
         return (moment - max(event["_time"] for event in past)) / DAY if past else None
-    values = [event[total.value] for event in past]
-    values = [value for value in values if value is not None and not math.isnan(value)]
+    pairs = [(event[total.value], event[total.per] if total.per else 1) for event in past]
+    pairs = [pair for pair in pairs if not any(value is None or math.isnan(value) for value in pair)]
+    amount, count = (round(sum(values), 6) for values in zip(*pairs, strict=True)) if pairs else (0, 0)
     if total.what == "sum":
-        return round(sum(values), 6)
-    return pytest.approx(round(sum(values), 6) / len(values)) if values else None
+        return amount
+    return pytest.approx(amount / count) if count else None
 
 
 def same_instant(place):

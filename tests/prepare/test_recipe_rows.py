@@ -10,6 +10,7 @@ from tests.support.raw_shop import (
     BERLIN,
     DAY,
     EVERY_KIND,
+    goods,
     likes,
     micros,
     prepare,
@@ -20,18 +21,37 @@ from tests.support.raw_shop import (
     write_shop,
     written,
 )
+from torchrec_xd.data.schema_files import load_schema
 
 EDGES = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0]
 VIEWS, LIKES = views(), likes()
 TIMES = {row["n"]: micros(row["ts"]) for row in VIEWS}
 TRAIN = [row for row in VIEWS if split_of(TIMES[row["n"]]) == "train"]
 
+MORE = [
+    goods(
+        "since_or_99",
+        "dense",
+        total={"events": "shown", "what": "days_since", "by": ["user"], "where": "clicked = 1"},
+        missing=99,
+        standard=True,
+    ),
+    goods(
+        "click_worth",
+        "dense",
+        total={"events": "shown", "what": "share", "by": ["user"], "value": "clicked * price", "per": "price"},
+        missing=-1,
+    ),
+    goods("category_seen", "dense", total={"events": "shown", "what": "count", "by": ["category"]}),
+]
+
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = write_shop(tmp_path_factory.mktemp("shop"), VIEWS, LIKES)
     events = {"shown": {"rows": "views", "user": "user_id", "time": "ts"}}
-    content = recipe(folder, *EVERY_KIND, events=events)
+    activity = {"events": "shown", "what": "count", "by": ["user"], "where": "clicked = 1", "days": 3}
+    content = recipe(folder, *EVERY_KIND, *MORE, events=events, activity=activity)
     content["domains"]["goods"] |= {"labels": {"click": "clicked", "buy": "bought"}, "nullable": ["buy"]}
     return prepare(folder, content)
 
@@ -193,12 +213,41 @@ def test_totals(rows):
     assert_feature(rows, "since", since)
 
 
+def test_a_total_of_nothing_becomes_the_number_that_is_named(rows):
+    def since(raw, time):
+        past = past_of(raw, ["user_id"], where=lambda event: event["clicked"] == 1)
+        return (time - max(TIMES[event["n"]] for event in past)) / DAY if past else 99.0
+
+    train = [since(raw, TIMES[raw["n"]]) for raw in TRAIN]
+    mean, deviation = float(np.mean(train)), float(np.std(train))
+    assert 99.0 in train
+    assert_feature(rows, "since_or_99", lambda raw, time: (since(raw, time) - mean) / deviation)
+
+
+def test_a_share_of_a_sum(rows):
+    def worth(raw, time):
+        past = [event for event in past_of(raw, ["user_id"]) if event["price"] is not None]
+        total = sum(event["price"] for event in past)
+        return sum(event["clicked"] * event["price"] for event in past) / total if total else -1.0
+
+    assert_feature(rows, "click_worth", worth)
+
+
+def test_activity_is_a_column_of_every_domain(rows, out):
+    clicks = lambda raw: past_of(raw, ["user_id"], days=3, where=lambda event: event["clicked"] == 1)  # noqa: E731
+    assert_feature(rows, "activity", lambda raw, time: len(clicks(raw)))
+    assert max(row["activity"] for row in rows.values()) > 0
+    assert load_schema(out / "schema.yaml").activity == "activity"
+
+
 def share(past):
     return sum(event["clicked"] for event in past) / len(past) if past else None
 
 
 def test_totals_by_item_are_of_all_users(rows):
     assert_feature(rows, "item_share", lambda raw, time: share(past_of(raw, ["item"])) or 0.0)
+    known = lambda raw: raw["category"] is not None  # noqa: E731
+    assert_feature(rows, "category_seen", lambda raw, time: float(known(raw) and len(past_of(raw, ["category"]))))
     assert_feature(rows, "seen_step", lambda raw, time: reached(len(past_of(raw, ["user_id", "item"])), EDGES))
 
 

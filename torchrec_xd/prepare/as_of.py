@@ -46,6 +46,8 @@ class PastTotal:
     """Boolean column: only events where it is true."""
     days: float | None = None
     """Only events at most so many days before the row."""
+    per: str | None = None
+    """Column of numbers: `share` divides by its sum, over the events that have both."""
 
 
 def totals_as_of(rows: Table, events: Table, by: Sequence[str], totals: Mapping[str, PastTotal]) -> Table:
@@ -153,15 +155,19 @@ def _parts(events: Table, total: PastTotal) -> dict[str, Value]:
         return {"last": chosen.ifelse(events._time * 2 + 1, _NULL)}
     if total.what == "count":
         return {"count": chosen.ifelse(_ONE, _ZERO)}
-    value = events[total.value]
-    if _is_whole(value):
-        number = value.cast("int64")
-    else:
-        value = value.cast("float64")
-        number = value.isnan().ifelse(ibis.null("float64"), value * MILLIONTHS + 0.5).floor()
-    known = chosen & number.notnull()
-    parts = {"sum": known.ifelse(number, _ZERO), "count": known.ifelse(_ONE, _ZERO)}
+    number = _exact(events[total.value])
+    weight = _ONE if total.per is None else _exact(events[total.per])
+    known = chosen & number.notnull() & weight.notnull()
+    parts = {"sum": known.ifelse(number, _ZERO), "count": known.ifelse(weight, _ZERO)}
     return parts if total.what == "share" else {"sum": parts["sum"]}
+
+
+def _exact(value: Value) -> Value:
+    """A number to add up: integers as they are, others in millionths; null for NaN."""
+    if _is_whole(value):
+        return value.cast("int64")
+    value = value.cast("float64")
+    return value.isnan().ifelse(ibis.null("float64"), value * MILLIONTHS + 0.5).floor()
 
 
 def _total(known: Table, events: Table, name: str, total: PastTotal) -> Value:
@@ -175,7 +181,10 @@ def _total(known: Table, events: Table, name: str, total: PastTotal) -> Value:
     amount = known[_step(name, "sum")].cast(_INT64)
     if not _is_whole(events[total.value]):
         amount = amount / MILLIONTHS
-    return amount / known[_step(name, "count")].cast(_INT64).nullif(0) if total.what == "share" else amount
+    if total.what == "sum":
+        return amount
+    count = known[_step(name, "count")].cast(_INT64).nullif(0)
+    return amount / (count if total.per is None or _is_whole(events[total.per]) else count / MILLIONTHS)
 
 
 def _is_whole(value: Value) -> bool:

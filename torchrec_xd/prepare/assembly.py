@@ -14,7 +14,7 @@ from torchrec_xd.prepare.as_of import PastTotal, history_as_of, totals_as_of
 from torchrec_xd.prepare.encoders import Encoders, NumberEncoder
 from torchrec_xd.prepare.learning import standardised, table_of, values_of, way_of
 from torchrec_xd.prepare.recipe import Recipe, RecipeFeature
-from torchrec_xd.prepare.rows import features_of, is_read
+from torchrec_xd.prepare.rows import features_of, is_read, totals_of
 from torchrec_xd.prepare.tables import Tables
 
 CALENDAR_ROWS = {"hour": 25, "weekday": 8, "day": 32, "month": 13, "hour_of_week": 169}
@@ -55,16 +55,15 @@ TotalGroup = tuple[str, tuple[str, ...]]
 def total_groups(recipe: Recipe, domain: str) -> dict[TotalGroup, dict[str, PastTotal]]:
     """The totals of a domain, by what they are made of: one sort for each group."""
     found: dict[TotalGroup, dict[str, PastTotal]] = {}
-    for feature in features_of(recipe, domain):
-        if feature.total is not None:
-            total, column = feature.total, feature.column
-            past = PastTotal(
-                total.what,
-                f"x_{column}" if total.value is not None else None,
-                f"w_{column}" if total.where is not None else None,
-                total.days,
-            )
-            found.setdefault((total.events, total.by), {})[column] = past
+    for column, (total, _place) in totals_of(recipe, domain).items():
+        past = PastTotal(
+            total.what,
+            f"x_{column}" if total.value is not None else None,
+            f"w_{column}" if total.where is not None else None,
+            total.days,
+            f"p_{column}" if total.per is not None else None,
+        )
+        found.setdefault((total.events, total.by), {})[column] = past
     return found
 
 

@@ -105,10 +105,11 @@ def check_events(file: RecipeFile, rows: Mapping[str, Table], events: Mapping[st
         if feature.history is not None:
             _check_type(file, feature, past[f"h_{feature.column}"].type(), "history.value")
         elif feature.total is not None:
-            if feature.total.value is not None:
-                kind = past[f"x_{feature.column}"].type()
-                if not (kind.is_numeric() or kind.is_boolean()):
-                    raise file.feature_fault(feature.column, f"adds up numbers; this is {kind}: cast it", "total.value")
+            for key, mark in (("value", "x"), ("per", "p")):
+                column = f"{mark}_{feature.column}"
+                if column in past.columns and not ((kind := past[column].type()).is_numeric() or kind.is_boolean()):
+                    text = f"adds up numbers; this is {kind}: cast it"
+                    raise file.feature_fault(feature.column, text, f"total.{key}")
             for domain in rows:
                 for column in feature.total.by if feature in features_of(file.recipe, domain) else ():
                     if column != "user":

@@ -150,7 +150,7 @@ class Preparation:
     def _numbers(self, rows: Mapping[str, Table], events: Mapping[str, Table]) -> dict[str, NumberEncoder]:
         found = {}
         for feature in self.file.recipe.features:
-            if not (feature.quantiles or feature.standard or feature.missing == "mean"):
+            if not (feature.quantiles or feature.standard or feature.missing != "zero"):
                 continue
             seen = []
             for name, table in rows.items():

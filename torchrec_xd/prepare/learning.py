@@ -130,8 +130,11 @@ def learn_number(train: Table, feature: RecipeFeature) -> NumberEncoder:
     value = value.isnan().ifelse(ibis.null("float64"), value)
     if feature.clip is not None:
         value = value.clip(*feature.clip)
-    mean = _scalar(train.select(value=value).value.mean()) if feature.missing == "mean" else 0.0
-    encoder = NumberEncoder(missing=mean)
+    if feature.missing == "mean":
+        missing = _scalar(train.select(value=value).value.mean())
+    else:
+        missing = 0.0 if feature.missing == "zero" else feature.missing
+    encoder = NumberEncoder(missing=missing)
     if not feature.standard:
         return encoder
     changed = train.select(value=bounded(train.value, feature, encoder)).value

@@ -109,6 +109,9 @@ class Total(Settings):
     """Columns of both rows and events that have to be equal; `user` is the user of both."""
     value: str | None = None
     """Column or SQL expression of the events: a number, or true and false."""
+    per: str | None = None
+    """Column or SQL expression of the events: `share` divides the sum of `value` by its sum, as cents per piece.
+    Default: by the number of events."""
     days: PositiveFloat | None = None
     """Only events of so many days before the row. Default: all."""
     where: str | None = None
@@ -120,6 +123,8 @@ class Total(Settings):
             raise ValueError(
                 f"'value' belongs to every total of kind sum or share, and to no other (this is {self.what})"
             )
+        if self.per is not None and self.what != "share":
+            raise ValueError(f"'per' belongs to totals of kind share (this is {self.what})")
         return self
 
 
@@ -173,8 +178,9 @@ class RecipeFeature(Settings):
     """Dense: minus the mean, divided by the standard deviation of training rows."""
     clip: tuple[float, float] | None = None
     """Dense: the least and the greatest value, before anything else."""
-    missing: Literal["mean", "zero"] = "zero"
-    """Dense: what null becomes, in the units of the raw value."""
+    missing: Literal["mean", "zero"] | float = "zero"
+    """Dense: what null becomes, in the units of the raw value: the mean, 0, or a number, as 365 for a `days_since` that
+    never was."""
     indicator: bool = False
     """Dense and vector: also a feature `<column>_missing`, 1 where the value is null."""
 
@@ -213,9 +219,8 @@ class Recipe(Settings):
     """Training, validation, test."""
     cold_users: float = Field(default=0.0, ge=0, lt=1)
     """Share of users, chosen by hash, that training never sees; the column `cold` marks their rows."""
-    activity: str | None = None
-    """A feature that is a `count` of the user's events: its number is also written as it is, and metrics are given for
-    < 10, 10-30 and >= 30 of them too."""
+    activity: Total | None = None
+    """The user's recent actions; metrics are also given for < 10, 10-30 and >= 30."""
     dim: int = Field(default=8, gt=0, le=MAX_DIM)
     """Width of embeddings that do not name their own."""
     time_zone: str = "UTC"

@@ -124,9 +124,11 @@ def check_recipe(file: RecipeFile) -> None:
     for feature in file.recipe.features:
         _check_feature(file, feature)
     _check_tables(file)
-    counts = [f.column for f in file.recipe.features if f.total and f.total.what == "count" and f.domains is None]
-    if file.recipe.activity is not None and file.recipe.activity not in counts:
-        raise file.unknown(("activity",), file.recipe.activity, "a total of kind count in all domains", counts)
+    if file.recipe.activity is not None and file.recipe.activity.events not in file.recipe.events:
+        raise file.unknown(("activity", "events"), file.recipe.activity.events, "under 'events'", file.recipe.events)
+    if file.recipe.activity is not None and file.recipe.activity.what not in ("count", "sum"):
+        text = f"is a whole number of actions, by count or sum; this is {file.recipe.activity.what}"
+        raise file.fault(("activity", "what"), text)
     _check_split(file)
     if file.recipe.engine.spark is not None:
         _check_dialect(file)
@@ -245,6 +247,7 @@ def _check_future(file: RecipeFile, feature: RecipeFeature, domain: RecipeDomain
     made = feature.history or feature.total
     source = "history." if feature.history else "total." if feature.total else ""
     expressions = {"value": feature.value} if made is None else {"value": made.value, "where": made.where}
+    expressions |= {"per": feature.total.per} if feature.total is not None else {}
     for key, sql in expressions.items():
         tree = parsed(sql)
         others = tree.find(sqlglot.exp.Window, sqlglot.exp.AggFunc, sqlglot.exp.Query) if tree is not None else None

@@ -11,7 +11,7 @@ from ibis import _
 from ibis.expr.types import BooleanValue, IntegerValue, Table, Value
 
 from torchrec_xd.prepare.hashing import hash_of, mix_of
-from torchrec_xd.prepare.recipe import Recipe, RecipeDomain, RecipeFeature, TimeUnit
+from torchrec_xd.prepare.recipe import Recipe, RecipeDomain, RecipeFeature, TimeUnit, Total
 from torchrec_xd.prepare.recipe_file import Key, RecipeFile, choices
 from torchrec_xd.prepare.tables import Tables, quoted
 
@@ -29,6 +29,15 @@ def features_of(recipe: Recipe, domain: str) -> list[RecipeFeature]:
 def is_read(feature: RecipeFeature) -> bool:
     """Whether a feature is made of a value in the domain's rows."""
     return feature.history is None and feature.total is None and feature.calendar is None
+
+
+def totals_of(recipe: Recipe, domain: str | None = None) -> dict[str, tuple[Total, Key]]:
+    """Column to total and its place in the recipe: those of features, of one domain or all, and `activity`."""
+    found: dict[str, tuple[Total, Key]] = {}
+    for i, feature in enumerate(recipe.features):
+        if feature.total is not None and (domain is None or feature in features_of(recipe, domain)):
+            found[feature.column] = (feature.total, ("features", i, "total"))
+    return found | ({"activity": (recipe.activity, ("activity",))} if recipe.activity is not None else {})
 
 
 def domain_rows(tables: Tables, file: RecipeFile, name: str, *, labels: bool = True) -> Table:
@@ -56,10 +65,8 @@ def domain_rows(tables: Tables, file: RecipeFile, name: str, *, labels: bool = T
             continue
         if is_read(feature):
             given[f"v_{feature.column}"] = (feature.value or quoted(feature.column), ("features", i, "value"))
-        elif feature.total is not None:
-            for column in feature.total.by:
-                if column != "user":
-                    given[f"b_{column}"] = (quoted(column), ("features", i, "total", "by"))
+    for total, place in totals_of(file.recipe, name).values():
+        given |= {f"b_{column}": (quoted(column), (*place, "by")) for column in total.by if column != "user"}
     if file.recipe.split.column and labels:
         given["_part"] = (quoted(file.recipe.split.column), ("split", "column"))
     rows = select(tables, file, f"_rows_{name}", domain.rows, (*key, "rows"), given)
@@ -85,24 +92,21 @@ def event_rows(tables: Tables, file: RecipeFile, name: str) -> Table:
 
     Returns:
         `_user`, `_time`, `b_COLUMN` of the columns that totals are counted by, and of the features that are made of
-        them `h_FEATURE` (value of a history), `x_FEATURE` (value of a total) and `w_FEATURE` (whether an event counts).
+        them `h_FEATURE` (value of a history), `x_FEATURE`, `p_FEATURE` (`value` and `per` of a total) and `w_FEATURE`
+        (whether an event counts).
     """
     events, key = file.recipe.events[name], ("events", name)
     given: dict[str, tuple[str, Key]] = {"_user": (events.user, (*key, "user")), "_when": (events.time, (*key, "time"))}
     for i, feature in enumerate(file.recipe.features):
-        place = ("features", i, "history" if feature.history else "total")
-        made = feature.history or feature.total
-        if made is None or made.events != name:
-            continue
-        if feature.history is not None:
-            given[f"h_{feature.column}"] = (feature.history.value, (*place, "value"))
-        if feature.total is not None:
-            keys = [column for column in feature.total.by if column != "user"]
-            given |= {f"b_{column}": (quoted(column), (*place, "by")) for column in keys}
-            if feature.total.value is not None:
-                given[f"x_{feature.column}"] = (feature.total.value, (*place, "value"))
-        if made.where is not None:
-            given[f"w_{feature.column}"] = (made.where, (*place, "where"))
+        made, place = feature.history, ("features", i, "history")
+        if made is not None and made.events == name:
+            given[f"h_{feature.column}"] = (made.value, (*place, "value"))
+            given |= {f"w_{feature.column}": (made.where, (*place, "where"))} if made.where is not None else {}
+    for column, (total, key_of) in totals_of(file.recipe).items():
+        if total.events == name:
+            given |= {f"b_{by}": (quoted(by), (*key_of, "by")) for by in total.by if by != "user"}
+            parts = {"x": (total.value, "value"), "p": (total.per, "per"), "w": (total.where, "where")}
+            given |= {f"{mark}_{column}": (sql, (*key_of, part)) for mark, (sql, part) in parts.items() if sql}
     rows = select(tables, file, f"_events_{name}", events.rows, (*key, "rows"), given)
     _check_user(file, rows, (*key, "user"))
     rows = rows.mutate(_time=moment(tables, file, rows, events.time_unit, (*key, "time")))

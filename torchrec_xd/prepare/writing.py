@@ -35,9 +35,7 @@ def write_rows(run: Preparation, assemble: Assembler, domain: str, known: Sequen
     tables, folder = run.tables, run.stages.folder
 
     def part(place: Path, bucket: int | None) -> Table:
-        if bucket is None:
-            return tables.parquet(place).drop("_bucket")
-        return tables.parquet(place / f"_bucket={bucket}")
+        return tables.parquet(place if bucket is None else place / f"_bucket={bucket}").drop("_bucket")
 
     def rows_of(bucket: int | None) -> Table:
         events = cache(lambda name: part(folder / "events" / name, bucket))
@@ -78,10 +76,10 @@ def _columns(run: Preparation, rows: Table, domain: str) -> dict[str, Value]:
         columns |= {label: rows[f"l_{label}"] for label in own.labels}
     if is_weighted(recipe):
         columns["weight"] = rows._weight.cast("float32")
-    if recipe.activity is not None:
-        columns["activity"] = rows[f"t_{recipe.activity}"].cast("int64")
     if recipe.cold_users:
         columns["cold"] = rows.cold
+    if recipe.activity is not None:
+        columns["activity"] = rows.t_activity.cast("int32")
     # next to rows to score raw values may be called like features
     return columns | {name if run.labels else f"k_{name}": rows[f"k_{name}"] for name in own.keep}
 
