@@ -14,6 +14,9 @@ settings.load_profile("unhurried")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-rows", action="store_true", help="also run tests that prepare millions of rows, for minutes"
+    )
     parser.addoption("--fuzz-cases", type=int, default=60, help="cases of every fuzz test (tests/fuzz); default 60")
 
 

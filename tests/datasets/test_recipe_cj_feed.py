@@ -22,8 +22,10 @@ ROWS = {
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory, request):
     """Of the data set, and of what the recipe makes."""
+    if not request.config.getoption("--all-rows"):
+        pytest.skip("prepares 3.3 million rows twice, for 10 minutes and more; pytest --all-rows runs it")
     root = tmp_path_factory.mktemp("cj")
     prepare("cj_feed", root / "code", PrepareSettings(), str)
     recipe = ROOT / "configs" / "recipes" / "cj_feed.yaml"
