@@ -29,7 +29,7 @@ def prepare(
     threads: Annotated[int, typer.Option(min=1, help="DuckDB's threads.")] = 2,
     out: Json = None,
 ) -> None:
-    """25 features, two histories, four totals, vocabularies of up to 10^6; one user and one item with 5 % of the rows."""
+    """25 features, 2 histories, 4 totals, vocabularies of up to 10^6; one user and one item have 5 % of the rows."""
     result = Result("prepare", {"features": 25, "memory_limit_gb": memory_gb, "threads": threads})
     for count in rows or [MILLION, 5 * MILLION, 20 * MILLION]:
         with tempfile.TemporaryDirectory(prefix="benchmark-", dir=Path.cwd()) as folder:
@@ -47,7 +47,7 @@ def prepare(
 
 
 def write_log(folder: Path, rows: int) -> None:
-    """A log of impressions as Parquet, drawn by DuckDB; most ids are rare, user 0 and item 0 have 5 % of the rows each."""
+    """A log of impressions as Parquet, drawn by DuckDB; most ids are rare, user 0 and item 0 have 5 % of the rows."""
     folder.mkdir(parents=True)
     small = ", ".join(f"(hash(i + {20 + k}) % {10 + 7 * k})::INT AS a{k}" for k in range(COUNTS))
     floats = ", ".join(f"((hash(i + {40 + k}) % 100000) / 1000.0)::FLOAT AS d{k}" for k in range(NUMBERS))
