@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.prepare.test_init_layouts import recbole
+from tests.support.layouts import recbole
 from tests.support.recipes import prepared
 from tools.ml_100k import FOLDER, extract
 from torchrec_xd.data.schema_files import load_schema
