@@ -36,6 +36,8 @@ def test_spellings():
         EngineSettings.model_validate({"spark": {}, "duckdb": {}})
     with pytest.raises(ValueError, match="sparkle"):
         EngineSettings.model_validate("sparkle")
+    with pytest.raises(ValueError, match="spark.sql.session.timeZone decides what values mean"):
+        settings(conf={"spark.sql.session.timeZone": "Europe/Berlin"})
 
 
 def test_a_local_session(local_spark, tmp_path):

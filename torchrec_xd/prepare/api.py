@@ -19,11 +19,13 @@ from torchrec_xd.prepare.execution import Preparation, Stages, bucket_count
 from torchrec_xd.prepare.input_errors import input_errors
 from torchrec_xd.prepare.inputs import open_inputs
 from torchrec_xd.prepare.joins import check_joins
+from torchrec_xd.prepare.learning import way_of
 from torchrec_xd.prepare.manifest import Identity, Manifest, SplitRows
 from torchrec_xd.prepare.profile.api import NAME as PROFILE
 from torchrec_xd.prepare.profile.api import write_profile
 from torchrec_xd.prepare.recipe_checks import check_recipe
 from torchrec_xd.prepare.recipe_file import RecipeFile, load_recipe
+from torchrec_xd.prepare.rows import features_of
 from torchrec_xd.prepare.tables import Tables
 
 PROVENANCE = "the user's own files, by a recipe: encoders/recipe.yaml"
@@ -72,6 +74,8 @@ def prepare_recipe(
         with input_errors(file, found), manifest.replaced(out) as folder:
             check_joins(tables, file)
             used, counts = run.run(folder, given)
+            if given is not None:
+                _say_unseen(tables, file, folder, progress)
             shutil.copytree(given[1] if given else stages.folder / "encoders", folder / learnt.FOLDER)
             schema_file.write_schema(file.recipe, used, str(out), folder / schema_file.NAME)
             schema = schema_file.resolved(file.recipe, used, str(folder))
@@ -80,6 +84,17 @@ def prepare_recipe(
             (folder / manifest.NAME).write_text(made.model_dump_json(indent=1), encoding="utf-8")
     shutil.rmtree(stages.folder)
     return made
+
+
+def _say_unseen(tables: Tables, file: RecipeFile, folder: Path, progress: Callable[[str], None]) -> None:
+    """Which share of the ids has no row of its own in the vocabularies that were given."""
+    for name in file.recipe.domains:
+        ids = [f.column for f in features_of(file.recipe, name) if f.kind == "id" and way_of(f) == "vocabulary"]
+        if ids and (folder / name).is_dir():
+            rows = tables.parquet(folder / name)
+            shares = rows.agg(**{column: (rows[column] == 0).cast("float64").mean() for column in ids})
+            for column, share in tables.arrow(shares).to_pylist()[0].items():
+                progress(f"{name}: {share:.1%} of '{column}' have no row of their own (new, rare or missing)")
 
 
 def _identity(file: RecipeFile, found: Mapping[str, list[str]], given: tuple[Encoders, Path] | None) -> Identity:

@@ -13,7 +13,7 @@ import threading
 from typing import Any
 
 import ibis
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from torchrec_xd.errors import UserError
 from torchrec_xd.settings import Settings
@@ -39,6 +39,13 @@ class SparkSettings(Settings):
     session which this process has already, else `local[*]`."""
     conf: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Spark's own settings: `{spark.executor.memory: 4g, spark.local.dir: /scratch}`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SparkSettings:
+        for name in ("spark.sql.session.timeZone", "spark.sql.ansi.enabled"):
+            if name in self.conf:
+                raise ValueError(f"'conf': {name} decides what values mean, and is set by prepare; leave it out")
+        return self
 
 
 def ibis_on_spark(settings: SparkSettings) -> Any:
