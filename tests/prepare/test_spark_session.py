@@ -36,7 +36,7 @@ def test_spellings():
         EngineSettings.model_validate({"spark": {}, "duckdb": {}})
     with pytest.raises(ValueError, match="sparkle"):
         EngineSettings.model_validate("sparkle")
-    with pytest.raises(ValueError, match="spark.sql.session.timeZone decides what values mean"):
+    with pytest.raises(ValueError, match=r"spark\.sql\.session\.timeZone decides what values mean"):
         settings(conf={"spark.sql.session.timeZone": "Europe/Berlin"})
 
 

@@ -5,13 +5,14 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from tests.support.raw_shop import EVERY_KIND, prepare, recipe, write_shop
+from tests.support.raw_shop import EVERY_KIND, prepare, recipe, views, write_shop
 from torchrec_xd.config import load_config
 from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.errors import UserError
 from torchrec_xd.shipped import CONFIGS
-from torchrec_xd.training.inference import score, score_raw
+from torchrec_xd.training.inference import evaluate, score, score_raw
 from torchrec_xd.training.train_run import train
 
 SMALL = ["trainer.threads=1", "trainer.epochs=1", "loader.batch_size=64"]
@@ -86,3 +87,20 @@ def test_raw_rows_that_cannot_be_encoded(out, run, tmp_path):
         score_raw(tmp_path / "copy", str(tmp_path / "raw.parquet"), tmp_path / "s.parquet", "goods")
     assert not (tmp_path / "s.parquet").exists()
     assert not list(tmp_path.glob(".score*"))
+
+
+def test_new_rows_are_evaluated_by_their_schema(out, run, tmp_path):
+    content = yaml.safe_load((out.parent / "recipe.yaml").read_text(encoding="utf-8"))
+    new = [{**row, "clicked": 1 - row["clicked"], "bought": None} for row in views()]
+    for row in new:
+        row["bought"] = row["n"] % 2 == 0 if row["clicked"] else None
+    write_shop(tmp_path, view_rows=new)
+    raw = {"views": str(tmp_path / "views.parquet")}
+    again = prepare(tmp_path, content, "again", encoders=run / "encoders", inputs=raw)
+    own, other = evaluate(run), evaluate(run, schema=again / "schema.yaml")
+    assert other["eval"]["like@videos"] == own["eval"]["like@videos"]
+    assert other["eval"]["click@goods"] != own["eval"]["click@goods"]
+    with pytest.raises(
+        UserError, match=r"mean something else than those of the run \(name, tasks, features, weight differ\)"
+    ):
+        evaluate(run, schema=prepare(tmp_path, recipe(tmp_path, name="two"), "two") / "schema.yaml")

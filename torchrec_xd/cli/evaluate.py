@@ -17,6 +17,9 @@ def evaluate(
     checkpoint: CheckpointOption = "best",
     out: Annotated[Path | None, typer.Option("--json", help="Also write the report here.")] = None,
     page: Annotated[Path | None, typer.Option("--report", help="Also write it here, as an HTML page.")] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="Schema of other rows: what 'prepare --encoders' wrote of new raw rows.")
+    ] = None,
 ) -> None:
     """Exact metrics of a finished run."""
     from torchrec_xd.atomic_write import write_json
@@ -25,7 +28,7 @@ def evaluate(
 
     if out is not None:
         check_output_file(out, "--json")
-    report = run_evaluate(run, split, checkpoint, page)
+    report = run_evaluate(run, split, checkpoint, page, schema)
     if not is_main_process():
         return
     if out is not None:

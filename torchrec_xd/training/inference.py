@@ -17,6 +17,7 @@ from torchrec_xd.config import RunConfig, load_run
 from torchrec_xd.data.agreement import agreed, read_kinds
 from torchrec_xd.data.loader import Loader
 from torchrec_xd.data.predictions import KeptColumns, PredictionColumns, PredictionWriter
+from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.data.shards import ShardSpec
 from torchrec_xd.distributed.process_group import Processes, process_group
 from torchrec_xd.errors import UserError
@@ -102,6 +103,7 @@ def evaluate(
     split: Split = "test",
     checkpoint: CheckpointChoice = "best",
     page: str | Path | None = None,
+    schema: str | Path | None = None,
 ) -> Report:
     """Exact metrics of a finished run on one of its splits: `eval` and `slices`, as in metrics.json.
 
@@ -110,11 +112,15 @@ def evaluate(
         split: what is measured.
         checkpoint: best or last.
         page: an HTML report to write; models may add parts of their own to it (EXIT: what passes, by scene).
+        schema: file of a schema with other rows, whose columns mean what the run's mean. Default: the run's own rows.
 
     Raises:
-        UserError: no run, no checkpoint; or a page with parts that need all rows in one process, under torchrun.
+        UserError: no run, no checkpoint; a schema whose columns mean something else; or a page with parts that need all
+            rows in one process, under torchrun.
     """
     config = load_run(Path(directory))
+    if schema is not None:
+        config = _with_rows_of(config, schema)
     if page is not None:
         check_output_file(page, "--report")
     spec = find_model(config.model.name)
@@ -135,6 +141,19 @@ def evaluate(
                 title = f"{folder.path.name}: {config.model.name} on {split}"
                 save_report(Path(page), title, report, diagnostics, doubts)
             return report
+
+
+def _with_rows_of(config: RunConfig, schema: str | Path) -> RunConfig:
+    """A run's config with the rows of another schema, which has to mean the same."""
+    own, other = config.data_schema, load_schema(schema)
+    if own.fingerprint() != other.fingerprint():
+        ours, theirs = own.model_dump(), other.model_dump()
+        differ = [key for key in ours if key not in ("domains", "root") and ours[key] != theirs[key]]
+        raise UserError(
+            f"{schema}: its columns mean something else than those of the run ({', '.join(differ) or 'domains'} "
+            "differ); prepare these rows with the run's encoders: prepare RECIPE --encoders RUN/encoders"
+        )
+    return config.model_copy(update={"data_schema": other})
 
 
 UnseenIds = Literal["refuse", "drop"]
