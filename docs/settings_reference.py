@@ -23,6 +23,7 @@ from torchrec_xd.datasets import LabelStepSettings, PrepareSettings
 from torchrec_xd.datasets.planted.settings import FeedSettings, HomepageSettings
 from torchrec_xd.models import MODELS
 from torchrec_xd.planner import Cluster, TableList
+from torchrec_xd.prepare.recipe import Recipe
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import ChosenByName
 from torchrec_xd.study.design import Ablation, Study
@@ -68,6 +69,10 @@ PAGES: dict[str, tuple[str, tuple[Section, ...]]] = {
     "models": (
         "Models",
         tuple(Section(f"`{name}`", spec.settings, prefix="model.") for name, spec in MODELS.items()),
+    ),
+    "recipe": (
+        "Recipes",
+        (Section("Recipes", Recipe, "From raw logs to rows: what `torchrec-xd prepare RECIPE` reads."),),
     ),
     "data_sets": (
         "Data sets",
