@@ -136,7 +136,7 @@ def test_predicting_asks_for_no_loss_with_rows_or_without():
 
     seen = []
     rows = batch_of((0, 3, 3), [1.0, 0.0, 1.0])
-    loader = SimpleNamespace(batches=lambda **_: iter([rows, batch_of((0, 0, 0), [])]))
+    loader = SimpleNamespace(batches=lambda **_: (batch for batch in (rows, batch_of((0, 0, 0), []))))
     model = Model(nn.Identity(), Net(), refuse)
     [(batch, output)] = trainer.predict(model, loader, SimpleNamespace(device=torch.device("cpu")))
     assert len(batch) == 3
