@@ -52,6 +52,31 @@ def look_up_as_bags(model: nn.Module) -> None:
                 kernel.forward = partial(bags_of_one, kernel.emb_module)
 
 
+def allow_empty_shards(model: nn.Module) -> None:
+    """Let tables have no rows on this rank, as some have with row_wise: 5 rows on 4 ranks are 2, 2, 1 and none.
+
+    A group without any row FBGEMM takes to lie on a GPU, and refuses: it is not called. If only the last table of a
+    group has none, FBGEMM's backward pass reads on behind the list of sizes for one that is not 0: it finds a 1 there.
+    """
+    for lookup, pooled in lookups_of(model):
+        for kernel in lookup_kernels(lookup):
+            if isinstance(kernel, BatchedFusedEmbedding | BatchedFusedEmbeddingBag):
+                tables = kernel.emb_module
+                if not tables.weights_host.numel():
+                    kernel.forward = partial(no_vectors, tables, pooled)
+                elif tables.hash_size_cumsum[-1] == tables.hash_size_cumsum[-2]:
+                    tables.hash_size_cumsum[-1] += 1
+
+
+def no_vectors(tables: Any, pooled: bool, features: KeyedJaggedTensor) -> Tensor:
+    """What a lookup returns for features without ids: zeros, `[B, sum of widths]`, or no rows `[0, D]`.
+
+    They want a gradient as others do, for each rank has to take part in the exchange on the way back.
+    """
+    shape = (features.stride(), tables.total_D) if pooled else (0, tables.max_D)
+    return torch.zeros(shape, requires_grad=torch.is_grad_enabled())
+
+
 def look_up_side_by_side(model: nn.Module, threads: int) -> None:
     """Let the groups of every sharded collection run at the same time."""
     for lookup, pooled in lookups_of(model):

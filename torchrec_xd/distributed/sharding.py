@@ -10,7 +10,13 @@ from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, Dist
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from torchrec_xd.distributed.cpu_lookup import MOST_GROUPS, assign_lookup_groups, look_up_as_bags, look_up_side_by_side
+from torchrec_xd.distributed.cpu_lookup import (
+    MOST_GROUPS,
+    allow_empty_shards,
+    assign_lookup_groups,
+    look_up_as_bags,
+    look_up_side_by_side,
+)
 from torchrec_xd.distributed.exchange import CommunicationSettings
 from torchrec_xd.distributed.optimizers import (
     Optimizers,
@@ -59,6 +65,7 @@ def shard(
             parameter.requires_grad_(False)  # a replicated table would otherwise wait for a gradient
     if processes.device.type == "cpu":
         look_up_as_bags(model)
+        allow_empty_shards(model)
     if threads > 1:
         look_up_side_by_side(model, threads)
     _fill_shards(model, tables)
