@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tests.support.data_tables import ROWS, row_lists, rows_of, schema_of
 from torchrec_xd.batch import LoaderState
 from torchrec_xd.data.arrow import Decoder
-from torchrec_xd.data.collate import Collator, Rows
+from torchrec_xd.data.collate import Collator
+from torchrec_xd.data.rows import Rows
 
 FEATURES = (
     {"column": "store", "kind": "id", "rows": ROWS},

@@ -14,8 +14,8 @@ import torch
 
 from tests.support.numbered import content, write
 from torchrec_xd.batch import Batch, LoaderState
-from torchrec_xd.data.collate import Rows
 from torchrec_xd.data.loader import Loader, LoaderSettings
+from torchrec_xd.data.rows import Rows
 from torchrec_xd.data.shards import ShardSpec
 
 

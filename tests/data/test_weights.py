@@ -9,7 +9,8 @@ import pytest
 from tests.support.data_tables import ROWS, row_lists, rows_of, schema_of
 from torchrec_xd.batch import Batch, LoaderState
 from torchrec_xd.data.arrow import Decoder
-from torchrec_xd.data.collate import Collator, Rows
+from torchrec_xd.data.collate import Collator
+from torchrec_xd.data.rows import Rows
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema
 

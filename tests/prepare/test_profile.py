@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.raw_shop import goods, prepare, recipe, write_shop
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare.engine import DuckDBSettings, EngineSettings, connect
+from torchrec_xd.prepare.profile.api import profile_data
 from torchrec_xd.prepare.profile.measure import measure
 from torchrec_xd.prepare.profile.result import Profile
 from torchrec_xd.schema import Schema
@@ -276,3 +278,14 @@ def test_files_that_are_not_as_the_schema_says_are_refused(tmp_path: Path) -> No
 
 def replace_column(schema: Schema, column: str) -> Any:
     return schema.features[1].model_copy(update={"column": column})
+
+
+def test_parts_of_the_time_do_not_drift(tmp_path: Path) -> None:
+    """A split of a few days has other weekdays than weeks of training."""
+    folder = write_shop(tmp_path / "shop")
+    content = recipe(folder, goods("item"), goods("weekday", calendar="weekday"))
+    lines: list[str] = []
+    out = prepare(folder, content, progress=lines.append)
+    found = profile_data(out, tmp_path / "page.html", lines.append)
+    assert {each.column for each in found.drift} == {"user_id", "item"}
+    assert "'weekday' drifts" not in " ".join(lines)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_xd.data.arrow import Decoder, Origin
-from torchrec_xd.data.collate import Rows
+from torchrec_xd.data.rows import Rows
 from torchrec_xd.schema import Schema
 
 ROWS = 50

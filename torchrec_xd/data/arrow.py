@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from torchrec_xd.data.collate import Floats, IdType, Integers, Jagged, Rows, spans
 from torchrec_xd.data.column_types import (
     expectation,
     holds_strings,
@@ -31,6 +30,7 @@ from torchrec_xd.data.column_types import (
 from torchrec_xd.data.events import check_aligned
 from torchrec_xd.data.hashing import Hashes, hash_integers
 from torchrec_xd.data.normalisation import filled
+from torchrec_xd.data.rows import Floats, IdType, Integers, Jagged, Rows, spans
 from torchrec_xd.data.statistics import Limits
 from torchrec_xd.data.strings import string_hashes, user_numbers
 from torchrec_xd.data.vectors import vectors

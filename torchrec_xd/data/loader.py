@@ -18,8 +18,9 @@ from pydantic import Field, PositiveInt
 from torchrec_xd.batch import Batch, LoaderState
 from torchrec_xd.data.agreement import FoundKind, agreed
 from torchrec_xd.data.arrow import Decoder, Origin
-from torchrec_xd.data.collate import Collator, Rows
+from torchrec_xd.data.collate import Collator
 from torchrec_xd.data.files import FileStamp, ParquetFiles
+from torchrec_xd.data.rows import Rows
 from torchrec_xd.data.shards import RowGroup, Shard, ShardSpec, Window, mixed_rows
 from torchrec_xd.data.stamps import stamped_columns
 from torchrec_xd.data.statistics import Range

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from torchrec_xd.data.collate import Integers
 from torchrec_xd.data.column_types import is_string
 from torchrec_xd.data.hashing import Hashes, hash_bytes
+from torchrec_xd.data.rows import Integers
 
 
 def string_hashes(values: pa.Array) -> tuple[Integers, Hashes]:

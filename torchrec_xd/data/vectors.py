@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from torchrec_xd.data.collate import Vectors
+from torchrec_xd.data.rows import Vectors
 from torchrec_xd.feature import Feature
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from torchrec_xd.data.collate import Floats, Integers
 from torchrec_xd.data.column_types import is_list
+from torchrec_xd.data.rows import Floats, Integers
 from torchrec_xd.feature import Feature
 
 if TYPE_CHECKING:

@@ -61,7 +61,7 @@ def prepare_recipe(
     given = (load_encoders(encoders), encoders_folder(encoders)) if encoders is not None else None
     stages = Stages(out.parent / f".{out.name}.unfinished", progress)
     with engine_errors():
-        tables = Tables(connect(file.recipe.engine, spill=stages.folder / "spill"))
+        tables = Tables(connect(file.recipe.engine, spill=stages.folder / "spill"), in_order=False)
         found = open_inputs(tables, file, inputs or {})
         files = [Path(each) for paths in found.values() for each in paths]
         identity = _identity(file, found, given)
@@ -79,7 +79,9 @@ def prepare_recipe(
             shutil.copytree(given[1] if given else stages.folder / "encoders", folder / learnt.FOLDER)
             schema_file.write_schema(file.recipe, used, str(out), folder / schema_file.NAME)
             schema = schema_file.resolved(file.recipe, used, str(folder))
-            write_profile(schema, folder / PROFILE, progress, engine=file.recipe.engine, check=False)
+            calendar = file.recipe.calendar_features()
+            page = folder / PROFILE
+            write_profile(schema, page, progress, calendar=calendar, engine=file.recipe.engine, check=False)
             made = _manifest(file, identity, used, counts, folder)
             (folder / manifest.NAME).write_text(made.model_dump_json(indent=1), encoding="utf-8")
     shutil.rmtree(stages.folder)

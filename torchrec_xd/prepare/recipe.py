@@ -240,3 +240,7 @@ class Recipe(Settings):
             long = {name: {"path": value} if isinstance(value, str | list) else value for name, value in inputs.items()}
             content = {**content, "inputs": long}
         return content
+
+    def calendar_features(self) -> set[str]:
+        """Columns of the features that are parts of the row's time."""
+        return {feature.column for feature in self.features if feature.calendar is not None}

@@ -25,16 +25,20 @@ class Tables:
 
     Args:
         connection: an Ibis backend.
+        in_order: whether DuckDB keeps rows in the order of the input where no query sorts them, on fewer threads.
     """
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, *, in_order: bool = True) -> None:
         self.connection = connection
+        self._in_order = in_order
         self.spark: Any = connection._session if connection.name == "pyspark" else None
         """Spark's session; None for DuckDB."""
         self.faults: tuple[type[Exception], ...] = (
             (duckdb.Error,) if self.spark is None else (_spark_error(), SparkRefusal)
         )
         """What the engine raises."""
+        if self.spark is None:
+            connection.raw_sql(f"SET preserve_insertion_order = {in_order}")
 
     def view(self, name: str, query: str) -> Table:
         """Name a query in DuckDB's SQL over files and other views."""
@@ -80,17 +84,25 @@ class Tables:
             table: what is computed.
             folder: a new folder.
             by: columns whose values name folders.
-            numbered: number of buckets; adds a column `_row` of unique integers, which modulo it are `_bucket`.
+            numbered: number of buckets; adds a column `_row` of unique integers, which modulo it are `_bucket`; they
+                ascend where rows are kept in order.
         """
         query = self.connection.compile(table)
-        number = "row_number() OVER ()" if self.spark is None else "monotonically_increasing_id()"
-        number = f"{number} * {numbered} + _bucket AS _row, " if numbered else ""
+        if numbered:
+            query = f"SELECT {self._number()} * {numbered} + _bucket AS _row, * FROM ({query})"
         if self.spark is not None:
-            frame = self.spark.sql(f"SELECT {number}* FROM ({query})")
-            frame.write.partitionBy(*by).parquet(str(folder))
+            self.spark.sql(query).write.partitionBy(*by).parquet(str(folder))
         else:
             folder.mkdir(parents=True)
-            self._copy(f"SELECT {number}* FROM ({query})", folder if by else folder / "part.parquet", by)
+            self._copy(query, folder if by else folder / "part.parquet", by)
+
+    def _number(self) -> str:
+        if self.spark is not None:
+            return "monotonically_increasing_id()"
+        if self._in_order:
+            return "row_number() OVER ()"
+        self.connection.raw_sql("CREATE OR REPLACE TEMP SEQUENCE _rows")
+        return "nextval('_rows')"
 
     def _copy(self, query: str, path: Path, by: Sequence[str] = ()) -> None:
         partition = f", PARTITION_BY ({', '.join(map(quoted, by))})" if by else ""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare import manifest, schema_file
+from torchrec_xd.prepare.encoders import RECIPE, encoders_folder
 from torchrec_xd.prepare.engine import EngineSettings, connect
 from torchrec_xd.prepare.profile.measure import SAMPLE_ROWS, measure
 from torchrec_xd.prepare.profile.page import save_profile_page
 from torchrec_xd.prepare.profile.result import Profile
+from torchrec_xd.prepare.recipe_file import load_recipe
 from torchrec_xd.schema import Schema
 
 NAME = "profile.html"
@@ -44,7 +46,9 @@ def profile_data(
     schema = load_schema(path)
     if place.is_dir() and (place / manifest.NAME).is_file():
         schema = schema.model_copy(update={"root": str(place)})
-    return write_profile(schema, out, progress, sample_rows=sample_rows, engine=engine)
+    recipe = encoders_folder(path.parent) / RECIPE
+    calendar = load_recipe(recipe).recipe.calendar_features() if recipe.is_file() else ()
+    return write_profile(schema, out, progress, calendar=calendar, sample_rows=sample_rows, engine=engine)
 
 
 def write_profile(
@@ -52,6 +56,7 @@ def write_profile(
     out: Path,
     progress: Callable[[str], None],
     *,
+    calendar: Collection[str] = (),
     sample_rows: int = SAMPLE_ROWS,
     engine: EngineSettings | None = None,
     check: bool = True,
@@ -62,6 +67,7 @@ def write_profile(
         schema: of the data set.
         out: the page.
         progress: called with a line of text for every step, and for every finding.
+        calendar: features that are parts of the row's time.
         sample_rows: rows of each domain and split for what would take too long in all.
         engine: memory and threads of DuckDB; Spark is not used.
         check: whether columns are checked first, as training does.
@@ -69,7 +75,7 @@ def write_profile(
     settings = EngineSettings(duckdb=engine.duckdb if engine else None)
     with tempfile.TemporaryDirectory(prefix=".profile.", dir=out.parent) as spill:
         connection = connect(settings, spill=Path(spill))
-        profile = measure(connection, schema, progress, sample_rows=sample_rows, check=check)
+        profile = measure(connection, schema, progress, calendar=calendar, sample_rows=sample_rows, check=check)
         connection.disconnect()
     save_profile_page(profile, out)
     for finding in profile.findings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from torchrec_xd.feature import Feature
 from torchrec_xd.prepare.profile.result import Drift, FeatureProfile
@@ -90,8 +90,8 @@ def values(part: Part, feature: Feature) -> str:
     return f"SELECT {column} AS id FROM {part.sample}"
 
 
-def drift(training: Part, others: list[Part]) -> list[Drift]:
-    """Population stability index of every feature of a domain between training and other splits.
+def drift(training: Part, others: list[Part], left_out: Collection[str] = ()) -> list[Drift]:
+    """Population stability index of the features of a domain between training and other splits.
 
     With p and q the shares of a bucket's values in training and in the other split it is the sum of (q - p) ln(q / p).
     Buckets: null; each value where training has at most 50; else 20 ranges of about equal share in training (of
@@ -100,6 +100,8 @@ def drift(training: Part, others: list[Part]) -> list[Drift]:
     """
     found = []
     for feature in training.features if training.rows else ():
+        if feature.column in left_out:
+            continue
         bucket = _bucket(training, feature)
         expected = _counts(training, feature, bucket)
         rare = expected.get(UNSEEN, 0) < RARE * sum(expected.values())

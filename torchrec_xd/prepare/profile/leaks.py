@@ -43,7 +43,7 @@ def _rates(part: Part, feature: Feature, y: str) -> str:
     column = quoted(feature.column)
     ids = f"unnest({column})" if is_list(feature) else column
     return (
-        f"WITH ids AS (SELECT _row, _half, {y} AS y, {ids} AS id FROM {part.sample} WHERE {y} IS NOT NULL), "
+        f"WITH ids AS (SELECT rowid AS _row, _half, {y} AS y, {ids} AS id FROM {part.sample} WHERE {y} IS NOT NULL), "
         "prior AS (SELECT avg(y) AS mean FROM ids WHERE _half = 0), "
         f"rates AS (SELECT id, (sum(y) + {PRIOR_ROWS} * any_value(mean)) / (count(*) + {PRIOR_ROWS}) AS rate "
         "FROM ids, prior WHERE _half = 0 GROUP BY id) "

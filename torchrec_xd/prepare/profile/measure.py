@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ def measure(
     schema: Schema,
     progress: Callable[[str], None] = lambda _: None,
     *,
+    calendar: Collection[str] = (),
     sample_rows: int = SAMPLE_ROWS,
     check: bool = True,
 ) -> Profile:
@@ -30,6 +31,7 @@ def measure(
         connection: an Ibis backend of DuckDB.
         schema: where its files lie, and what their columns mean.
         progress: called with a line of text for every step.
+        calendar: features that are parts of the row's time: they are told by the days of a split, and do not drift.
         sample_rows: rows of each domain and split for what would take too long in all.
         check: whether columns are checked first, as training does.
 
@@ -48,7 +50,7 @@ def measure(
         ids: dict[tuple[str, str], str] = {}
         for domain in schema.domains:
             progress(f"profile: features of {domain}")
-            _measure_domain([part for part in parts if part.domain == domain], users, ids, found)
+            _measure_domain([part for part in parts if part.domain == domain], users, ids, calendar, found)
         progress("profile: what domains share")
         _measure_overlap(parts, users, ids, found)
     found.drift.sort(key=lambda each: each.noise - each.psi)
@@ -56,7 +58,13 @@ def measure(
     return replace(found, findings=find(found))
 
 
-def _measure_domain(parts: list[Part], users: dict[str, str], ids: dict[tuple[str, str], str], found: Profile) -> None:
+def _measure_domain(
+    parts: list[Part],
+    users: dict[str, str],
+    ids: dict[tuple[str, str], str],
+    calendar: Collection[str],
+    found: Profile,
+) -> None:
     training = parts[0]
     assert training.split == "train"
     own = {f.column: features.words(training, f) for f in training.features if f.kind == "id"}
@@ -64,7 +72,7 @@ def _measure_domain(parts: list[Part], users: dict[str, str], ids: dict[tuple[st
     for part in parts:
         found.features.extend(features.feature_profiles(part, own))
         found.activity.extend(labels.activity_rates(part, users[part.key], users[training.key]))
-    found.drift.extend(features.drift(training, parts[1:]))
+    found.drift.extend(features.drift(training, parts[1:], calendar))
     found.separations.extend(leaks.separations(training))
     found.duplicates.extend(leaks.count_duplicates(training, parts))
 

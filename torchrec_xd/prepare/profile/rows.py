@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 import duckdb
@@ -57,7 +58,7 @@ class Part:
 
     @property
     def sample(self) -> str:
-        """Of some rows: `_row` numbers them, `_half` is 0 or 1; of a vector it has the Euclidean length."""
+        """Of some rows: `_half` is 0 or 1; of a vector it has the Euclidean length."""
         return f"profile_sample_{self.number}"
 
     @property
@@ -158,17 +159,21 @@ def _part(connection: Any, schema: Schema, domain: str, split: Split, number: in
 
 
 def _draw(part: Part, files: Sequence[str], sample_rows: int) -> None:
-    # File names without folders: the same rows wherever the data set lies.
-    place = "parse_filename(_file)"
     one_in = -(-part.rows // sample_rows) if part.rows else 1
-    where = f"WHERE hash({place}, file_row_number // {BLOCK}) % {one_in} = 0" if one_in > 1 else ""
     columns = [quoted(name) for name in (part.schema.user, *part.labels)]
     columns += [_sampled(feature) for feature in part.features]
-    part.connection.raw_sql(
-        f"CREATE OR REPLACE TEMP TABLE {part.sample} AS SELECT row_number() OVER () AS _row, "
-        f"(hash({place}, file_row_number, 1) % 2)::TINYINT AS _half, {', '.join(dict.fromkeys(columns))} "
-        f"FROM {_read(files)} {where}"
-    )
+    # File names without folders: the same rows wherever the data set lies.
+    half = "(hash(parse_filename(_file), file_row_number, 1) % 2)::TINYINT"
+    selected = f"SELECT {half} AS _half, {', '.join(dict.fromkeys(columns))}"
+    part.connection.raw_sql(f"CREATE OR REPLACE TEMP TABLE {part.sample} AS {selected} FROM {_read(files)} LIMIT 0")
+    if one_in == 1:
+        part.connection.raw_sql(f"INSERT INTO {part.sample} {selected} FROM {_read(files)}")
+        return
+    for file in files:  # one by one: DuckDB skips what it need not decode only if one column alone says so
+        block = f"hash({literal(Path(file).name)}, file_row_number // {BLOCK})"
+        part.connection.raw_sql(
+            f"INSERT INTO {part.sample} {selected} FROM {_read([file])} WHERE {block} % {one_in} = 0"
+        )
 
 
 def _sampled(feature: Feature) -> str:
