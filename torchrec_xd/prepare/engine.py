@@ -103,6 +103,8 @@ def connect(settings: EngineSettings, spill: Path) -> Any:
             f"the defaults are 2.0 and null ({error})"
         ) from None
     connection.raw_sql("SET enable_progress_bar = false")  # it would draw over our own lines
+    for setting in ("allocator_flush_threshold", "allocator_bulk_deallocation_flush_threshold"):
+        connection.raw_sql(f"SET {setting} = '1TB'")  # what is freed is needed again in the next query
     connection.raw_sql("SET lambda_syntax = 'ENABLE_SINGLE_ARROW'")  # DuckDB 2 refuses `x -> …`, which Ibis 12 writes
     return connection
 

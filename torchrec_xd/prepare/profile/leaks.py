@@ -11,7 +11,7 @@ PRIOR_ROWS = 10
 """Rows at the mean label rate that are added to those of every id."""
 FEWEST = 20
 """Rows of each class that an AUC needs."""
-DUPLICATE_ROWS = 4_000_000
+DUPLICATE_ROWS = 1_000_000
 """Larger domains: all rows of some users, about so many."""
 
 
