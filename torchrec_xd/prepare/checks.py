@@ -258,6 +258,8 @@ def check_splits(file: RecipeFile, name: str, found: dict[str, RowCounts]) -> No
     for split in SPLITS:
         if split not in found:
             text = f"domain '{name}' has no rows for {split}; its rows are from {times}"
+            if file.recipe.split.last_share is not None:
+                text += "; users have too few rows for such a share: raise it, or split by moments (valid, test)"
             file.raise_for_all_rows(file.fault(("split",), text))
             continue
         counts = found[split]
