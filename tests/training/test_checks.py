@@ -41,7 +41,7 @@ def config_of(folder: Path, scale=None, **content) -> RunConfig:
             "model": {"name": "single", "widths": [4]},
             "domains": ["post"],
             "loader": {"batch_size": 32},
-            "trainer": {"threads": 1},
+            "trainer": {"threads": 1, "epochs": 17},
             **content,
         },
         "test",
@@ -65,6 +65,13 @@ def warned(place, config) -> list[str]:
 
 def test_ordinary_data_are_not_doubted(place):
     assert warned(place, config_of(place)) == []
+
+
+def test_too_few_steps_are_told(place):
+    assert warned(place, config_of(place, trainer={"threads": 1, "epochs": 16})) == [
+        "training takes 48 steps in all (16 x 3), too few for most nets: lower loader.batch_size (32) or raise "
+        "trainer.epochs"
+    ]
 
 
 @pytest.mark.parametrize(
