@@ -23,8 +23,8 @@ LARGE, HOPELESS = 100.0, 100_000.0
 refused. Measured (docs/data_format.md): noise of scale 1 next to what can be learnt leaves an AUC of .71, of scale 100
 .65, 1,000 .53, 100,000 .50. An outlier alone ends no training, and statistics cannot tell it from a scale."""
 FEW_STEPS = 50
-"""Fewer steps than that barely move a net. Measured on a planted world: MKT's second stage reached an AUC of .733 with 30
-steps, and .744 with four times as many from the same rows."""
+"""Fewer steps than that barely move a net. Measured on a planted world: MKT's second stage reached an AUC of .733 with
+30 steps, and .744 with four times as many from the same rows."""
 WEIGHTS = 10_000.0
 """Largest weight over smallest from which on a few rows decide everything."""
 
