@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 
 from torchrec_xd.cli.app import app
 from torchrec_xd.config import load_run
+from torchrec_xd.diagnostics.finding import Finding
+from torchrec_xd.diagnostics.scores import ScoreMetrics
 from torchrec_xd.distributed.process_group import Processes, process_group
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema
@@ -18,7 +20,7 @@ from torchrec_xd.training.diagnosis import diagnose
 def test_the_first_stage_from_folder_to_files(runs, tmp_path):
     content = diagnose(runs / "mem", tmp_path / "new" / "out", batches=2)
     assert content == json.loads((tmp_path / "new" / "out" / "diagnostics.json").read_text())
-    assert list(content["diagnostics"]) == ["gradients", "knowledge", "feature_scores", "tables"]
+    assert list(content["diagnostics"]) == ["scores", "gradients", "knowledge", "feature_scores", "tables"]
     assert set(content["left_out"]) == {"gates"}
     assert content["batches"] == 2
     assert sum(content["rows"].values()) == 256
@@ -49,14 +51,45 @@ def test_the_command_on_the_second_stage(runs, tmp_path):
     done = CliRunner().invoke(app, ["diagnose", str(runs / "tem"), "--out", str(tmp_path), "--batches", "1"])
     assert done.exit_code == 0, done.output
     content = json.loads((tmp_path / "diagnostics.json").read_text())
-    assert list(content["diagnostics"]) == ["feature_scores", "gates", "tables"]  # HFA: the frozen teacher's
+    assert list(content["diagnostics"]) == ["scores", "feature_scores", "gates", "tables"]  # HFA: the frozen teacher's
     assert list(content["diagnostics"]["feature_scores"]["domains"]) == ["post"]
     assert "left out: gradients: the run reads one domain, 'post'" in done.output
 
 
+def test_findings_come_first_on_the_screen_on_the_page_and_in_the_file(runs, tmp_path, monkeypatch):
+    def diagnosed():
+        done = CliRunner().invoke(app, ["diagnose", str(runs / "tem"), "--out", str(tmp_path), "--batches", "1"])
+        assert done.exit_code == 0, done.output
+        return done.output, (tmp_path / "diagnostics.html").read_text()
+
+    planted = Finding("planted", "post: 0.3 < 0.5, as half is wanted", "more of it")
+    monkeypatch.setattr(ScoreMetrics, "findings", lambda self, values: [planted] * ("post" in str(values)))
+    screen, page = diagnosed()
+    assert screen.startswith("planted: post: 0.3 < 0.5, as half is wanted. Try: more of it")
+    assert page.index("planted: post: 0.3 &lt; 0.5") < page.index("How to read it")
+    content = json.loads((tmp_path / "diagnostics.json").read_text())
+    assert content["findings"] == [
+        {"name": "planted", "text": "post: 0.3 < 0.5, as half is wanted", "remedy": "more of it"}
+    ]
+    monkeypatch.setattr(ScoreMetrics, "findings", lambda self, values: [])
+    screen, page = diagnosed()
+    assert screen.startswith("None of the faults that have a name was found.")
+    assert "None of the faults that have a name was found." in page
+
+
+def test_what_compares_with_training_sees_rows_of_that_split_too(runs, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(ScoreMetrics, "reads_training", True)
+    monkeypatch.setattr(ScoreMetrics, "update_training", lambda self, batch, output: seen.append(len(batch)))
+    diagnose(runs / "single", tmp_path, "test", batches=2)
+    assert seen == [80, 80]
+    diagnose(runs / "single", tmp_path, "train", batches=2)
+    assert seen == [80, 80]  # nothing to compare with
+
+
 def test_a_model_without_anything_to_diagnose_still_says_what_its_tables_touch(runs, tmp_path):
     content = diagnose(runs / "single", tmp_path, "valid")
-    assert list(content["diagnostics"]) == ["tables"]
+    assert list(content["diagnostics"]) == ["scores", "tables"]
     assert set(content["left_out"]) == {"gradients", "feature_scores", "gates"}
     assert content["rows"] == {"post": 80}
 

@@ -18,11 +18,17 @@ def diagnose(
     batches: Annotated[int, typer.Option(help="Batches that are read, at most.")] = 50,
     checkpoint: CheckpointOption = "best",
 ) -> None:
-    """Write what passes between the domains of a run: diagnostics.json and diagnostics.html."""
+    """Name what is wrong with a run, and write what passes between its domains: diagnostics.json, diagnostics.html."""
+    from torchrec_xd.diagnostics.finding import Finding
+    from torchrec_xd.training.diagnosis import NOTHING_FOUND
     from torchrec_xd.training.diagnosis import diagnose as run_diagnose
 
     folder = run if out is None else out
     content = run_diagnose(run, folder, split, checkpoint, batches=batches)
+    for finding in content["findings"]:
+        show(str(Finding(**finding)), "yellow")
+    if not content["findings"]:
+        show(NOTHING_FOUND)
     for name, why in content["left_out"].items():
         show(f"left out: {name}: {why}")
     show(f"{', '.join(content['diagnostics'])}: {folder}/diagnostics.html")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -19,8 +19,10 @@ from torchrec_xd.config import RunConfig, load_run
 from torchrec_xd.data.loader import Loader
 from torchrec_xd.data.shards import ShardSpec
 from torchrec_xd.diagnostics.diagnostic import Diagnostic, Part
+from torchrec_xd.diagnostics.finding import Finding
 from torchrec_xd.diagnostics.gradients import GradientCosines
 from torchrec_xd.diagnostics.knowledge import FeatureScores, GateOpenness
+from torchrec_xd.diagnostics.scores import ScoreMetrics
 from torchrec_xd.diagnostics.tables import TouchedTables
 from torchrec_xd.distributed.process_group import process_group
 from torchrec_xd.errors import UserError
@@ -35,6 +37,8 @@ from torchrec_xd.schema import Schema, Split
 from torchrec_xd.training.inference import load_sharded
 from torchrec_xd.training.split_evaluation import columns_of
 from torchrec_xd.writable import check_output_folder
+
+NOTHING_FOUND = "None of the faults that have a name was found."
 
 
 def diagnose(
@@ -73,15 +77,24 @@ def diagnose(
         numbers = tuple(dict.fromkeys(feature for each in found for feature in each.number_features(split)))
         read = schema.model_copy(update={"features": (*schema.features, *numbers)})
         loader = Loader(read, config.loader, split, ShardSpec(seed=config.seed), extra=integers)
+        seen = _as_trained(config)
         some = (batch.to(processes.device) for batch in islice(loader.batches(), batches))
-        rows = measure(model, found, _as_trained(some, config), integers, numbers)
+        rows = measure(model, found, some, integers, numbers, seen)
+        compared = [each for each in found if each.reads_training] if split != "train" else []
+        if compared:
+            training = Loader(schema, config.loader, "train", ShardSpec(seed=config.seed))
+            some = (batch.to(processes.device) for batch in islice(training.batches(), batches))
+            measure_training(model, compared, some)
+    values = {each.name: each.values() for each in found}
+    named = [finding for each in found for finding in each.findings(values[each.name])]
     content = {
         "model": config.model.name,
         "split": split,
         "checkpoint": checkpoint,
         "batches": min(batches, loader.steps),
         "rows": dict(zip(schema.domains, rows, strict=True)),
-        "diagnostics": {each.name: {"reading": each.reading, **each.values()} for each in found},
+        "findings": [asdict(finding) for finding in named],
+        "diagnostics": {each.name: {"reading": each.reading, **values[each.name]} for each in found},
         "left_out": left_out,
     }
     _save(RunFolder(Path(out)), f"{run.path.name}: transfer in {config.model.name} on {split}", content, found)
@@ -92,7 +105,10 @@ def applying(model: Model, config: RunConfig, split: Split, folder: Path) -> tup
     """The diagnostics of a model, watching it from now on; and by name why it lacks others."""
     schema = config.schema_in_use
     here = [name for name, domain in schema.domains.items() if domain.paths(split)]
-    found: list[Diagnostic] = []
+    targets = schema.targets() or tuple(schema.domains)
+    watched = config.monitor_tasks or [task.name for task in schema.tasks if task.domain in targets]
+    known = [task.name for task in schema.tasks if task.name in watched and task.domain in here]
+    found: list[Diagnostic] = [ScoreMetrics(schema, known)] if known else []
     left_out: dict[str, str] = {}
     if len(here) > 1:
         found.append(GradientCosines(dense_parameters(model), schema))
@@ -130,6 +146,7 @@ def measure(
     batches: Iterable[Batch],
     integers: Sequence[str] = (),
     numbers: Sequence[Feature] = (),
+    as_trained: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> list[int]:
     """One pass over the batches in evaluation mode; returns how many rows of each domain were in them.
 
@@ -141,23 +158,35 @@ def measure(
         batches: their extra columns are `integers`; their last dense columns, which the model does not see, `numbers`.
         integers: names of these columns.
         numbers: the features of these columns.
+        as_trained: what the loss of training saw of a batch; diagnostics see the rows' own weights.
     """
     model.eval()
     offsets = []
     for batch in batches:
         given = replace(batch, dense_BN=batch.dense_BN[:, : batch.dense_BN.shape[1] - len(numbers)])
         with torch.set_grad_enabled(any(isinstance(each, GradientCosines) for each in diagnostics)):
-            output = model(given)
+            output = model(as_trained(given))
         for each in diagnostics:
             each.update(given, output, columns_of(batch, integers, numbers))
         offsets.append(batch.offsets)
     return [int(rows) for rows in torch.tensor(offsets).diff(dim=1).sum(0)]
 
 
-def _as_trained(batches: Iterable[Batch], config: RunConfig) -> Iterable[Batch]:
-    """Batches with the row weights that training's loss saw."""
+def measure_training(model: Model, diagnostics: Sequence[Diagnostic], batches: Iterable[Batch]) -> None:
+    """One pass over batches of the training split in evaluation mode, for what holds them against another split."""
+    model.eval()
     for batch in batches:
-        yield batch if config.trainer.weighted else replace(batch, weight_B=torch.ones_like(batch.weight_B))
+        with torch.no_grad():
+            output = model(batch, with_loss=False)
+        for each in diagnostics:
+            each.update_training(batch, output)
+
+
+def _as_trained(config: RunConfig) -> Callable[[Batch], Batch]:
+    """To a batch with the row weights that training's loss saw."""
+    if config.trainer.weighted:
+        return lambda batch: batch
+    return lambda batch: replace(batch, weight_B=torch.ones_like(batch.weight_B))
 
 
 def noise_features(schema: Schema) -> frozenset[str] | None:
@@ -170,6 +199,8 @@ def noise_features(schema: Schema) -> frozenset[str] | None:
 def _save(folder: RunFolder, title: str, content: dict[str, Any], found: Iterable[Diagnostic]) -> None:
     read = ", ".join(f"{rows:,} of {domain}" for domain, rows in content["rows"].items())
     parts: list[Part] = [f"Measured on {content['batches']} batches: rows {read}."]
+    named = [str(Finding(**finding)) for finding in content["findings"]]
+    parts += ["# Findings", *(named or [NOTHING_FOUND])]
     for each in found:
         values = content["diagnostics"][each.name]
         parts += [f"# {each.title}", f"How to read it: {each.reading}", *each.parts(values)]
