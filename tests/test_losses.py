@@ -3,7 +3,7 @@ import math
 import torch
 from torch.nn import functional
 
-from torchrec_xd.losses import bce_sum, cosine, polarized_distribution_loss
+from torchrec_xd.losses import bce_sum, cosine, polarized_distribution_loss, probability_bce_sum, squared_error_sum
 
 
 def test_bce_by_hand_with_weights():
@@ -11,6 +11,22 @@ def test_bce_by_hand_with_weights():
     expected = math.log(2) + 2 * math.log(4)  # -log 1/2, and twice -log(1 - 3/4)
     assert math.isclose(bce_sum(logit, label, torch.tensor([1.0, 2.0])).item(), expected, rel_tol=1e-6)
     assert bce_sum(torch.empty(0), torch.empty(0)).item() == 0.0
+
+
+def test_cross_entropy_of_predictions_that_may_exceed_one():
+    prob = torch.tensor([0.5, 0.25, 0.95, 2.0, 2.0, 0.0], requires_grad=True)
+    label, weight = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0]), torch.tensor([1.0, 2.0, 1.0, 3.0, 1.0, 1.0])
+    loss = probability_bce_sum(prob, label, weight)
+    tangent = [math.log(10) + 10 * (value - 0.9) for value in (0.95, 2.0)]
+    expected = math.log(2) + 2 * math.log(4 / 3) + tangent[0] + 3 * tangent[1] + 23 * math.log(2)
+    assert math.isclose(loss.item(), expected, rel_tol=1e-6)
+    loss.backward()
+    torch.testing.assert_close(prob.grad, torch.tensor([-2.0, 2 / 0.75, 10.0, 30.0, 0.0, 0.0]))
+
+
+def test_squared_errors_by_hand():
+    given = torch.tensor([0.5, 3.0]), torch.tensor([1.0, 1.0]), torch.tensor([1.0, 2.0])
+    assert squared_error_sum(*given).item() == 0.25 + 2 * 4
 
 
 def pdl(*pairs):

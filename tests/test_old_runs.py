@@ -5,10 +5,13 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.support import placements
 from tests.support.feeds import schema_at, write_feed
 from tests.support.mkt_settings import FINETUNE
-from torchrec_xd.config import RunConfig
+from tests.support.small_models import train_run
+from torchrec_xd.config import RunConfig, load_run
 from torchrec_xd.settings import validate
 from torchrec_xd.training.inference import evaluate, score
 from torchrec_xd.training.train_run import train
@@ -46,3 +49,25 @@ def test_the_second_stage_starts_from_it(old_run, tmp_path):
     train(validate(RunConfig, content, "stage 2"), tmp_path / "finetune")
     loaded = json.loads((tmp_path / "finetune" / "transfer.json").read_text())["loaded"]
     assert "teacher.net.common.ple.last.gates.m_post.linear.weight" in loaded
+
+
+def test_exits_settings_of_then_are_those_of_now(tmp_path):
+    """What `transfer_on` was called then; `transfer_error` and `scene_to_towers` were not there."""
+    run = train_run(
+        tmp_path,
+        "exit",
+        schema=placements.schema_at(placements.write_placements(tmp_path)),
+        domains=["home"],
+        model={"name": "exit", **placements.SETTINGS, "transfer_on": "transfer"},
+        loader={"batch_size": 64},
+        trainer={"threads": 1},
+    )
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"].pop("transfer_on") == "transfer"
+    for name in ("transfer_error", "scene_to_towers"):
+        del config["model"][name]
+    config["model"]["transfer_loss"] = "transfer"
+    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert load_run(run).model.transfer_on == "transfer"
+    written = json.loads((run / "metrics.json").read_text())["eval"]
+    assert evaluate(run, "test", "last")["eval"]["click@home"] == pytest.approx(written["click@home"])

@@ -83,7 +83,7 @@ CASES = {
     ),
     "exit_whole": Case(EXIT, "homepage", domain="target", tasks=("click@target", "wanted@target", "fit@target")),
     "exit_transfer": Case(
-        {**EXIT, "transfer_loss": "transfer", "dropout": 0.2},
+        {**EXIT, "transfer_on": "transfer", "dropout": 0.2},
         "homepage",
         domain="target",
         tasks=("click@target", "wanted@target", "fit@target"),

@@ -20,7 +20,8 @@ from torchrec_xd.datasets.planted.feed import FeedWorld
 from torchrec_xd.datasets.planted.writing import oracle_metrics
 from torchrec_xd.embeddings import EmbeddingSettings
 from torchrec_xd.errors import UserError
-from torchrec_xd.models.exit import ExitSettings, SourceSettings, build_exit
+from torchrec_xd.models.exit import build_exit
+from torchrec_xd.models.exit_settings import ExitSettings, SourceSettings
 from torchrec_xd.models.minet import MiNetSettings, build_minet
 from torchrec_xd.models.mkt import PretrainSettings, build_pretrain
 

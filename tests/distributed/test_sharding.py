@@ -30,10 +30,10 @@ def test_sharded_training_equals_plain_training(tmp_path, ranks, name):
     assert_same_training(run_ranks(ranks, train_sharded, content, name, ShardingSettings()), expected)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_exit_trains_sharded_as_it_does_plain(tmp_path, ranks):
+@pytest.mark.parametrize(("ranks", "name"), [(1, "placements"), (2, "placements"), (2, "placements_extended")])
+def test_exit_trains_sharded_as_it_does_plain(tmp_path, ranks, name):
     """Losses divide by each rank's rows, which are equally many: the mean over ranks is the mean over all rows."""
-    content = placements.schema_at(placements.write_placements(tmp_path))
+    content = {**placements.schema_at(placements.write_placements(tmp_path)), "name": name}
     expected = train_plain(Schema.model_validate(content), "adagrad", ranks)
     assert_same_training(run_ranks(ranks, train_sharded, content, "adagrad", ShardingSettings()), expected)
 

@@ -1,5 +1,6 @@
 """EXIT: predictions, loss and gradients by hand, what scenes can reach, what each switch changes, misuse."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,8 @@ from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.embeddings import EmbeddingSettings
 from torchrec_xd.errors import UserError
 from torchrec_xd.feature import Feature
-from torchrec_xd.models.exit import ExitSettings, build_exit
+from torchrec_xd.models.exit import build_exit
+from torchrec_xd.models.exit_settings import ExitSettings
 from torchrec_xd.outputs import score_matrix
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import validate
@@ -48,6 +50,19 @@ def columns(schema, batch):
     return {task.name: batch.label_BT[:, i] for i, task in enumerate(schema.tasks)}
 
 
+def combination(schema, batch):
+    """The interest combination label."""
+    label = columns(schema, batch)
+    return label["click@home"] + sum(label[f"wanted_{k}@home"] * label[f"fit_{k}@home"] for k in ("search", "map"))
+
+
+def with_selector_logits(task, batch):
+    """The output for a batch, and the selector's logits, which keep their gradient."""
+    kept = {}
+    task.net.selector.register_forward_hook(lambda module, given, out: kept.update(logit=out) or out.retain_grad())
+    return kept, task(batch)
+
+
 def bce(prob, label, weight):
     return -(weight * (label * prob.log() + (1 - label) * (1 - prob).log())).sum()
 
@@ -65,7 +80,7 @@ def test_the_joint_loss_by_hand(home, batch):
     loss = output.total_loss()
     label, score, weight = columns(home, batch), output.score, batch.weight_B
     assert weight.unique().tolist() == [1.0, 4.0]
-    icl = label["click@home"] + sum(label[f"wanted_{k}@home"] * label[f"fit_{k}@home"] for k in ("search", "map"))
+    icl = combination(home, batch)
     assert icl.unique().tolist() == [0, 1, 2, 3]
     expected = 0.5 * bce(score["click@home/target"], label["click@home"], weight)
     expected = expected + 2 * sum(
@@ -76,22 +91,98 @@ def test_the_joint_loss_by_hand(home, batch):
     assert set(output.loss) == {"bce/click@home", "bce/wanted_search@home", "bce/wanted_map@home", "transfer"}
 
 
-def test_the_transfer_loss_holds_what_passes_against_what_is_fit_where_it_was_wanted(home, batch):
-    output = exit_model(home, transfer_loss="transfer")(batch)
-    label, weight = columns(home, batch), batch.weight_B
-    expected = sum(
-        (weight * label[f"wanted_{k}@home"] * (output.score[f"fit_{k}@home"] - label[f"fit_{k}@home"]).abs()).sum()
+def transfer_terms(output, label, error):
+    """By hand: `error(P_tr, c)` of rows with `y_s = 1`."""
+    return sum(
+        (label[f"wanted_{k}@home"] * error(output.score[f"fit_{k}@home"], label[f"fit_{k}@home"]))
         for k in ("search", "map")
     )
+
+
+ERRORS = {
+    "absolute": lambda value, label: (value - label).abs(),
+    "squared": lambda value, label: (value - label) ** 2,
+    "cross_entropy": lambda value, label: -(label * value.log() + (1 - label) * (1 - value).log()),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_the_transfer_term_holds_what_passes_against_what_is_fit_where_it_was_wanted(home, batch, error):
+    output = exit_model(home, transfer_on="transfer", transfer_error=error, transfer_weight=3.0)(batch)
+    expected = 3 * (batch.weight_B * transfer_terms(output, columns(home, batch), ERRORS[error])).sum()
     torch.testing.assert_close(output.loss["transfer"], expected / 64)
+
+
+def test_the_squared_error_of_the_whole_prediction(home, batch):
+    output = exit_model(home, transfer_error="squared")(batch)
+    expected = (batch.weight_B * (output.score["click@home"] - combination(home, batch)) ** 2).sum()
+    torch.testing.assert_close(output.loss["transfer"], expected / 64)
+
+
+SLOPES = {
+    "absolute": lambda value, label: (value - label).sign() * value * (1 - value),
+    "squared": lambda value, label: 2 * (value - label) * value * (1 - value),
+    "cross_entropy": lambda value, label: value - label,
+}
+
+
+@pytest.mark.parametrize("error", SLOPES)
+def test_its_gradient_on_the_logits_of_the_selector(home, batch, error):
+    """Of the cross entropy it is `P_tr - c`, which does not vanish where P_tr is near 0 or 1."""
+    kept, output = with_selector_logits(
+        exit_model(home, target_weight=0.0, source_weight=0.0, transfer_on="transfer", transfer_error=error), batch
+    )
+    output.total_loss().backward()
+    label = columns(home, batch)
+    for k, name in enumerate(("search", "map")):
+        slope = SLOPES[error](output.score[f"fit_{name}@home"], label[f"fit_{name}@home"])
+        expected = batch.weight_B / 64 * label[f"wanted_{name}@home"] * slope
+        torch.testing.assert_close(kept["logit"].grad[:, k], expected)
+
+
+def test_the_cross_entropy_of_a_closed_selector_keeps_its_gradient(home, batch):
+    task = exit_model(home, transfer_on="transfer", transfer_error="cross_entropy")
+    with torch.no_grad():
+        task.net.selector.out.bias.fill_(-200.0)  # P_tr is 0 in fp32
+    kept, output = with_selector_logits(task, batch)
+    output.loss["transfer"].backward()
+    label = columns(home, batch)
+    fitting = torch.stack([label[f"wanted_{k}@home"] * label[f"fit_{k}@home"] for k in ("search", "map")], dim=1)
+    torch.testing.assert_close(kept["logit"].grad, -batch.weight_B[:, None] / 64 * fitting)
+
+
+def test_what_cannot_be_compared_is_refused():
+    def settings(**changes):
+        return validate(ExitSettings, {**SETTINGS, **changes}, "run.yaml")
+
+    with pytest.raises(
+        UserError, match=r"y_icl.* may exceed 1.*transfer_error: absolute or squared.*transfer_on: tran"
+    ):
+        settings(transfer_error="cross_entropy")
+    for changes in ({"transfer_on": "transfer"}, {"transfer_error": "squared"}):
+        with pytest.raises(UserError, match=r"icl: false has no transfer term.*transfer_on and transfer_error out"):
+            settings(icl=False, **changes)
+    with pytest.raises(UserError, match=r"transfer_loss is the old name of transfer_on.*not both"):
+        settings(transfer_loss="whole", transfer_on="transfer")
+    with pytest.raises(UserError, match=r"transfer_on.*'whole' or 'transfer'"):
+        settings(transfer_loss="half")
+
+
+def test_the_old_name_of_what_is_compared_still_reads():
+    """Configs and run folders of version 0.1.0 say `transfer_loss`; with `icl: false` it meant nothing."""
+    assert validate(ExitSettings, {**SETTINGS, "transfer_loss": "transfer"}, "r").transfer_on == "transfer"
+    assert validate(ExitSettings, {**SETTINGS, "transfer_loss": "whole"}, "r") == ExitSettings(**SETTINGS)
+    assert validate(ExitSettings, {**SETTINGS, "transfer_loss": "transfer", "icl": False}, "r").transfer_on == "whole"
+    assert "transfer_loss" not in ExitSettings(**SETTINGS).model_dump()
 
 
 def test_without_labels_of_interest_the_whole_learns_the_click(home, batch):
     output = exit_model(home, icl=False)(batch)
-    prob = output.score["click@home"].clamp(max=1 - 2.0**-23)
-    torch.testing.assert_close(
-        output.loss["transfer"], bce(prob, columns(home, batch)["click@home"], batch.weight_B) / 64
-    )
+    prob, label = output.score["click@home"], columns(home, batch)["click@home"]
+    assert prob.min() < 1 < prob.max()
+    below, above = prob.clamp(max=0.9), (prob - 0.9).clamp(min=0)
+    cost = (1 - label) * (-(1 - below).log() + 10 * above) - label * prob.clamp(max=1 - 2.0**-23).log()
+    torch.testing.assert_close(output.loss["transfer"], (batch.weight_B * cost).sum() / 64)
     parts = exit_model(home)(batch)
     for name in output.loss.keys() - {"transfer"}:
         assert torch.equal(output.loss[name], parts.loss[name])
@@ -101,13 +192,9 @@ def test_without_labels_of_interest_the_whole_learns_the_click(home, batch):
 def test_the_gradient_of_the_label_loss_moves_each_part_towards_the_label(home, batch):
     """d|P - y| / dP is the sign of P - y: the transfer logits get it times `P_s P_tr (1 - P_tr)`."""
     task = exit_model(home, target_weight=0.0, source_weight=0.0)
-    kept = {}
-    task.net.selector.register_forward_hook(lambda module, given, out: kept.update(logit=out) or out.retain_grad())
-    output = task(batch)
-    loss = output.total_loss()
-    loss.backward()
-    label, score = columns(home, batch), output.score
-    icl = label["click@home"] + sum(label[f"wanted_{k}@home"] * label[f"fit_{k}@home"] for k in ("search", "map"))
+    kept, output = with_selector_logits(task, batch)
+    output.total_loss().backward()
+    score, icl = output.score, combination(home, batch)
     for k, name in enumerate(("search", "map")):
         passed = score[f"fit_{name}@home"]
         slope = score[f"wanted_{name}@home"] * passed * (1 - passed)
@@ -115,19 +202,22 @@ def test_the_gradient_of_the_label_loss_moves_each_part_towards_the_label(home, 
         torch.testing.assert_close(kept["logit"].grad[:, k], expected)
 
 
-def test_a_prediction_may_exceed_one_and_is_truncated_where_a_probability_is_needed(home, batch):
+def test_without_labels_of_interest_negative_rows_above_one_are_pulled_down(home, batch):
     task = exit_model(home, icl=False)
     with torch.no_grad():
         for tower in task.net.ipn.towers.children():
             tower[1].bias.fill_(9.0)
         task.net.selector.out.bias.fill_(9.0)
-    output = task(batch)
-    loss = output.total_loss()
+    kept, output = with_selector_logits(task, batch)
     assert (output.score["click@home"] > 2.9).all()
-    expected = bce(torch.tensor(1 - 2.0**-23), columns(home, batch)["click@home"], batch.weight_B) / 64
-    torch.testing.assert_close(output.loss["transfer"], expected)
-    loss.backward()
-    assert all(torch.isfinite(p.grad).all() for p in task.parameters() if p.grad is not None)
+    label = columns(home, batch)["click@home"]
+    negatives = (batch.weight_B * (1 - label) * (math.log(10) + 10 * (output.score["click@home"] - 0.9))).sum()
+    torch.testing.assert_close(output.loss["transfer"], negatives / 64, rtol=1e-5, atol=0)  # positives: 2^-23 each
+    output.loss["transfer"].backward()
+    passed = output.score["fit_map@home"]
+    slope = batch.weight_B / 64 * (1 - label) * 10 * output.score["wanted_map@home"] * passed * (1 - passed)
+    torch.testing.assert_close(kept["logit"].grad[:, 1], slope)
+    assert (slope > 0).sum() == (label == 0).sum()
 
 
 def test_scenes_reach_the_selector_alone_and_through_tables_of_their_own(home, batch):
@@ -148,6 +238,25 @@ def test_scenes_reach_the_selector_alone_and_through_tables_of_their_own(home, b
     moved = {name for name, p in task.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert not any("selector" in name or f"t_{scene}" in name for name in moved for scene in scenes)
     assert any("t_item" in name for name in moved)
+
+
+def test_towers_read_the_scene_where_they_are_told_to(home, batch):
+    def moved(**changes):
+        task = exit_model(home, scene_to_towers=True, **changes)
+        output = task(batch)
+        sum(part for name, part in output.loss.items() if name != "transfer").backward()
+        found = {name for name, p in task.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        return task, {scene for scene in ("slot", "place") if any(f"t_{scene}" in name for name in found)}
+
+    task, scenes = moved()
+    assert scenes == {"slot", "place"}
+    widths = [net.net.ipn.towers["click@home"][0][0].in_features for net in (exit_model(home), task)]
+    assert widths[1] - widths[0] == 2 * 4  # two scenes
+    inputs = [net.net.selector.hidden[0].in_features for net in (exit_model(home), task)]
+    assert inputs[0] == inputs[1]  # the selector reads each scene once
+    assert moved(ssn=False)[1] == {"slot", "place"}
+    with pytest.raises(UserError, match=r"scene_to_towers: no feature has the group scene"):
+        exit_model(home.without(("slot", "place")), ssn=False, scene_to_towers=True)
 
 
 def test_without_the_selector_one_constant_serves_all_rows(home, batch):
@@ -243,6 +352,7 @@ def test_a_vector_as_scene_needs_the_network_that_reads_it(home):
     assert exit_model(schema)
     with pytest.raises(UserError, match=r"reads no scene, and has no use for the vector 'view'; .*without: \[view\]"):
         exit_model(schema, ssn=False)
+    assert exit_model(schema, ssn=False, scene_to_towers=True)
 
 
 def test_it_needs_a_source():

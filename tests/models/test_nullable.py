@@ -15,7 +15,8 @@ from tests.support.small_models import EMBEDDINGS, JOINT, joint_model
 from tests.support.unsharded import materialise
 from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.errors import UserError
-from torchrec_xd.models.exit import ExitSettings, build_exit
+from torchrec_xd.models.exit import build_exit
+from torchrec_xd.models.exit_settings import ExitSettings
 from torchrec_xd.models.mkt import FinetuneSettings, PretrainSettings, build_finetune, build_pretrain
 from torchrec_xd.models.model import CrossEntropy
 from torchrec_xd.models.transfer import SourceRun

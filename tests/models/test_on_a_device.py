@@ -52,7 +52,10 @@ CASES = {
     "mkt_finetune": Case(FINETUNE, ("post",), PRETRAIN),
     "mkt_finetune, dynamic": Case({**FINETUNE, "gates": "dynamic"}, ("post",), PRETRAIN),
     "exit": Case(EXIT),
-    "exit, transfer": Case({**EXIT, "transfer_loss": "transfer", "ssn": False}),
+    "exit, transfer": Case({**EXIT, "transfer_on": "transfer", "ssn": False}),
+    "exit, cross entropy, scenes": Case(
+        {**EXIT, "transfer_on": "transfer", "transfer_error": "cross_entropy", "scene_to_towers": True}
+    ),
     "exit, no ICL": Case({**EXIT, "icl": False}),
     "single": Case({"name": "single", "widths": [6, 5]}, ("post",)),
     "single, going on": Case(SINGLE, ("post",), SINGLE, ("items",)),

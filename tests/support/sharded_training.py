@@ -20,7 +20,8 @@ from torchrec_xd.distributed.optimizers import (
     TableOptimizerSettings,
 )
 from torchrec_xd.embeddings import EmbeddingSettings
-from torchrec_xd.models.exit import ExitSettings, build_exit
+from torchrec_xd.models.exit import build_exit
+from torchrec_xd.models.exit_settings import ExitSettings
 from torchrec_xd.models.mkt import PretrainSettings, build_pretrain
 from torchrec_xd.planner import ShardingSettings
 from torchrec_xd.planner.inputs.constraints import Constraint
@@ -38,6 +39,15 @@ MODEL = PretrainSettings(expert_widths=(8, 6), aligned_dim=4, tower_widths=(4,),
 EXIT = ExitSettings(**{**SETTINGS, "sources": {**SETTINGS["sources"], "search": SEARCH}})
 
 
+EXITS = {
+    "placements": EXIT,
+    "placements_extended": EXIT.model_copy(
+        update={"transfer_on": "transfer", "transfer_error": "cross_entropy", "scene_to_towers": True}
+    ),
+}
+"""By name of the schema."""
+
+
 SCHEDULE = ScheduleSettings(warmup_steps=2, decay="linear", final=0.5)
 
 
@@ -50,9 +60,9 @@ def settings(name):
 
 
 def task_of(schema):
-    """MKT's first stage, or EXIT where the schema is its."""
+    """MKT's first stage, or EXIT where the schema is one of its."""
     torch.manual_seed(0)
-    build, model = (build_exit, EXIT) if schema.name == "placements" else (build_pretrain, MODEL)
+    build, model = (build_exit, EXITS[schema.name]) if schema.name in EXITS else (build_pretrain, MODEL)
     return build(schema, model, EmbeddingSettings(init_std=0.3), seed=0)
 
 
