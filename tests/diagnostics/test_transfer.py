@@ -47,7 +47,7 @@ def test_exit_is_held_against_the_truth_of_the_same_rows(tmp_path):
         trainer={"threads": 1},
     )
     content = diagnose(run, run)
-    assert list(content["diagnostics"]) == ["scores", "transfer", "transfer_by_scene", "tables"]
+    assert list(content["diagnostics"]) == ["scores", "selection", "transfer", "transfer_by_scene", "tables"]
     sources = content["diagnostics"]["transfer"]["sources"]
     score(run, str(file), tmp_path / "scores.parquet", "home", "best", parts=True)
     said = pq.read_table(tmp_path / "scores.parquet")["score_fit_search@home"].to_numpy().astype(np.float64)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from torchrec_xd.batch import Batch
 from torchrec_xd.diagnostics.diagnostic import Diagnostic
+from torchrec_xd.diagnostics.selection import Selection
 from torchrec_xd.diagnostics.transfer import TransferByScene, TransferProbabilities
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
 from torchrec_xd.errors import UserError
@@ -162,6 +163,7 @@ def _diagnostics(run: DiagnosedRun) -> list[Diagnostic]:
     settings: ExitSettings = run.settings
     sources = {name: (source.wanted, source.fit) for name, source in settings.sources.items()}
     return [
+        Selection(run.schema, settings.target, settings.alone, sources, learned=settings.ssn),
         TransferProbabilities(run.schema, settings.target, sources),
         _by_scene(run.schema, settings, truth=True),
     ]
