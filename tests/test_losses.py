@@ -41,6 +41,13 @@ def test_pdl_by_hand_means_over_rows_and_sums_over_domains():
     assert math.isclose(pdl(first, second).item(), expected, rel_tol=1e-6)
 
 
+def test_pdl_of_squares_and_absolute_values_by_hand():
+    pair = (torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 1.0], [0.0, -3.0]]))  # cos 1/sqrt 2 and -1
+    assert math.isclose(polarized_distribution_loss({"a": pair}, "squared")["a"].item(), 0.75, rel_tol=1e-6)
+    absolute = polarized_distribution_loss({"a": pair}, "absolute")["a"].item()
+    assert math.isclose(absolute, (math.sqrt(0.5) + 1) / 2, rel_tol=1e-6)
+
+
 def test_pdl_is_signed():
     one = torch.tensor([[1.0, 2.0]])
     assert math.isclose(pdl((one, -one)).item(), -1.0, rel_tol=1e-6)

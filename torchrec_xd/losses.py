@@ -5,7 +5,8 @@ Shape legend: B rows, W width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,14 @@ from torch.nn import functional
 STRAIGHT_FROM = 0.9
 """From where on `probability_bce_sum` is straight for negative rows, with slope 10: rarely reached by what is right,
 and no steeper, as a sum of several probabilities begins training above 1 in all rows, most of them negative."""
+Penalty = Literal["cosine", "squared", "absolute"]
+"""What is made of the cosine of two vectors before it is minimised."""
+PENALTIES: dict[Penalty, Callable[[Tensor], Tensor]] = {
+    "cosine": torch.positive,
+    "squared": torch.square,
+    "absolute": torch.abs,
+}
+"""The functions themselves."""
 
 
 def bce_sum(logit_B: Tensor, label_B: Tensor, weight_B: Tensor | None = None) -> Tensor:
@@ -47,18 +56,23 @@ def absolute_error_sum(value_B: Tensor, label_B: Tensor, weight_B: Tensor) -> Te
     return (weight_B * (value_B.float() - label_B).abs()).sum()
 
 
-def polarized_distribution_loss(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def polarized_distribution_loss(
+    pairs: Mapping[str, tuple[Tensor, Tensor]], penalty: Penalty = "cosine"
+) -> dict[str, Tensor]:
     """PDL, whose parts these are: `sum_d mean_B cos(g_com^d, g_ind^d)` (MKT, arXiv 2402.19101, section 3.2.4).
 
-    Signed, without an absolute value, and minimised: common and independent knowledge are pushed apart. In MKT both end
-    in a ReLU, so the cosine lies in [0, 1], and 0 is reached by vectors that use different units. A domain without rows
-    adds 0; the cosine of a zero vector is 0.
+    Signed, without an absolute value, and minimised: common and independent knowledge are pushed apart. Where both
+    end in a ReLU, as in MKT by default, the cosine lies in [0, 1], and 0 is reached by vectors that use different
+    units. A domain without rows adds 0; the cosine of a zero vector is 0.
 
     Args:
         pairs: per domain, common and independent knowledge, `[B_d, W]` each.
+        penalty: what is averaged: the cosine as the paper prints it, or as an extension its square or absolute value,
+            which are least where the two are orthogonal, not opposed.
     """
+    of = PENALTIES[penalty]
     return {
-        domain: cosine(common.float(), independent.float()).sum() / max(len(common), 1)
+        domain: of(cosine(common.float(), independent.float())).sum() / max(len(common), 1)
         for domain, (common, independent) in pairs.items()
     }
 

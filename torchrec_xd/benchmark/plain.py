@@ -28,7 +28,8 @@ from torchrec_xd.feature import Group
 from torchrec_xd.losses import bce_sum
 from torchrec_xd.models.mkt import MultiEntityLoss, MultiEntityModel
 from torchrec_xd.models.model import Model
-from torchrec_xd.modules.ple import SHARED
+from torchrec_xd.modules.extractors import TaskTowers
+from torchrec_xd.modules.ple import SHARED, ProgressiveLayeredExtraction
 from torchrec_xd.schema import Schema
 from torchrec_xd.training.building import build
 
@@ -118,14 +119,15 @@ def plain_mkt(net: MultiEntityModel, gamma: float, lookups: Lookups, batch: Plai
     aligned = {domain: net.common.hfa[domain](spec) for domain, spec in lookups.specific.items()}
     mixed = torch.stack([aligned[d] * batch.masks[d].unsqueeze(1) for d in aligned]).sum(0)
     x = torch.cat([rows_BV, mixed], dim=1)
-    level = net.common.ple.last
+    level = cast(ProgressiveLayeredExtraction, net.common.get_submodule("ple")).last
+    towers = cast(TaskTowers, net.towers)
     shared = level.run(SHARED, x)
     rows, losses, cosines = len(batch.whole), [], []
     for i, task in enumerate(net.schema.tasks):
         domain, mask_B = task.domain, batch.masks[task.domain]
         common = level.gates[domain](x, [*level.run(domain, x), *shared])
         independent = net.independent[domain](torch.cat([rows_BV, lookups.specific[domain].flatten(1)], dim=1))
-        logit = net.towers[task.name](torch.cat([common, independent], dim=1)).squeeze(1)
+        logit = towers[task.name](torch.cat([common, independent], dim=1)).squeeze(1)
         label_B = torch.nan_to_num(batch.whole.label_BT[:, i])
         losses.append(bce_sum(logit, label_B, mask_B) / rows)
         cosine_B = nn.functional.cosine_similarity(common, independent, dim=1)

@@ -109,8 +109,10 @@ class FeatureScores(Diagnostic):
                 module.register_forward_hook(partial(self._add, domain))
 
     @torch.no_grad()
-    def _add(self, domain: str, module: HeterogeneousFeatureAlignment, given: tuple[Tensor], aligned: Tensor) -> None:
-        score_BN = module.importances(given[0]).double().cpu()
+    def _add(
+        self, domain: str, module: HeterogeneousFeatureAlignment, given: tuple[Tensor, ...], aligned: Tensor
+    ) -> None:
+        score_BN = module.importances(*given).double().cpu()
         self.sums[domain] += torch.stack([torch.ones_like(score_BN), score_BN, score_BN.square()]).sum(1)
 
     def update(self, batch: Batch, output: Output, columns: Columns) -> None:

@@ -17,7 +17,7 @@ from torchrec_xd.feature import Group
 from torchrec_xd.modules.attention import SequencePooling
 from torchrec_xd.modules.hfa import HeterogeneousFeatureAlignment
 from torchrec_xd.modules.mapping import ModuleMap
-from torchrec_xd.modules.rows import concat
+from torchrec_xd.modules.rows import by_domain, concat
 from torchrec_xd.settings import Settings
 
 Widths = tuple[PositiveInt, ...]
@@ -63,24 +63,34 @@ def with_specific(rows: Tensor, lookups: Lookups, domain: str) -> Tensor:
 class SpecificAlignment(ModuleMap):
     """Every domain's specific features at one width: HFA, or with `scores=False` its last linear layer alone.
 
-    A domain without specific features, or one that is not among `domains`, reads as zero.
+    A domain without specific features, or one that is not among `domains`, reads as zero. With `shared`, HFA crosses
+    specific features with shared ones too.
     """
 
-    def __init__(self, dims: Layout, aligned_dim: int, domains: Iterable[str], *, scores: bool = False) -> None:
+    def __init__(
+        self, dims: Layout, aligned_dim: int, domains: Iterable[str], *, scores: bool = False, shared: bool = False
+    ) -> None:
+        shared_dim = dims.groups["shared"] if shared else 0
         super().__init__(
             {
-                domain: HeterogeneousFeatureAlignment(*dims.specific[domain], aligned_dim, scores=scores)
+                domain: HeterogeneousFeatureAlignment(
+                    *dims.specific[domain], aligned_dim, scores=scores, shared_dim=shared_dim
+                )
                 for domain in domains
                 if dims.specific[domain][0]
             }
         )
         self.out_dim = aligned_dim
+        self.shared = shared
 
     def forward(self, lookups: Lookups) -> Tensor:
         """All rows, `[B, aligned_dim]`."""
-        return torch.cat([self._align(specific, domain) for domain, specific in lookups.specific.items()])
+        shared = by_domain(lookups.groups["shared"], lookups.rows) if self.shared else {}
+        every = lookups.specific.items()
+        return torch.cat([self._align(domain, specific, shared.get(domain)) for domain, specific in every])
 
-    def _align(self, specific_BND: Tensor, domain: str) -> Tensor:
+    def _align(self, domain: str, specific_BND: Tensor, shared_BS: Tensor | None) -> Tensor:
         if domain not in self.names or not specific_BND.shape[1]:
             return specific_BND.new_zeros(len(specific_BND), self.out_dim)
-        return self[domain](specific_BND)  # type: ignore[no-any-return]
+        inputs = (specific_BND,) if shared_BS is None else (specific_BND, shared_BS)
+        return self[domain](*inputs)  # type: ignore[no-any-return]

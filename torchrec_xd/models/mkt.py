@@ -13,48 +13,41 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from torchrec_xd.batch import Batch
 from torchrec_xd.diagnostics.knowledge import KnowledgeCosines, logged_cosines
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
 from torchrec_xd.errors import UserError
-from torchrec_xd.losses import polarized_distribution_loss
-from torchrec_xd.models.blocks import NetSettings, RowVectors, SpecificAlignment, Widths, with_specific
+from torchrec_xd.losses import Penalty, polarized_distribution_loss
+from torchrec_xd.models.blocks import NetSettings, RowVectors, Widths, with_specific
+from torchrec_xd.models.cke import LEFT_BEHIND, CommonKnowledgeExtractor, ExtractorSettings
 from torchrec_xd.models.model import CrossEntropy, Model
 from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.models.teacher import Teacher
 from torchrec_xd.models.transfer import SourceRun, Transfer, check_common_features, check_same_features
+from torchrec_xd.modules.extractors import StarTowers, TaskTowers
 from torchrec_xd.modules.gates import GatedLinearUnit
 from torchrec_xd.modules.mapping import ModuleMap
 from torchrec_xd.modules.mlp import MLP
-from torchrec_xd.modules.ple import Experts, ProgressiveLayeredExtraction
 from torchrec_xd.modules.rows import by_domain
 from torchrec_xd.outputs import Losses, Predictions
 from torchrec_xd.schema import Schema
 
 
-class PretrainSettings(NetSettings):
+class PretrainSettings(ExtractorSettings):
     """Stage 1. The paper's widths are the defaults (section 4.1.3)."""
 
     name: Literal["mkt_pretrain"] = "mkt_pretrain"
-    aligned_dim: PositiveInt = 64
-    """Width to which HFA brings every domain's specific features."""
-    hfa: bool = True
-    """False is the ablation "w/o HFA": one linear layer per domain, no crosses, no scores."""
-    expert_widths: Widths = (1024, 512)
-    """Layers of an expert and of an independent extractor; the last one is W."""
-    num_experts: PositiveInt = 1
-    """Experts of each domain, per level."""
-    num_shared_experts: PositiveInt = 1
-    """Shared experts, per level."""
-    levels: PositiveInt = 1
-    """Extraction levels of the PLE."""
     tower_widths: Widths = (64,)
     """Hidden layers of the tower that each task has."""
     gamma: NonNegativeFloat = 0.1
     """Weight of the polarized distribution loss; 0 is the ablation "w/o PDL"."""
+    pdl: Penalty = "cosine"
+    """What the polarized distribution loss averages: the cosine of common and independent knowledge (section 3.2.4), or
+    as an extension its square or absolute value, least at right angles. Without `knowledge_activation: linear` cosines
+    are never negative, and `absolute` is `cosine`."""
     domain_weight: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Domain to a factor on its loss. Default: 1."""
 
@@ -71,39 +64,6 @@ class FinetuneSettings(NetSettings):
     """Whether a gate looks at MEM's vector alone, or also at the TEM vector that it is added to."""
 
 
-class CommonKnowledgeExtractor(nn.Module):
-    """HFA and CKE: features of each domain to the knowledge that the domains share (sections 3.2.2 and 3.2.3).
-
-    The paper's eq. 9 feeds the PLE with `q = v_shared ‖ aligned` alone, yet calls the result user-entity knowledge:
-    here it reads `v_u ‖ v_seq ‖ q`.
-
-    Args:
-        schema: domains of all experts.
-        outputs: domains whose knowledge is wanted; stage 2 keeps only what serves its target.
-    """
-
-    def __init__(self, schema: Schema, settings: PretrainSettings, outputs: tuple[str, ...]) -> None:
-        super().__init__()
-        self.outputs = outputs
-        dims = layout(schema)
-        self.vectors = RowVectors(dims, settings.sequence_pooling)
-        self.hfa = SpecificAlignment(dims, settings.aligned_dim, outputs, scores=settings.hfa)
-        experts = settings.expert_widths, settings.num_experts, settings.num_shared_experts, settings.dropout
-        self.ple = ProgressiveLayeredExtraction(
-            self.vectors.out_dim + settings.aligned_dim,
-            Experts(*experts),
-            domains=tuple(schema.domains),
-            outputs=outputs,
-            levels=settings.levels,
-        )
-
-    def forward(self, lookups: Lookups) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Vectors of every row (`user`, `sequence`, `shared`), and the common knowledge `[B_d, W]` by domain."""
-        vectors = self.vectors(lookups)
-        x = torch.cat([*vectors.values(), self.hfa(lookups)], dim=1)
-        return vectors, self.ple(x, lookups.rows)
-
-
 class MultiEntityModel(nn.Module):
     """MEM, stage 1: common and independent knowledge per domain, held apart by PDL, into a tower per task."""
 
@@ -113,16 +73,18 @@ class MultiEntityModel(nn.Module):
         self.common = CommonKnowledgeExtractor(schema, settings, tuple(schema.domains))
         self.independent = ModuleMap(
             {
-                domain: MLP(self.common.vectors.out_dim + count * dim, settings.expert_widths, dropout=settings.dropout)
+                domain: MLP(
+                    self.common.vectors.out_dim + count * dim,
+                    settings.expert_widths,
+                    head=settings.linear,
+                    dropout=settings.dropout,
+                )
                 for domain, (count, dim) in dims.specific.items()
             }
         )
-        self.towers = ModuleMap(
-            {
-                task.name: MLP(2 * settings.expert_widths[-1], (*settings.tower_widths, 1), head=True)
-                for task in schema.tasks
-            }
-        )
+        towers = StarTowers if settings.extractor == "star" else TaskTowers
+        tasks = {task.name: task.domain for task in schema.tasks}
+        self.towers = towers(2 * settings.expert_widths[-1], settings.tower_widths, tasks)
 
     def forward(self, lookups: Lookups) -> Predictions:
         """A logit per task, from a domain's common and independent knowledge."""
@@ -132,11 +94,9 @@ class MultiEntityModel(nn.Module):
             domain: self.independent[domain](with_specific(own_BV, lookups, domain))
             for domain, own_BV in by_domain(rows_BV, lookups.rows).items()
         }
-        logits = {
-            task.name: self.towers[task.name](torch.cat([common[task.domain], independent[task.domain]], dim=1))
-            for task in self.schema.tasks
-        }
-        return Predictions.from_logits(logits, {d: (common[d], independent[d]) for d in lookups.rows})
+        pairs = {domain: (common[domain], independent[domain]) for domain in lookups.rows}
+        logits = self.towers({domain: torch.cat(pair, dim=1) for domain, pair in pairs.items()})
+        return Predictions.from_logits(logits, pairs)
 
 
 @dataclass(frozen=True)
@@ -145,13 +105,15 @@ class MultiEntityLoss:
 
     cross_entropy: CrossEntropy
     gamma: float
+    pdl: Penalty = "cosine"
 
     def __call__(self, predictions: Predictions, batch: Batch) -> Losses:
         """The parts of the loss; monitors are the mean cosines of the domains that have rows."""
         cosines = polarized_distribution_loss(predictions.vectors)
         parts = self.cross_entropy(predictions, batch).parts
         if self.gamma:
-            parts["pdl"] = self.gamma * torch.stack(list(cosines.values())).sum()
+            terms = cosines if self.pdl == "cosine" else polarized_distribution_loss(predictions.vectors, self.pdl)
+            parts["pdl"] = self.gamma * torch.stack(list(terms.values())).sum()
         monitored = {d: cosine.detach() for d, cosine in cosines.items() if len(predictions.vectors[d][0])}
         return Losses(parts, {f"cosine/{domain}": cosine for domain, cosine in monitored.items()})
 
@@ -207,14 +169,14 @@ class TargetEntityModel(nn.Module):
 
 def build_pretrain(schema: Schema, settings: PretrainSettings, embeddings: EmbeddingSettings, seed: int) -> Model:
     """Stage 1: MEM over all domains of the schema."""
-    loss = MultiEntityLoss(CrossEntropy(schema, settings.domain_weight), settings.gamma)
+    loss = MultiEntityLoss(CrossEntropy(schema, settings.domain_weight), settings.gamma, settings.pdl)
     return Model(Embeddings(schema, embeddings, seed), MultiEntityModel(schema, settings), loss)
 
 
 TRANSFER = Transfer(
     source="mkt_pretrain",
     prefixes={"teacher.embeddings.": "embeddings.", "teacher.net.common.": "net.common."},
-    prunable=("embeddings.", "net.common.hfa.", "net.common.ple.last.", "net.independent.", "net.towers."),
+    prunable=("embeddings.", "net.common.hfa.", *LEFT_BEHIND, "net.independent.", "net.towers."),
 )
 """Stage 2 takes MEM's common knowledge and the tables that feed it, frozen; what serves other domains stays behind."""
 

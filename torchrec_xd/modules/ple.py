@@ -28,6 +28,8 @@ class Experts(NamedTuple):
     """Experts of each domain."""
     shared: int = 1
     dropout: float = 0.0
+    linear: bool = False
+    """No ReLU behind the last layer of the last level's experts, so that what is extracted may be negative."""
 
 
 class ExtractionLevel(nn.Module):
@@ -39,10 +41,13 @@ class ExtractionLevel(nn.Module):
 
     def __init__(self, in_dim: int, experts: Experts, paths: Sequence[str], outputs: Sequence[str]) -> None:
         super().__init__()
-        widths, own, shared, dropout = experts
+        widths, own, shared, dropout, linear = experts
         counts = {path: shared if path == SHARED else own for path in paths}
         self.experts = ModuleMap(
-            {path: nn.ModuleList(MLP(in_dim, widths, dropout=dropout) for _ in range(n)) for path, n in counts.items()}
+            {
+                path: nn.ModuleList(MLP(in_dim, widths, head=linear, dropout=dropout) for _ in range(n))
+                for path, n in counts.items()
+            }
         )
         self.sources = {path: list(paths) if path == SHARED else [path, SHARED] for path in outputs}
         self.gates = ModuleMap(
@@ -82,7 +87,8 @@ class ProgressiveLayeredExtraction(nn.Module):
         super().__init__()
         every = [*domains, SHARED]
         dims = [in_dim] + [experts.widths[-1]] * (levels - 1)
-        self.levels = nn.ModuleList(ExtractionLevel(dim, experts, every, every) for dim in dims[:-1])
+        inner = Experts(*experts[:-1])  # with ReLU: what they give is not yet what is extracted
+        self.levels = nn.ModuleList(ExtractionLevel(dim, inner, every, every) for dim in dims[:-1])
         self.last = ExtractionLevel(dims[-1], experts, [*outputs, SHARED], outputs)
         self.paths = (*domains, SHARED)
         self.outputs = tuple(outputs)

@@ -6,6 +6,7 @@ Shape legend: B rows of one domain, I input width, O output width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,26 @@ class StarLinear(nn.Module):
         own = self.own[domain]
         assert isinstance(own, nn.Linear)
         return functional.linear(x_BI, self.shared.weight * own.weight, self.shared.bias + own.bias)
+
+
+class StarMLP(nn.Module):
+    """Layers in star topology, with ReLU (and dropout) after each; a `head` ends in a plain one, as an `MLP` does."""
+
+    def __init__(
+        self, in_dim: int, widths: Sequence[int], domains: Sequence[str], *, head: bool = False, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(StarLinear(i, o, domains) for i, o in pairwise((in_dim, *widths)))
+        self.dropout = nn.Dropout(dropout)
+        self.plain = len(self.layers) - 1 if head else len(self.layers)
+
+    def forward(self, x_BI: Tensor, domain: str) -> Tensor:
+        """Rows of one domain, `[B, in_dim] -> [B, widths[-1]]`."""
+        for i, layer in enumerate(self.layers):
+            x_BI = layer(x_BI, domain)
+            if i < self.plain:
+                x_BI = self.dropout(torch.relu(x_BI))
+        return x_BI
 
 
 class DomainNorm(nn.Module):
