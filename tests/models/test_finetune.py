@@ -110,6 +110,7 @@ def test_a_dense_column_is_a_name_and_no_prefix(tmp_path):
     assert begun["age"].tolist() == [1, 1]
     extra = {"column": "age_log", "kind": "dense", "group": "specific", "domains": ["post"]}
     whole = Schema.model_validate({**SCHEMA, "features": [*SCHEMA["features"], extra]})
-    prefixes = CONTINUE.further(whole.only(("post",)), whole.only(("items",)))
+    here, there = (SourceRun(whole.only((d,)), settings_of(**SINGLE), EMBEDDINGS) for d in ("post", "items"))
+    prefixes = CONTINUE.further(here, there)
     assert prefixes["embeddings.numeric.dim_4.lines.n_age"] == "embeddings.numeric.dim_4.lines.n_age"
     assert not any("age_log" in name for name in prefixes)

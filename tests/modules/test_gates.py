@@ -30,6 +30,17 @@ def test_glu_by_hand():
     )
 
 
+def test_a_bias_opens_a_gate_at_the_start_and_draws_nothing_anew():
+    gates = []
+    for bias in (0.0, 3.0):
+        torch.manual_seed(0)
+        gates.append(GatedLinearUnit(in_dim=2, out_dim=3, bias=bias))
+    plain, open_one = (gate.state_dict() for gate in gates)
+    torch.testing.assert_close(open_one.pop("gate.bias"), plain.pop("gate.bias") + 3.0)
+    assert all(torch.equal(open_one[name], plain[name]) for name in plain)
+    assert (gates[1].openness(torch.zeros(1, 2), torch.zeros(1, 3)) > 0.9).all()
+
+
 def test_a_dynamic_gate_looks_at_the_receiver_and_a_static_one_does_not():
     x, low, high = torch.tensor([[1.0]]), torch.tensor([[-1.0]]), torch.tensor([[1.0]])
     static, dynamic = unit(dynamic=False), unit(dynamic=True)

@@ -56,7 +56,19 @@ def transfer(model: nn.Module, folder: Path, prefixes: Mapping[str, str], prunab
     faults += [f"'{name}': nothing takes it" for name in pruned if not name.startswith(tuple(prunable))]
     if faults:
         raise UserError(f"{folder} does not fit this model:\n" + "\n".join(f"  {fault}" for fault in faults))
-    load({"model": {source: state[name] for name, source in theirs.items()}}, folder)
+    for copies in _rounds(theirs):
+        load({"model": {source: state[name] for source, name in copies.items()}}, folder)
     forget_cached_rows(model)
     fresh = tuple(name for name in state if name not in theirs)
     return TransferReport(tuple(theirs), fresh, tuple(pruned))
+
+
+def _rounds(theirs: Mapping[str, str]) -> list[dict[str, str]]:
+    """Names there to names here, no name there twice in a round: the n-th weight that takes it comes in the n-th."""
+    rounds: list[dict[str, str]] = []
+    for name, source in theirs.items():
+        free = next((copies for copies in rounds if source not in copies), None)
+        if free is None:
+            rounds.append(free := {})
+        free[source] = name
+    return rounds

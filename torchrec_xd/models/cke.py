@@ -1,4 +1,4 @@
-"""MKT's common knowledge: HFA and CKE (arXiv 2402.19101, sections 3.2.2 and 3.2.3), which stage 2 keeps frozen.
+"""MKT's knowledge: HFA and the extractors (arXiv 2402.19101, sections 3.2.2 and 3.2.3), which stage 2 keeps frozen.
 
 Shape legend: B rows of the batch, B_d rows of domain d, W knowledge width.
 """
@@ -15,6 +15,8 @@ from torchrec_xd.embeddings import Lookups, layout
 from torchrec_xd.errors import UserError
 from torchrec_xd.models.blocks import NetSettings, RowVectors, SpecificAlignment, Widths
 from torchrec_xd.modules.extractors import MixtureExtraction, StarExtraction
+from torchrec_xd.modules.mapping import ModuleMap
+from torchrec_xd.modules.mlp import MLP
 from torchrec_xd.modules.ple import Experts, ProgressiveLayeredExtraction
 from torchrec_xd.schema import Schema
 
@@ -119,3 +121,20 @@ def build_extractor(
         return MixtureExtraction(in_dim, widths, outputs, count=count, linear=linear, dropout=dropout)
     experts = Experts(widths, settings.num_experts, settings.num_shared_experts, dropout, linear)
     return ProgressiveLayeredExtraction(in_dim, experts, domains=domains, outputs=outputs, levels=settings.levels)
+
+
+def independent_extractors(schema: Schema, settings: ExtractorSettings, in_dim: int) -> ModuleMap:
+    """`g_ind`: a domain's own features to what it knows alone, one network per domain (section 3.2.3).
+
+    Args:
+        schema: whose domains are wanted.
+        settings: of stage 1.
+        in_dim: width of the vectors of a row, in front of its specific features.
+    """
+    widths, linear, dropout = settings.expert_widths, settings.linear, settings.dropout
+    return ModuleMap(
+        {
+            domain: MLP(in_dim + count * dim, widths, head=linear, dropout=dropout)
+            for domain, (count, dim) in layout(schema).specific.items()
+        }
+    )

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from torchrec_xd.batch import Batch
 from torchrec_xd.diagnostics.knowledge import KnowledgeCosines, logged_cosines
-from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
+from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout, weight_prefixes
 from torchrec_xd.errors import UserError
 from torchrec_xd.losses import Penalty, polarized_distribution_loss
 from torchrec_xd.models.blocks import NetSettings, RowVectors, Widths, with_specific
-from torchrec_xd.models.cke import LEFT_BEHIND, CommonKnowledgeExtractor, ExtractorSettings
+from torchrec_xd.models.cke import LEFT_BEHIND, CommonKnowledgeExtractor, ExtractorSettings, independent_extractors
 from torchrec_xd.models.model import CrossEntropy, Model
 from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.models.teacher import Teacher
@@ -62,6 +62,15 @@ class FinetuneSettings(NetSettings):
     """Hidden layers of the head that each task has."""
     gates: Literal["static", "dynamic"] = "static"
     """Whether a gate looks at MEM's vector alone, or also at the TEM vector that it is added to."""
+    gate_bias: float = Field(default=0.0, ge=-20, le=20)
+    """Added to the sigmoid's first bias in every gate (extension): 3 begins them open, -3 closed. Beyond 20 a sigmoid
+    is 0 or 1 in fp32, and would not learn."""
+    knowledge: Literal["common", "common_and_independent"] = "common"
+    """What passes the last gate: common knowledge, as in section 3.3, or the whole input of MEM's tower, common and
+    independent knowledge of the target (extension)."""
+    warm_start: bool = False
+    """Whether TEM begins as MEM (extension): tables, dense lines and sequence attention; the cross network as the
+    target's independent extractor where `widths` and W are the `expert_widths` of stage 1. The rest starts fresh."""
 
 
 class MultiEntityModel(nn.Module):
@@ -69,19 +78,9 @@ class MultiEntityModel(nn.Module):
 
     def __init__(self, schema: Schema, settings: PretrainSettings) -> None:
         super().__init__()
-        self.schema, dims = schema, layout(schema)
+        self.schema = schema
         self.common = CommonKnowledgeExtractor(schema, settings, tuple(schema.domains))
-        self.independent = ModuleMap(
-            {
-                domain: MLP(
-                    self.common.vectors.out_dim + count * dim,
-                    settings.expert_widths,
-                    head=settings.linear,
-                    dropout=settings.dropout,
-                )
-                for domain, (count, dim) in dims.specific.items()
-            }
-        )
+        self.independent = independent_extractors(schema, settings, self.common.vectors.out_dim)
         towers = StarTowers if settings.extractor == "star" else TaskTowers
         tasks = {task.name: task.domain for task in schema.tasks}
         self.towers = towers(2 * settings.expert_widths[-1], settings.tower_widths, tasks)
@@ -119,30 +118,42 @@ class MultiEntityLoss:
 
 
 class TransferredKnowledge(nn.Module):
-    """The part of MEM that serves the target: its vectors and common knowledge. Weights come from a stage-1 run."""
+    """The part of MEM that serves the target: its vectors and common knowledge. Weights come from a stage-1 run.
 
-    def __init__(self, schema: Schema, settings: PretrainSettings, target: str) -> None:
+    With `independent`, the target's independent knowledge stands behind the common one: `g_com ‖ g_ind`.
+    """
+
+    def __init__(self, schema: Schema, settings: PretrainSettings, target: str, *, independent: bool) -> None:
         super().__init__()
         self.target = target
         self.common = CommonKnowledgeExtractor(schema, settings, (target,))
-        self.dims = {**self.common.vectors.dims, "common": settings.expert_widths[-1]}
+        in_dim = self.common.vectors.out_dim
+        own = schema.only((target,))
+        self.independent = independent_extractors(own, settings, in_dim) if independent else None
+        self.width = settings.expert_widths[-1]
+        self.dims = {**self.common.vectors.dims, "common": self.width * (2 if independent else 1)}
 
     def forward(self, lookups: Lookups) -> dict[str, Tensor]:
         """`user`, `sequence`, `shared` and `common`, of the target's rows: all there are in stage 2."""
         vectors, common = self.common(lookups)
-        return {**vectors, "common": common[self.target]}
+        knowledge = common[self.target]
+        if self.independent is not None:
+            rows = with_specific(torch.cat(list(vectors.values()), dim=1), lookups, self.target)
+            knowledge = torch.cat([knowledge, self.independent[self.target](rows)], dim=1)
+        return {**vectors, "common": knowledge}
 
 
 class TargetEntityModel(nn.Module):
     """TEM, stage 2: the target's own model, with `v + GLU(v^MEM)` in four places (section 3.3)."""
 
-    def __init__(self, schema: Schema, settings: FinetuneSettings, teacher_dims: Mapping[str, int]) -> None:
+    def __init__(
+        self, schema: Schema, settings: FinetuneSettings, teacher_dims: Mapping[str, int], knowledge_dim: int
+    ) -> None:
         super().__init__()
         (self.target,) = schema.domains
         dims = layout(schema)
         count, dim = dims.specific[self.target]
         self.vectors = RowVectors(dims, settings.sequence_pooling)
-        knowledge_dim = teacher_dims["common"]
         self.cross = MLP(
             self.vectors.out_dim + count * dim, (*settings.widths, knowledge_dim), dropout=settings.dropout
         )
@@ -150,7 +161,10 @@ class TargetEntityModel(nn.Module):
         self.gates = ModuleMap(
             {
                 name: GatedLinearUnit(
-                    teacher_dims[name], own_dim, state_dim=own_dim if settings.gates == "dynamic" else 0
+                    teacher_dims[name],
+                    own_dim,
+                    state_dim=own_dim if settings.gates == "dynamic" else 0,
+                    bias=settings.gate_bias,
                 )
                 for name, own_dim in own_dims.items()
             }
@@ -173,9 +187,29 @@ def build_pretrain(schema: Schema, settings: PretrainSettings, embeddings: Embed
     return Model(Embeddings(schema, embeddings, seed), MultiEntityModel(schema, settings), loss)
 
 
+def _begins_as(here: SourceRun, there: SourceRun) -> dict[str, str]:
+    """Prefixes of `warm_start`: what TEM and MEM both have."""
+    student, pretrained = here.settings, there.settings
+    if not student.warm_start:
+        return {}
+    (target,) = here.schema.domains
+    ours, theirs = weight_prefixes(here.schema), weight_prefixes(there.schema)
+    prefixes = {f"embeddings.{ours[key]}": f"embeddings.{theirs[key]}" for key in ours if key in theirs}
+    if student.sequence_pooling == pretrained.sequence_pooling:
+        prefixes["net.vectors."] = "net.common.vectors."
+    if student.widths == pretrained.expert_widths[:-1]:
+        prefixes["net.cross."] = f"net.independent.m_{target}."
+    return prefixes
+
+
 TRANSFER = Transfer(
     source="mkt_pretrain",
-    prefixes={"teacher.embeddings.": "embeddings.", "teacher.net.common.": "net.common."},
+    prefixes={
+        "teacher.embeddings.": "embeddings.",
+        "teacher.net.common.": "net.common.",
+        "teacher.net.independent.": "net.independent.",
+    },
+    further=_begins_as,
     prunable=("embeddings.", "net.common.hfa.", *LEFT_BEHIND, "net.independent.", "net.towers."),
 )
 """Stage 2 takes MEM's common knowledge and the tables that feed it, frozen; what serves other domains stays behind."""
@@ -197,10 +231,11 @@ def build_finetune(
     (target,) = schema.domains
     check_same_features(source.schema.only((target,)), schema)
     check_common_features(source.schema, schema)
-    knowledge = TransferredKnowledge(source.schema, source.settings, target)
+    independent = settings.knowledge == "common_and_independent"
+    knowledge = TransferredKnowledge(source.schema, source.settings, target, independent=independent)
     teacher = Teacher(Embeddings(source.schema, source.embeddings, seed, batches=schema), knowledge)
-    tables, net = Embeddings(schema, embeddings, seed), TargetEntityModel(schema, settings, knowledge.dims)
-    return Model(tables, net, CrossEntropy(schema), teacher)
+    net = TargetEntityModel(schema, settings, knowledge.dims, knowledge.width)
+    return Model(Embeddings(schema, embeddings, seed), net, CrossEntropy(schema), teacher)
 
 
 PRETRAIN = ModelSpec(

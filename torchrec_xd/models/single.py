@@ -104,7 +104,8 @@ def _check_continues(schema: Schema, settings: SingleSettings, source: Schema, t
         )
 
 
-def _continued(here: Schema, there: Schema) -> dict[str, str]:
+def _continued(begun: SourceRun, trained: SourceRun) -> dict[str, str]:
+    here, there = begun.schema, trained.schema
     ours, theirs = weight_prefixes(here), weight_prefixes(there)
     prefixes = {f"embeddings.{ours[key]}": f"embeddings.{theirs[key]}" for key in ours if key in theirs}
     if here.domains.keys() == there.domains.keys():

@@ -16,7 +16,7 @@ EVERYTHING = {part: part for part in ("embeddings.", "net.", "teacher.")}
 
 @dataclass(frozen=True)
 class SourceRun:
-    """What the run that `init_from` names has trained."""
+    """What a run has trained: of `init_from`'s, what a model is built on; of two, what one takes from the other."""
 
     schema: Schema
     """The schema that it was trained on, narrowed to what it used."""
@@ -36,8 +36,9 @@ class Transfer:
     """Prefix of names here to the prefix of the same weights there; all other weights here start fresh."""
     prunable: tuple[str, ...]
     """Prefixes of names there that may be left behind."""
-    further: Callable[[Schema, Schema], dict[str, str]] = lambda here, there: {}
-    """More of `prefixes`, those that depend on the schemas of the two runs; one without a dot at its end is a name."""
+    further: Callable[[SourceRun, SourceRun], dict[str, str]] = lambda here, there: {}
+    """More of `prefixes`, those that depend on schemas and settings of the two runs; one without a dot at its end is a
+    name."""
     required: bool = True
     """Whether the model needs a run to start from."""
     slices: bool = False

@@ -33,12 +33,16 @@ class GatedLinearUnit(nn.Module):
 
     With `state_dim`, the gate is dynamic: the sigmoid also sees the receiver's own vector,
     `sigmoid(W_b (x ‖ state) + b_b)`. The paper has the static gate only.
+
+    `bias` is added to the first `b_b`: above 0 a gate begins open, below 0 closed (an extension).
     """
 
-    def __init__(self, in_dim: int, out_dim: int, *, state_dim: int = 0) -> None:
+    def __init__(self, in_dim: int, out_dim: int, *, state_dim: int = 0, bias: float = 0.0) -> None:
         super().__init__()
         self.value = nn.Linear(in_dim, out_dim)
         self.gate = nn.Linear(in_dim + state_dim, out_dim)
+        with torch.no_grad():
+            self.gate.bias.add_(bias)
         self.dynamic = state_dim > 0
 
     def openness(self, x: Tensor, state: Tensor) -> Tensor:

@@ -49,7 +49,12 @@ def source_config(config: RunConfig, folder: RunFolder | None = None) -> RunConf
 def source_run(config: RunConfig, folder: RunFolder | None = None) -> SourceRun | None:
     """What `source_config`'s run has trained; arguments and errors as there."""
     source = source_config(config, folder)
-    return None if source is None else SourceRun(source.schema_in_use, source.model, source.embeddings)
+    return None if source is None else trained_by(source)
+
+
+def trained_by(config: RunConfig) -> SourceRun:
+    """What a run of this config trains, for models that start from it."""
+    return SourceRun(config.schema_in_use, config.model, config.embeddings)
 
 
 def continues(config: RunConfig, source: RunConfig) -> bool:

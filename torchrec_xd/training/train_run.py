@@ -34,7 +34,15 @@ from torchrec_xd.prepare.encoders import copy_encoders
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.run_lock import LOCK, run_lock
 from torchrec_xd.schema import Split
-from torchrec_xd.training.building import build, continues, plan_sharding, shard_by, source_config, source_run
+from torchrec_xd.training.building import (
+    build,
+    continues,
+    plan_sharding,
+    shard_by,
+    source_config,
+    source_run,
+    trained_by,
+)
 from torchrec_xd.training.checks import check_data
 from torchrec_xd.training.compilation import refuse_missing_compiler
 from torchrec_xd.training.inference import checkpoints_of, choose_checkpoint
@@ -305,7 +313,7 @@ def _load_source_weights(
     if continues(config, trained):
         report = transfer(model, checkpoint, EVERYTHING, ())
     else:
-        prefixes = {**declared.prefixes, **declared.further(config.schema_in_use, trained.schema_in_use)}
+        prefixes = {**declared.prefixes, **declared.further(trained_by(config), trained_by(trained))}
         report = transfer(model, checkpoint, prefixes, declared.prunable)
     content = {"from": str(checkpoint), "checksum": weights, **asdict(report)}
     processes.on_main(lambda: write_json(folder.transfer, content))
