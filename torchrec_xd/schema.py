@@ -101,7 +101,7 @@ class Schema(Settings):
     dim: int = Field(default=8, gt=0, le=MAX_DIM)
     """Width of embeddings that do not name their own."""
     weight: str | None = None
-    """Column of row weights (inverse sampling rates); metrics use it, training only with `trainer.weighted`."""
+    """Column of row weights (inverse sampling rates); metrics use it, and the loss (`trainer.weighted`)."""
     activity: str | None = None
     """Integer column with the user's recent actions; metrics are also given for < 10, 10-30 and >= 30."""
     root: str = "."

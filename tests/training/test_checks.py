@@ -163,8 +163,8 @@ def test_extreme_weights_and_slices_that_no_row_is_in(place):
     slices = {"hour": {"none": [99], "all": [3, 99], "unknown": [-1]}}
     given = config_of(place, schema={"weight": "weight"}, metrics={"slices": slices})
     assert warned(place, given) == [
-        "row weights ('weight') lie between 0.5 and 40000: a few rows decide the metrics (and the loss, with "
-        "trainer.weighted); bound them when the files are written",
+        "row weights ('weight') lie between 0.5 and 40000: a few rows decide the metrics (and the loss, unless "
+        "trainer.weighted is false); bound them when the files are written",
         "metrics.slices.hour.none: no row has one of its values, [99]: the rows' lie between 0 and 23",
     ]
 

@@ -28,6 +28,8 @@ class Collator:
 
     def __init__(self, schema: Schema, num_extra: int):
         self.schema = schema
+        self.weight_scale: Sequence[float] = [1.0] * len(schema.domains)
+        """By domain: what row weights are multiplied with."""
         collections = {table.name: table.collection for table in schema.tables()}
         features = [feature for feature in schema.features if feature.has_table]
         dense = [feature for feature in schema.features if feature.kind == "dense"]
@@ -57,12 +59,20 @@ class Collator:
             dense_BN=_joined([part.dense_BN for part in rows]),
             vector_BV=self._vectors(rows),
             label_BT=_joined([part.label_BT for part in rows]),
-            weight_B=_joined([part.weight_B for part in rows]),
+            weight_B=self._weights(domains),
             user_B=_joined([part.user_B for part in rows]),
             extra_BK=_joined([part.extra_BK for part in rows]),
             offsets=(0, *np.cumsum(counts).tolist()),
             position=position,
         )
+
+    def _weights(self, domains: Sequence[Sequence[Rows]]) -> torch.Tensor:
+        parts = [
+            part.weight_B if scale == 1 else part.weight_B * np.float32(scale)
+            for scale, own in zip(self.weight_scale, domains, strict=True)
+            for part in own
+        ]
+        return _joined(parts or [self._empty.weight_B])
 
     def _vectors(self, rows: Sequence[Rows]) -> torch.Tensor:
         """All vectors side by side: the first time that they are copied as float32."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import threading
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
@@ -120,6 +121,19 @@ class Loader:
             name: domain.files.stamps(stamped_columns(schema, name))
             for name, domain in zip(self._names, self._domains, strict=True)
         }
+
+    def even_out_weights(self) -> None:
+        """From now on, bring the mean of every domain's row weights to about 1: they only compare rows of one domain.
+
+        The mean is that of 16 row groups at most, the same on every rank: it decides how much a domain counts in the
+        loss, and nothing that is learnt within it.
+
+        Raises:
+            UserError: a row group is damaged.
+        """
+        weight = self.collate.schema.weight
+        means = [None if weight is None else domain.files.mean(weight) for domain in self._domains]
+        self.collate.weight_scale = [1 / mean if mean and 0 < mean < math.inf else 1.0 for mean in means]
 
     def dropped(self) -> Counter[str]:
         """Ids that were left out of the batches so far, by column (`hash: drop`)."""

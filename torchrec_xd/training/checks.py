@@ -46,7 +46,7 @@ def check_data(config: RunConfig, loaders: Mapping[Split, Loader]) -> list[str]:
     ]
     found += _of_steps(config, loaders["train"])
     found += _of_features(schema, train)
-    found += _of_weights(schema, train)
+    found += _of_weights(config, train)
     for split, loader in loaders.items():
         if split != "train":
             found += _of_held_out(schema, split, loader)
@@ -128,15 +128,22 @@ def _remedy(low: float, high: float) -> str:
 # ---- weights, held-out rows, slices ----------------------------------------------------------------------------------
 
 
-def _of_weights(schema: Schema, train: Mapping[str, Mapping[str, Range]]) -> Iterator[str]:
-    known = [
-        ranges[schema.weight] for ranges in train.values() if schema.weight is not None and schema.weight in ranges
-    ]
+def _of_weights(config: RunConfig, train: Mapping[str, Mapping[str, Range]]) -> Iterator[str]:
+    weight = config.schema_in_use.weight
+    if weight is None:
+        return
+    known = [ranges[weight] for ranges in train.values() if weight in ranges]
     lows, highs = [each.low for each in known if each.low], [each.high for each in known if each.high]
     if lows and highs and max(highs) > WEIGHTS * min(lows):
         yield (
-            f"row weights ('{schema.weight}') lie between {min(lows):g} and {max(highs):g}: a few rows decide the "
-            "metrics (and the loss, with trainer.weighted); bound them when the files are written"
+            f"row weights ('{weight}') lie between {min(lows):g} and {max(highs):g}: a few rows decide the metrics "
+            "(and the loss, unless trainer.weighted is false); bound them when the files are written"
+        )
+    if config.trainer.weighted is False and (len(known) < len(train) or any(e.low != e.high for e in known)):
+        yield (
+            f"trainer.weighted is false, and row weights ('{weight}') differ: every row counts once in the loss, so "
+            "scores are those of the sampled rows; calibration, log loss and NE, which honour the weights, will be off "
+            "by the sampling rate. Leave trainer.weighted out"
         )
 
 

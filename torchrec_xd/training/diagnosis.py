@@ -77,6 +77,7 @@ def diagnose(
         numbers = tuple(dict.fromkeys(feature for each in found for feature in each.number_features(split)))
         read = schema.model_copy(update={"features": (*schema.features, *numbers)})
         loader = Loader(read, config.loader, split, ShardSpec(seed=config.seed), extra=integers)
+        loader.even_out_weights()
         seen = _as_trained(config)
         some = (batch.to(processes.device) for batch in islice(loader.batches(), batches))
         rows = measure(model, found, some, integers, numbers, seen)
@@ -184,9 +185,9 @@ def measure_training(model: Model, diagnostics: Sequence[Diagnostic], batches: I
 
 def _as_trained(config: RunConfig) -> Callable[[Batch], Batch]:
     """To a batch with the row weights that training's loss saw."""
-    if config.trainer.weighted:
-        return lambda batch: batch
-    return lambda batch: replace(batch, weight_B=torch.ones_like(batch.weight_B))
+    if config.trainer.weighted is False:
+        return lambda batch: replace(batch, weight_B=torch.ones_like(batch.weight_B))
+    return lambda batch: batch
 
 
 def noise_features(schema: Schema) -> frozenset[str] | None:

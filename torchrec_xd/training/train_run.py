@@ -88,8 +88,7 @@ def train(
         refuse_shared_files(schema)
         if config.trainer.compile:
             refuse_missing_compiler(processes.device)
-        loader = Loader(schema, config.loader, "train", ShardSpec(processes.rank, processes.size, config.seed))
-        _refuse_empty_batches(loader, processes)
+        loader = _training_loader(config, processes)
         valid = SplitEvaluation(config, "valid", processes) if has_rows(schema, "valid") else None
         final = SplitEvaluation(config, config.evaluate_on, processes)
         loaders = [loader, *(evaluation.loader for evaluation in (valid, final) if evaluation)]
@@ -174,13 +173,21 @@ def _measured(model: nn.Module, optimizers: Optimizers, summary: Summary, proces
     )
 
 
-def _refuse_empty_batches(loader: Loader, processes: Processes) -> None:
-    """A rank without rows would have no gradient to give, and sharded collections take no batch of 0 rows."""
+def _training_loader(config: RunConfig, processes: Processes) -> Loader:
+    """The training rows of this rank.
+
+    A rank without rows would have no gradient to give, and sharded collections take no batch of 0 rows: refused.
+    """
+    share = ShardSpec(processes.rank, processes.size, config.seed)
+    loader = Loader(config.schema_in_use, config.loader, "train", share)
+    if config.trainer.weighted is not False:
+        loader.even_out_weights()
     if loader.steps and not loader.smallest_batch:
         raise UserError(
             f"the train split has {loader.rows} rows, too few for {processes.size} processes and {loader.steps} steps "
             "an epoch: some batch would be empty; use fewer processes or a larger loader.batch_size"
         )
+    return loader
 
 
 def _check_folder(config: RunConfig, folder: RunFolder, resume: bool) -> None:

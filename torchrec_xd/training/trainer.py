@@ -41,8 +41,11 @@ class TrainerSettings(ProcessSettings):
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """bf16: the dense part runs under autocast; weights, tables and losses stay fp32. auto: bf16 where the device has
     hardware for it, else fp32."""
-    weighted: bool = False
-    """Whether the loss honours the schema's row weights; metrics always do."""
+    weighted: bool | None = None
+    """Whether the loss honours the schema's row weights, as metrics always do. Default: true where the schema has a
+    `weight`, so that scores are probabilities where rows come as they come in nature. Each domain's weights are divided
+    by their mean: a domain weighs what its rows weigh. false: scores are those of the sampled rows, and a warning says
+    so."""
     pipeline: bool | None = None
     """Copy and distribute the next batches while one is computed; the numbers stay the same. Default: true on a GPU."""
     compile: bool = False
@@ -216,7 +219,8 @@ def train_step(training: Training, batch: Batch) -> Step:
 
 def forward(training: Training, batch: Batch) -> Step:
     """Outputs and loss of a batch that lies on the device."""
-    read = batch if training.settings.weighted else replace(batch, weight_B=torch.ones_like(batch.weight_B))
+    unweighted = training.settings.weighted is False
+    read = replace(batch, weight_B=torch.ones_like(batch.weight_B)) if unweighted else batch
     with torch.autocast(training.processes.device.type, torch.bfloat16, enabled=training.bf16):
         output: Output = training.model(read)
         loss = output.total_loss()
