@@ -93,6 +93,12 @@ class RunConfig(Settings):
         for task in self.monitor_tasks or ():
             if task not in names:
                 raise ValueError(f"monitor_tasks: '{task}' is not a task in use; these are: {', '.join(names)}")
+        planned = sum(phase.epochs for phase in self.loader.curriculum)
+        if planned > self.trainer.epochs:
+            raise ValueError(
+                f"loader.curriculum: its phases last {planned} epochs, trainer.epochs is {self.trainer.epochs}; "
+                "shorten them, or train longer"
+            )
         transfer = find_model(self.model.name).transfer
         if transfer is not None and transfer.required and self.init_from is None:
             raise ValueError(f"model '{self.model.name}' starts from another run: set init_from to its folder")

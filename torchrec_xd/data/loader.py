@@ -14,15 +14,16 @@ from queue import SimpleQueue
 from typing import Annotated
 
 import pyarrow as pa
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from torchrec_xd.batch import Batch, LoaderState
 from torchrec_xd.data.agreement import FoundKind, agreed
 from torchrec_xd.data.arrow import Decoder, Origin
 from torchrec_xd.data.collate import Collator
 from torchrec_xd.data.files import FileStamp, ParquetFiles
+from torchrec_xd.data.phases import Phase, PhaseSettings, phases
 from torchrec_xd.data.rows import Rows
-from torchrec_xd.data.shards import RowGroup, Shard, ShardSpec, Window, mixed_rows
+from torchrec_xd.data.shards import RowGroup, Shard, ShardSpec, Window
 from torchrec_xd.data.stamps import stamped_columns
 from torchrec_xd.data.statistics import Range
 from torchrec_xd.errors import UserError
@@ -40,8 +41,21 @@ class LoaderSettings(Settings):
     mixing: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
     """Relative share of each domain in a training epoch, {domain: share}. Default: every row once per epoch.
     An epoch keeps its number of rows; a domain's rows run on from epoch to epoch. Other splits are never mixed."""
+    curriculum: tuple[PhaseSettings, ...] = ()
+    """Phases that training begins with, each with shares of its own: `[{epochs: 1, shares: {feed: 1}}]` trains on
+    domain `feed` alone in the first epoch. After them every row comes once per epoch. An epoch keeps its number of
+    rows. Instead of `mixing`. An extension, in no paper."""
     prefetch: PositiveInt = 8
     """Batches kept ready by a background thread."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> LoaderSettings:
+        if self.mixing is not None and self.curriculum:
+            raise ValueError(
+                "mixing and curriculum both say how much domains give; leave one out (mixing is a curriculum of one "
+                "phase as long as training: [{epochs: EPOCHS, shares: MIXING}])"
+            )
+        return self
 
 
 class Loader:
@@ -60,7 +74,8 @@ class Loader:
     Raises:
         UserError: no domain has the split, a domain has no train rows, files are missing, unreadable or of a wrong
             type, statistics in their footers lead to a value that breaks a rule, a table's ids are integers here and
-            strings there, or `mixing` does not fit the domains. (A domain without the split gives no rows.)
+            strings there, or `mixing` or `curriculum` does not fit the domains. (A domain without the split gives no
+            rows.)
     """
 
     def __init__(
@@ -90,19 +105,15 @@ class Loader:
         for domain in self._domains:
             _refuse_bad_values(domain)
         self.collate = Collator(schema, len(extra))
-        totals = {name: domain.shard.total_rows for name, domain in zip(schema.domains, self._domains, strict=True)}
-        epoch_rows = totals
-        if settings.mixing is not None and split == "train":
-            epoch_rows = mixed_rows(totals, settings.mixing, share.world_size)
-        self.rows: int = sum(epoch_rows.values())
+        shards = {name: domain.shard for name, domain in zip(schema.domains, self._domains, strict=True)}
+        mixing, curriculum = (settings.mixing, settings.curriculum) if split == "train" else (None, ())
+        self._phases = phases(shards, share, settings.batch_size, mixing=mixing, curriculum=curriculum)
+        self.rows: int = sum(shard.total_rows for shard in shards.values())
         """Rows per epoch, over all ranks."""
-        self.steps: int = -(-self.rows // (share.world_size * settings.batch_size))
+        self.steps: int = self._phases[0].epoch_steps
         """Batches per epoch, the same on every rank."""
-        rank_rows = [rows // share.world_size for rows in epoch_rows.values()]
-        self.smallest_batch: int = sum(rows // max(self.steps, 1) for rows in rank_rows)
+        self.smallest_batch: int = min(phase.smallest_batch for phase in self._phases)
         """No rank's batch has fewer rows."""
-        parts = [share.of(rows) for rows in epoch_rows.values()]
-        self._epoch_rows = [stop - start for start, stop in parts]
 
     def domains(self) -> Iterator[tuple[str, int, Mapping[str, Range]]]:
         """Every domain: its rows in the files, over all ranks, and what statistics say of its columns."""
@@ -177,11 +188,12 @@ class Loader:
     def sources(self, position: LoaderState, most: int = 10) -> list[str]:
         """Where the rows of a batch lie, as `FILE: rows FIRST to LAST`; shuffled rows lie anywhere among these."""
         batch = position.epoch * self.steps + position.step - 1
+        phase = next(each for each in reversed(self._phases) if each.first_step <= batch)
         found = [
             f"{piece.row_group.file}: rows {piece.row_group.first_row + piece.start} to "
             f"{piece.row_group.first_row + piece.stop - 1}"
             for i, domain in enumerate(self._domains)
-            for window in domain.shard.windows(self._row_at(batch, i), self._row_at(batch + 1, i))
+            for window in domain.shard.windows(phase.row_at(batch, i), phase.row_at(batch + 1, i))
             for piece in domain.shard.pieces(window)
         ]
         more = [f"and {len(found) - most} more row groups"] if len(found) > most else []
@@ -190,26 +202,26 @@ class Loader:
     def _read(self, start: LoaderState, epochs: int, pin: bool) -> Generator[Batch, None, None]:
         first, last = start.epoch * self.steps + start.step, epochs * self.steps
         pool = ThreadPoolExecutor(len(self._domains), thread_name_prefix="loader")
+        ends = [*(phase.first_step for phase in self._phases[1:]), last]
         try:
-            streams = [
-                _Stream(domain, pool, self._row_at(first, i), self._row_at(last, i))
-                for i, domain in enumerate(self._domains)
-            ]
-            for step in range(first, last):
-                parts = [
-                    stream.take(self._row_at(step + 1, i) - self._row_at(step, i)) for i, stream in enumerate(streams)
-                ]
-                batch = self.collate(parts, LoaderState(step // self.steps, step % self.steps + 1))
-                yield batch.pin_memory() if pin else batch
+            for phase, end in zip(self._phases, ends, strict=True):
+                for step, parts in self._rows(pool, phase, max(first, phase.first_step), min(last, end)):
+                    batch = self.collate(parts, LoaderState(step // self.steps, step % self.steps + 1))
+                    yield batch.pin_memory() if pin else batch
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _row_at(self, step: int, i: int) -> int:
-        """Where `step`, counted over all epochs, begins in the stream of domain i; a whole epoch's rows per epoch.
-
-        Rounding is out of phase between domains, so that small ones do not all give their rows in the same steps.
-        """
-        return (step * self._epoch_rows[i] + i * self.steps // len(self._domains)) // self.steps if self.steps else 0
+    def _rows(
+        self, pool: ThreadPoolExecutor, phase: Phase, first: int, last: int
+    ) -> Iterator[tuple[int, list[list[Rows]]]]:
+        """Steps [first, last) of a phase, and the rows of every domain in each."""
+        streams = [
+            _Stream(domain, pool, phase.row_at(first, i), phase.row_at(last, i))
+            for i, domain in enumerate(self._domains if first < last else [])
+        ]
+        for step in range(first, last):
+            counts = [phase.row_at(step + 1, i) - phase.row_at(step, i) for i in range(len(streams))]
+            yield step, [stream.take(count) for stream, count in zip(streams, counts, strict=True)]
 
 
 @dataclass(frozen=True)

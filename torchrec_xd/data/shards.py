@@ -125,31 +125,34 @@ class Shard:
         return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest(), "little"))
 
 
-def mixed_rows(totals: dict[str, int], mixing: dict[str, float], world_size: int) -> dict[str, int]:
+def mixed_rows(
+    totals: dict[str, int], mixing: dict[str, float], world_size: int, setting: str = "mixing"
+) -> dict[str, int]:
     """Rows that each domain gives to an epoch of `sum(totals)` rows; shares are relative and need not sum to 1.
 
     Raises:
-        UserError: a domain is unknown or missing, has fewer rows than there are ranks, or gets no row at all.
+        UserError: a domain is unknown or missing; or it has a share above 0, and fewer rows than there are ranks, or
+            gets no row at all. `setting` is named.
     """
     unknown = sorted(mixing.keys() - totals.keys())
     missing = sorted(totals.keys() - mixing.keys())
     if unknown or missing:
         fault = f"unknown domain '{unknown[0]}'" if unknown else f"domain '{missing[0]}' has no share"
-        raise UserError(f"mixing: {fault}; name each of these domains once: {', '.join(totals)}")
+        raise UserError(f"{setting}: {fault}; name each of these domains once: {', '.join(totals)}")
     for domain, rows in totals.items():
-        if rows < world_size:
+        if rows < world_size and mixing[domain]:
             raise UserError(
-                f"mixing: domain '{domain}' has {rows} rows for {world_size} ranks, so some rank has none to repeat; "
-                "use fewer ranks, or leave mixing out"
+                f"{setting}: domain '{domain}' has {rows} rows for {world_size} ranks, so some rank has none to "
+                f"repeat; use fewer ranks, or leave {setting} out"
             )
     epoch = sum(totals.values())
     shares = np.cumsum([mixing[domain] for domain in totals])
     ends = np.rint(shares / shares[-1] * epoch).astype(int).tolist()
     rows_of = {domain: end - start for domain, start, end in zip(totals, [0, *ends], ends, strict=False)}
     for domain, rows in rows_of.items():
-        if rows == 0:
+        if rows == 0 and mixing[domain]:
             raise UserError(
-                f"mixing: the share {mixing[domain]} of domain '{domain}' comes to no row in an epoch of {epoch} rows; "
-                "raise it, or train on a schema without that domain"
+                f"{setting}: the share {mixing[domain]} of domain '{domain}' comes to no row in an epoch of {epoch} "
+                "rows; raise it, or train on a schema without that domain"
             )
     return rows_of
