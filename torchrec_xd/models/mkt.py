@@ -234,8 +234,9 @@ def build_finetune(
     independent = settings.knowledge == "common_and_independent"
     knowledge = TransferredKnowledge(source.schema, source.settings, target, independent=independent)
     teacher = Teacher(Embeddings(source.schema, source.embeddings, seed, batches=schema), knowledge)
+    tables = Embeddings(schema, embeddings, seed)
     net = TargetEntityModel(schema, settings, knowledge.dims, knowledge.width)
-    return Model(Embeddings(schema, embeddings, seed), net, CrossEntropy(schema), teacher)
+    return Model(tables, net, CrossEntropy(schema), teacher)
 
 
 PRETRAIN = ModelSpec(
