@@ -45,6 +45,21 @@ def test_every_study_is_one(project, name, monkeypatch):
     assert all(cell.config.checkpoint.keep == 1 for cell in found)
 
 
+def test_exit_as_recommended_has_an_opponent_that_learns_from_the_same_rows(project, monkeypatch):
+    monkeypatch.chdir(project)
+    path = Path("configs/studies/homepage.yaml")
+    study = select(load(path), data=["homepage"], seeds=1)
+    prepare_worlds(study, lambda line: None)
+    configs = {cell.model: cell.config for cell in cells(study, path.parent, Path("runs"))}
+    exit_, bottom = configs["exit_recommended"], configs["shared_bottom_source_rows"]
+    assert exit_.domains == bottom.domains == ("target", "source")
+    assert set(exit_.tasks) - set(bottom.tasks) == {"fit@target"}  # which needs the selector
+    assert exit_.model.sources["source"].own == "click@source"
+    assert (exit_.model.transfer_on, exit_.model.transfer_error) == ("transfer", "cross_entropy")
+    assert exit_.model.transfer_weight == 1.0
+    assert exit_.trainer == bottom.trainer
+
+
 def test_every_config_for_worlds_is_in_a_study_and_runs(project, monkeypatch):
     monkeypatch.chdir(project)
     ran = set()
