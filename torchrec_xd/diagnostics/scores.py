@@ -81,8 +81,9 @@ class ScoreMetrics(Diagnostic):
                 "errors. At 1 a model does as well as the share of positives, predicted for every row: above that its "
                 "probabilities mislead, whatever they rank well",
                 f"look at calibration ({task['calibration']:.2f}, 1 is right): far from 1, rows were sampled and "
-                "training did not use their weights (trainer.weighted: true), or scores are no probabilities (the P of "
-                "EXIT with an absolute error); near 1, lower learning rates or fewer epochs",
+                "training did not use their weights (trainer.weighted: true), or scores are no probabilities (P of "
+                "EXIT adds interests to a P_t that has learnt them: rank by P, read P_t); near 1, lower learning "
+                "rates or fewer epochs",
             )
             for name, task in values["tasks"].items()
             if task["excess"] is not None and task["excess"] > ERRORS * task["error"]
