@@ -93,6 +93,11 @@ class RunConfig(Settings):
         for task in self.monitor_tasks or ():
             if task not in names:
                 raise ValueError(f"monitor_tasks: '{task}' is not a task in use; these are: {', '.join(names)}")
+        if self.trainer.patience and not any(d.paths("valid") for d in self.schema_in_use.domains.values()):
+            raise ValueError(
+                "trainer.patience waits for a better score on the valid split, and there is none (train_on_valid "
+                "trains on it): name files for one, or leave trainer.patience out and choose trainer.epochs"
+            )
         planned = sum(phase.epochs for phase in self.loader.curriculum)
         if planned > self.trainer.epochs:
             raise ValueError(

@@ -23,7 +23,8 @@ KEYS = [
     "optimizer.dense.lr", "optimizer.dense.betas", "optimizer.dense.eps", "optimizer.dense.weight_decay",
     "optimizer.dense.clip_norm", "optimizer.schedule.warmup_steps", "optimizer.schedule.decay",
     "optimizer.schedule.final", "loader.batch_size", "loader.shuffle_rows", "loader.prefetch", "loader.mixing",
-    "trainer.epochs", "trainer.log_every", "trainer.precision", "trainer.weighted", "checkpoint.every_steps",
+    "loader.curriculum", "trainer.epochs", "trainer.patience", "trainer.log_every", "trainer.precision",
+    "trainer.weighted", "checkpoint.every_steps",
     "checkpoint.keep", "seed", "schema.dim", "schema.features.0.rows", "schema.features.0.dim",
     "schema.features.2.length", "sharding.types", "metrics.slices", "monitor", "train_on_valid", "evaluate_on",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from torchrec_xd.checkpoint.checkpoints import (
     read_saved,
     write_saved,
 )
+from torchrec_xd.checkpoint.scores import Scores
 from torchrec_xd.checkpoint.transfer import TransferReport, transfer
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "CheckpointSettings",
     "Checkpoints",
     "Saved",
+    "Scores",
     "TransferReport",
     "checksum",
     "read_saved",

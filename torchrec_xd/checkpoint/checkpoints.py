@@ -27,6 +27,7 @@ from torchrec_xd.batch import LoaderState
 from torchrec_xd.checkpoint.generators import generator_states, held_states, restore_generators
 from torchrec_xd.checkpoint.reading import Reader, causes, load
 from torchrec_xd.checkpoint.resharding import convert, moved_states
+from torchrec_xd.checkpoint.scores import Scores
 from torchrec_xd.distributed.lookups import forget_cached_rows
 from torchrec_xd.distributed.process_group import Processes
 from torchrec_xd.distributed.sharding import local_pieces
@@ -70,6 +71,8 @@ class Saved:
     """CRC-32 of every other file."""
     epoch_steps: int | None = None
     """Steps of an epoch, for the processes and files that `position` counts in; None in runs of 0.2 and before."""
+    scores: Scores = field(default_factory=Scores)
+    """Of the validations so far."""
 
 
 class Checkpoints:
@@ -86,6 +89,7 @@ class Checkpoints:
         step: int,
         score: float | None,
         epoch_steps: int | None = None,
+        scores: Scores = Scores(),  # noqa: B008 - frozen
     ) -> None:
         """Write a checkpoint (a collective): into a temporary folder, renamed when all ranks are done.
 
@@ -116,7 +120,7 @@ class Checkpoints:
         mine = checkpoint_files(partial, rank)
         parts = self.processes.all_gather_object({path.name: checksum(path) for path in mine})
         sums = {name: value for part in parts for name, value in part.items()}
-        saved = Saved(step, position, self.processes.size, self.schema, score, sums, epoch_steps)
+        saved = Saved(step, position, self.processes.size, self.schema, score, sums, epoch_steps, scores)
         self._together(finish, step)
 
     def _together(self, action: Callable[[], object], step: int) -> None:

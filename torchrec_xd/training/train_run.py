@@ -14,7 +14,7 @@ from torch import nn
 
 from torchrec_xd.atomic_write import write_json, write_text
 from torchrec_xd.batch import LoaderState
-from torchrec_xd.checkpoint import POSITION, Saved, checksum, transfer
+from torchrec_xd.checkpoint import POSITION, Saved, Scores, checksum, transfer
 from torchrec_xd.config import RunConfig, load_run
 from torchrec_xd.data.agreement import FoundKind, agreed, read_kinds, refuse_shared_files, save_kinds
 from torchrec_xd.data.loader import Loader
@@ -126,6 +126,7 @@ def train(
                 lambda: None if valid is None else valid.monitored(model, config),
                 start=start,
                 step=saved.step if saved else 0,
+                scores=saved.scores if saved else Scores(),
             )
             doubts += _doubts(loader, processes, doubts, log)
             ranks = processes.all_gather_object(_measured(model, optimizers, summary, processes))

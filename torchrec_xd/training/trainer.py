@@ -27,7 +27,7 @@ from torchrec_xd.log import RunLog
 from torchrec_xd.outputs import Output
 
 if TYPE_CHECKING:
-    from torchrec_xd.checkpoint import Checkpoints
+    from torchrec_xd.checkpoint import Checkpoints, Scores
     from torchrec_xd.distributed.optimizers import Optimizers
 
 
@@ -36,6 +36,10 @@ class TrainerSettings(ProcessSettings):
 
     epochs: PositiveInt = 1
     """Passes over the training rows."""
+    patience: PositiveInt | None = None
+    """Stop early: after so many epochs in a row without a better validation score (`monitor`) than before; `epochs` is
+    then the most there are, and what learning rates are scheduled for. Default: train all epochs. Either way the best
+    checkpoint stays, is what is measured in the end, and what `score` and a second stage take."""
     log_every: PositiveInt = 20
     """Steps between two lines of metrics.jsonl; the loss is read, and signals are checked, then and at checkpoints."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
@@ -122,8 +126,9 @@ def fit(
     *,
     start: LoaderState,
     step: int = 0,
+    scores: Scores,
 ) -> Summary:
-    """Train from `start` to the last epoch.
+    """Train from `start` to the last epoch, or until patience ends: `scores` says what validation said before.
 
     At the end of every epoch `validate` is called (larger is better) and a checkpoint is written. Steps are counted on
     from `step`: where a resumed run has longer or shorter epochs than before, `start` alone says how much is left.
@@ -135,6 +140,8 @@ def fit(
     settings, processes = training.settings, training.processes
     planned = settings.epochs * loader.steps
     first, total = step, step + planned - _position(start, loader)
+    if _out_of_patience(scores, settings, log, step, total):
+        return Summary(0, 0, 0.0, None)
     rows, since = 0, Stopwatch(first)
     began = time.perf_counter()
     training.model.train()
@@ -159,16 +166,35 @@ def fit(
                 progress.update(step, f"loss {values['loss']:.4f}  {speed:,.0f} rows/s")
             if saves or stopping:
                 with since.stopped():
-                    score = validate() if epoch_ends else None
-                    training.model.train()
-                    if score is not None:
-                        log.metrics(step, {"valid": score})
-                    checkpoints.save(training.model, training.optimizers, batch.position, step, score, loader.steps)
+                    score = _validated(training, validate, log, step) if epoch_ends else None
+                    scores = scores.after(score) if epoch_ends else scores
+                    state = training.model, training.optimizers, batch.position, step
+                    checkpoints.save(*state, score, loader.steps, scores)
             if stopping:
                 raise InterruptedRunError(
                     f"stopped after step {step} of {total}; a checkpoint was written; go on with --resume"
                 )
+            if epoch_ends and _out_of_patience(scores, settings, log, step, total):
+                break
     return Summary(step - first, rows, time.perf_counter() - began, since.median())
+
+
+def _validated(training: Training, validate: Callable[[], float | None], log: RunLog, step: int) -> float | None:
+    """The score of the epoch that ends."""
+    score = validate()
+    training.model.train()
+    if score is not None:
+        log.metrics(step, {"valid": score})
+    return score
+
+
+def _out_of_patience(scores: Scores, settings: TrainerSettings, log: RunLog, step: int, total: int) -> bool:
+    """Whether training ends early; then the log says why."""
+    ends = scores.exhaust(settings.patience)
+    if ends:
+        best = "no score at all" if scores.best is None else f"no better score than {scores.best:.4f}"
+        log.say(f"{best} in {scores.waited} epochs (trainer.patience): training ends after step {step} of {total}")
+    return ends
 
 
 def _position(state: LoaderState, loader: Loader) -> int:
