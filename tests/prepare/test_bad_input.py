@@ -1,8 +1,6 @@
 """What is wrong with a recipe or its files: one screen that names line, column and value, and what to write instead."""
 
 import re
-import subprocess
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -399,16 +397,3 @@ def test_inputs_of_the_command_line(tmp_path, shop):
     assert "did you mean 'views'?" in message
     assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["inputs"]["likes"] == {"path": "likes.csv"}
     assert likes()
-
-
-def test_the_command_ends_with_code_2_and_one_screen(shop, tmp_path):
-    content = changed(recipe(shop, goods("item")), "domains.goods.user", "user")
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    command = [sys.executable, "-m", "torchrec_xd.cli", "prepare", "recipe.yaml", "--out", "data"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
-    said = ended.stdout + ended.stderr
-    assert "'user' is not a column of 'views'" in said
-    assert "Traceback" not in said
-    assert said.count("\n") < 20
-    assert not (tmp_path / "data").exists()

@@ -139,7 +139,9 @@ def _of_weights(config: RunConfig, train: Mapping[str, Mapping[str, Range]]) -> 
             f"row weights ('{weight}') lie between {min(lows):g} and {max(highs):g}: a few rows decide the metrics "
             "(and the loss, unless trainer.weighted is false); bound them when the files are written"
         )
-    if config.trainer.weighted is False and (len(known) < len(train) or any(e.low != e.high for e in known)):
+    targets = [ranges for name, ranges in train.items() if name in config.schema_in_use.targets()]
+    read = [ranges.get(weight) for ranges in targets or train.values()]
+    if config.trainer.weighted is False and any(each is None or each.low != each.high for each in read):
         yield (
             f"trainer.weighted is false, and row weights ('{weight}') differ: every row counts once in the loss, so "
             "scores are those of the sampled rows; calibration, log loss and NE, which honour the weights, will be off "

@@ -1,7 +1,11 @@
-"""What does not need torch starts without it: importing it takes five seconds."""
+"""Preparation as commands: they start without torch, whose import takes five seconds, and end with one screen."""
 
 import subprocess
 import sys
+
+import yaml
+
+from tests.support.raw_shop import goods, recipe, write_shop
 
 SCRIPT = """
 import sys
@@ -28,3 +32,17 @@ def test_preparation_does_not_import_torch(tmp_path):
     assert ran.stdout.split() == ["init", "False", "prepare", "False", "prepare", "False", "profile", "False"], (
         ran.stderr
     )
+
+
+def test_bad_input_ends_with_code_2_and_one_screen(tmp_path):
+    content = recipe(write_shop(tmp_path / "shop"), goods("item"))
+    content["domains"]["goods"]["user"] = "user"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    command = [sys.executable, "-m", "torchrec_xd.cli", "prepare", "recipe.yaml", "--out", "data"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    said = ended.stdout + ended.stderr
+    assert "'user' is not a column of 'views'" in said
+    assert "Traceback" not in said
+    assert said.count("\n") < 20
+    assert not (tmp_path / "data").exists()
