@@ -46,6 +46,19 @@ def test_sources_first_by_hand(root: Path) -> None:
     assert [sorted(seen) for seen in epochs_of(read, 1, 3)] == [[], list(range(10)), list(range(10))]
 
 
+def test_all_sources_first(root: Path) -> None:
+    """30 and 20 rows of sources, 10 of the target: an epoch of 60 rows, 36 and 24 of the sources."""
+    schema, _ = write(root, [[[30]], [[20]], [[10]]])
+    roles = {name: {"role": "target" if name == "d2" else "source"} for name in schema.domains}
+    domains = {name: domain.model_copy(update=roles[name]) for name, domain in schema.domains.items()}
+    loader = Loader(schema.model_copy(update={"domains": domains}), cut([{"shares": "sources"}]), "train")
+    read = [list(loader.batches(epochs=2))]
+    assert [[len(seen) for seen in epochs_of(read, domain, 2)] for domain in range(3)] == [[36, 30], [24, 20], [0, 10]]
+    targets = {name: domain.model_copy(update={"role": "target"}) for name, domain in schema.domains.items()}
+    with pytest.raises(UserError, match=r"shares: sources, but no domain of this run is a source with rows \(d0, d1"):
+        Loader(schema.model_copy(update={"domains": targets}), cut([{"shares": "sources"}]), "train")
+
+
 def test_phases_of_several_epochs_and_shares_on_two_ranks(root: Path) -> None:
     """60 and 20 rows: 2 epochs of 20 + 60, 1 epoch of 80 + 0, then 60 + 20; every row as often as it must be."""
     schema, _ = write(root, [[[25, 35]], [[20]]])

@@ -19,6 +19,7 @@ MODELS = {
     **{name: {"name": name, **TOWERS, **own} for name, own in JOINT.items()},
     "minet": {"name": "minet", **TOWERS, "widths": [8], "sequences": SEQUENCES},
     "mkt_pretrain": PRETRAIN,
+    "mkt_pretrain, star": {**PRETRAIN, "extractor": "star"},
 }
 
 

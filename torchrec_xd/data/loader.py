@@ -107,7 +107,8 @@ class Loader:
         self.collate = Collator(schema, len(extra))
         shards = {name: domain.shard for name, domain in zip(schema.domains, self._domains, strict=True)}
         mixing, curriculum = (settings.mixing, settings.curriculum) if split == "train" else (None, ())
-        self._phases = phases(shards, share, settings.batch_size, mixing=mixing, curriculum=curriculum)
+        sources = [name for name, domain in schema.domains.items() if domain.role == "source"]
+        self._phases = phases(shards, share, settings.batch_size, mixing=mixing, curriculum=curriculum, sources=sources)
         self.rows: int = sum(shard.total_rows for shard in shards.values())
         """Rows per epoch, over all ranks."""
         self.steps: int = self._phases[0].epoch_steps

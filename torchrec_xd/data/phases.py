@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
@@ -18,14 +18,14 @@ class PhaseSettings(Settings):
 
     epochs: PositiveInt = 1
     """How long it lasts."""
-    shares: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    shares: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | Literal["sources"]
     """Relative share of each domain in its epochs, {domain: share}. A domain that is not named, or has 0, is left
-    out."""
+    out. sources: all source domains, each by its rows."""
 
     @field_validator("shares")
     @classmethod
-    def _some(cls, shares: dict[str, float]) -> dict[str, float]:
-        if not any(shares.values()):
+    def _some(cls, shares: dict[str, float] | Literal["sources"]) -> dict[str, float] | Literal["sources"]:
+        if shares != "sources" and not any(shares.values()):
             raise ValueError("give some domain a share above 0: an epoch without rows teaches nothing")
         return shares
 
@@ -61,6 +61,7 @@ def phases(
     *,
     mixing: dict[str, float] | None = None,
     curriculum: Sequence[PhaseSettings] = (),
+    sources: Sequence[str] = (),
 ) -> list[Phase]:
     """All phases, the last one without an end: there, every row comes once per epoch, or `mixing` holds.
 
@@ -72,10 +73,13 @@ def phases(
     totals = {name: shard.total_rows for name, shard in shards.items()}
     steps = -(-sum(totals.values()) // (share.world_size * batch_size))
     last = totals if mixing is None else mixed_rows(totals, mixing, share.world_size)
-    rows_of = [(each.epochs, _shared(totals, each.shares, share.world_size)) for each in curriculum] + [(0, last)]
+    rows_of = [
+        (each.epochs, mixed_rows(totals, _shares(totals, each, sources), share.world_size, "curriculum"))
+        for each in curriculum
+    ]
     found: list[Phase] = []
     first_step, first_rows = 0, tuple(0 for _ in shards)
-    for epochs, epoch_rows in rows_of:
+    for epochs, epoch_rows in [*rows_of, (0, last)]:
         rows = tuple(stop - start for start, stop in map(share.of, epoch_rows.values()))
         smallest = sum(total // share.world_size // max(steps, 1) for total in epoch_rows.values())
         found.append(Phase(first_step, steps, rows, first_rows, smallest))
@@ -87,8 +91,17 @@ def phases(
     return found
 
 
-def _shared(totals: dict[str, int], shares: dict[str, float], world_size: int) -> dict[str, int]:
+def _shares(totals: dict[str, int], phase: PhaseSettings, sources: Sequence[str]) -> dict[str, float]:
+    """The share of every domain."""
+    shares = phase.shares
+    if shares == "sources":
+        if not any(totals[name] for name in sources):
+            raise UserError(
+                f"curriculum: shares: sources, but no domain of this run is a source with rows ({', '.join(totals)}); "
+                "name domains, {DOMAIN: 1}, or leave curriculum out"
+            )
+        shares = {name: totals[name] for name in sources}
     unknown = next((name for name in shares if name not in totals), None)
     if unknown is not None:
         raise UserError(f"curriculum: unknown domain '{unknown}'; the domains of this run are: {', '.join(totals)}")
-    return mixed_rows(totals, {name: shares.get(name, 0.0) for name in totals}, world_size, "curriculum")
+    return {name: shares.get(name, 0.0) for name in totals}
