@@ -45,7 +45,7 @@ def test_every_study_is_one(project, name, monkeypatch):
     assert all(cell.config.checkpoint.keep == 1 for cell in found)
 
 
-def test_exit_as_recommended_has_an_opponent_that_learns_from_the_same_rows(project, monkeypatch):
+def test_exit_as_recommended_has_a_baseline_that_learns_from_the_same_rows(project, monkeypatch):
     monkeypatch.chdir(project)
     path = Path("configs/studies/homepage.yaml")
     study = select(load(path), data=["homepage"], seeds=1)
