@@ -200,3 +200,11 @@ def test_a_run_from_outside_of_the_study_is_refused(tmp_path):
     models = {**STUDY["models"], "mkt": {"config": "stage2.yaml"}}
     with pytest.raises(UserError, match="init_from is somewhere/else, a run outside of the study: set parent"):
         cells(study(tmp_path, models=models), tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "choices"),
+    [("model.warm_start", [True, False]), ("loader.curriculum", [[], [{"epochs": 1, "shares": "sources"}]])],
+)
+def test_a_choice_may_be_any_value_that_a_setting_takes(tmp_path, key, choices):
+    assert list(study(tmp_path, space={key: {"choices": choices}}).space[key].choices) == choices
