@@ -162,6 +162,8 @@ def test_what_cannot_be_compared_is_refused():
     for changes in ({"transfer_on": "transfer"}, {"transfer_error": "squared"}):
         with pytest.raises(UserError, match=r"icl: false has no transfer term.*transfer_on and transfer_error out"):
             settings(icl=False, **changes)
+    with pytest.raises(UserError, match=r"icl: false learns y_t by the cross entropy of the whole prediction already"):
+        settings(icl=False, target_on="whole")
     with pytest.raises(UserError, match=r"transfer_loss is the old name of transfer_on.*not both"):
         settings(transfer_loss="whole", transfer_on="transfer")
     with pytest.raises(UserError, match=r"transfer_on.*'whole' or 'transfer'"):
@@ -187,6 +189,14 @@ def test_without_labels_of_interest_the_whole_learns_the_click(home, batch):
     for name in output.loss.keys() - {"transfer"}:
         assert torch.equal(output.loss[name], parts.loss[name])
     assert all(torch.equal(output.score[task], parts.score[task]) for task in output.score)
+
+
+def test_the_whole_prediction_may_learn_the_click_with_its_transfer_term(home, batch):
+    changes = {"transfer_on": "transfer", "transfer_error": "cross_entropy", "source_weight": 2.0}
+    output = exit_model(home, **changes, target_on="whole", target_weight=0.5)(batch)
+    tower, whole = exit_model(home, **changes)(batch).loss, exit_model(home, icl=False)(batch).loss["transfer"]
+    torch.testing.assert_close(output.loss["bce/click@home"], 0.5 * whole)
+    assert all(torch.equal(output.loss[name], tower[name]) for name in tower if name != "bce/click@home")
 
 
 def test_the_gradient_of_the_label_loss_moves_each_part_towards_the_label(home, batch):

@@ -80,7 +80,7 @@ class ExplicitInterestTransfer(nn.Module):
 class ExitLoss:
     """`l1 BCE(P_t, y_t) + l2 sum_k BCE(P_s^k, y_s^k) + l3 |P - y_icl|`, sums over their rows, divided by all rows.
 
-    The last term by `transfer_on` and `transfer_error`: squared and cross-entropy errors are extensions.
+    The first term by `target_on`, the last one by `transfer_on` and `transfer_error`: the defaults are the paper's.
     """
 
     schema: Schema
@@ -98,6 +98,9 @@ class ExitLoss:
             * (settings.target_weight if task == settings.target else settings.source_weight)
             for task, values in logit.items()
         }
+        if settings.target_on == "whole":
+            error = probability_bce_sum(score[settings.target], label[settings.target], weight_B)
+            parts[f"bce/{settings.target}"] = settings.target_weight * error
         transfer = self._transfer(predictions, label, weight_B)
         parts["transfer"] = settings.transfer_weight * transfer
         monitors = {f"transfer/{name}": score[s.fit].detach().mean() for name, s in settings.sources.items()}

@@ -48,11 +48,15 @@ class ExitSettings(NetSettings):
     """How it compares. absolute: the paper's L1 term. An absolute error is least at the median: `P_tr` falls to 0 where
     most like rows have no fitting interest. squared, cross_entropy (extensions): least at the probability, so that
     `P_tr` can be read as one. cross_entropy needs `transfer_on: transfer`, as `y_icl` may exceed 1."""
+    target_on: Literal["tower", "whole"] = "tower"
+    """What the target's cross entropy compares with `y_t`. tower: `P_t`, as in the paper. It learns every positive row,
+    those that a fitting interest explains too, and the sum P counts them twice. whole (extension): P itself, so that
+    `P_t` is left with what no source explains, and P is a probability."""
     scene_to_towers: bool = False
     """Whether the towers read the scene, too (extension); in the paper the selector alone does. Rows of a source
     without the scene's columns read zeros there."""
     target_weight: NonNegativeFloat = 1.0
-    """lambda 1, of the target tower's cross entropy."""
+    """lambda 1, of the target's cross entropy."""
     source_weight: NonNegativeFloat = 1.0
     """lambda 2, of the source towers' cross entropies."""
     transfer_weight: NonNegativeFloat = 1.0
@@ -74,6 +78,11 @@ class ExitSettings(NetSettings):
         if not self.icl and (self.transfer_on, self.transfer_error) != ("whole", "absolute"):
             raise ValueError(
                 "icl: false has no transfer term: leave transfer_on and transfer_error out, or set icl: true"
+            )
+        if not self.icl and self.target_on == "whole":
+            raise ValueError(
+                "icl: false learns y_t by the cross entropy of the whole prediction already (transfer_weight): leave "
+                "target_on out, or set icl: true"
             )
         if (self.transfer_on, self.transfer_error) == ("whole", "cross_entropy"):
             raise ValueError(
