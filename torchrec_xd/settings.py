@@ -67,8 +67,9 @@ def _holds_truth_value(value: Any) -> bool:
 
 
 def _is_plain(annotation: Any) -> bool:
-    """Whether a field's type is made of plain types alone: what takes any value takes booleans too, and settings within
-    settings look after themselves.
+    """Whether a field's type is made of plain types alone, and takes not just any value.
+
+    Settings within settings look after themselves.
     """
     return "Any" not in str(annotation) and not _models_in(annotation)
 
