@@ -48,7 +48,7 @@ def test_the_oracle_is_neither_blind_nor_all_knowing():
 
 @pytest.mark.parametrize("agreement", [-1.0, -0.6, 0.0, 0.8, 1.0])
 def test_agreement_is_the_correlation_of_what_is_liked(agreement):
-    users = draw_users(np.zeros((2, 3)), 0.0, FeedSettings(users=5_000, domains=3, agreement=agreement), (0,))
+    users = draw_users(np.zeros((2, 3)), FeedSettings(users=5_000, domains=3, agreement=agreement), (0,))
     meaning_KN = np.random.default_rng(0).standard_normal((3, 400))
     target, first, second = (taste_UK @ meaning_KN for taste_UK in users.taste)
     for source in (first, second):
@@ -106,7 +106,7 @@ def test_a_value_means_the_same_in_all_domains_where_it_is_shared():
 def test_histories_follow_taste():
     settings = FeedSettings(users=10, shared_users=1.0, source_events=4_000, history=8_000, segments=1)
     meaning_CK = np.random.default_rng(1).standard_normal((6, 3)) / np.sqrt(3)
-    users = draw_users(meaning_CK, 0.0, settings, (0,))
+    users = draw_users(meaning_CK, settings, (0,))
     for user in range(10):
         events = users.histories[1][user].values.to_numpy()
         chance_C = np.exp(1.5 * users.taste[1][user] @ meaning_CK.T)
@@ -118,13 +118,13 @@ def test_histories_follow_taste():
 
 
 def test_lists_are_cut_and_activity_is_not():
-    users = draw_users(np.zeros((3, 3)), 0.0, FeedSettings(users=2_000, history=4), (0,))
+    users = draw_users(np.zeros((3, 3)), FeedSettings(users=2_000, history=4), (0,))
     assert max(len(events) for events in users.histories[1]) == 4
     assert users.activity_U.max() > 8
 
 
 def test_segments_are_of_like_minds():
-    users = draw_users(np.zeros((2, 3)), 0.0, FeedSettings(users=4_000, segments=12), (0,))
+    users = draw_users(np.zeros((2, 3)), FeedSettings(users=4_000, segments=12), (0,))
     within = [users.taste[0][users.segment_U == s].var(axis=0).sum() for s in range(12)]
     assert np.mean(within) < 0.6 * users.taste[0].var(axis=0).sum()
     assert set(users.segment_U) == set(range(12))
@@ -163,3 +163,28 @@ def test_cold_users_are_new_to_the_target_alone():
 def test_the_smallest_world_has_users_in_every_domain():
     world = feed(users=10, items=10, domains=8, shared_users=0.0, cold_users=0.9)
     assert all(len(rows(world, domain, split, count=5)) == 5 for domain in range(8) for split in ("train", "test"))
+
+
+def test_a_poisoned_user_likes_the_opposite_in_the_sources():
+    plain, poisoned = (feed(poisoned_users=share, users=4_000, domains=3).users for share in (0.0, 0.25))
+    assert np.array_equal(plain.taste[0], poisoned.taste[0])
+    turned = (plain.taste[1] == -poisoned.taste[1]).all(axis=1)
+    assert turned.mean() == pytest.approx(0.25, abs=0.03)
+    assert np.array_equal(plain.taste[1][~turned], poisoned.taste[1][~turned])
+    assert np.array_equal(plain.taste[2][turned], -poisoned.taste[2][turned])
+
+
+def test_vectors_tell_what_an_item_means_each_domain_in_a_space_of_its_own():
+    world = feed(vector=16, overlap=0.25)
+    (feature,) = (f for f in world.schema("w").features if f.kind == "vector" and f.domains == ("source",))
+    assert (feature.column, feature.length, feature.group) == ("source_vector", 16, "specific")
+    told = {}
+    for domain, name in enumerate(world.settings.names):
+        table = rows(world, domain)
+        vector = np.stack(table[f"{name}_vector"].to_pylist())
+        meaning = world.items[domain].meaning_NK[numpy_column(table, f"{name}_item")]
+        found = np.linalg.lstsq(vector, meaning, rcond=None)[0]
+        told[name] = found
+        assert 1 - (meaning - vector @ found).var() / meaning.var() > 0.6
+    assert abs(np.corrcoef(told["target"].ravel(), told["source"].ravel())[0, 1]) < 0.6
+    assert all(f.kind != "vector" for f in feed().schema("w").features)

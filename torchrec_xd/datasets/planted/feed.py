@@ -16,6 +16,7 @@ from torchrec_xd.datasets.planted.population import (
     CATEGORY,
     Array,
     Interest,
+    Items,
     draw_items,
     draw_meaning,
     draw_users,
@@ -33,11 +34,12 @@ from torchrec_xd.datasets.planted.rows import (
     world_schema,
 )
 from torchrec_xd.datasets.planted.settings import SPLITS, FeedSettings
+from torchrec_xd.feature import Feature
 from torchrec_xd.schema import Schema, Task
 
 KIND = 0
 """First of what seeds this kind of world's draws, after the seed itself."""
-MEANINGS, USERS, ITEMS, CALIBRATION, ROWS = range(5)
+MEANINGS, USERS, ITEMS, CALIBRATION, ROWS, VECTORS = range(6)
 COLD = "cold"
 
 
@@ -54,8 +56,14 @@ class FeedWorld:
         self.tasks: Mapping[Task, str] = {Task(label=CLICK, domain=domain): PROB for domain in settings.names}
         generator = np.random.default_rng([*self._key, MEANINGS])
         meanings = {column: draw_meaning(column, settings, generator) for column in self.shared}
-        self.users = draw_users(meanings[CATEGORY], settings.cold_users, settings, [*self._key, USERS])
-        self.items, self._interests = [], []
+        self.users = draw_users(
+            meanings[CATEGORY],
+            settings,
+            [*self._key, USERS],
+            cold_share=settings.cold_users,
+            poisoned=settings.poisoned_users,
+        )
+        self.items, self._interests, self._vectors = [], [], []
         for domain, telling in enumerate(self._telling):
             drawn = np.random.default_rng([*self._key, ITEMS, domain])
             specific = {column: draw_meaning(column, settings, drawn) for column in telling}
@@ -63,6 +71,7 @@ class FeedWorld:
             key = [*self._key, CALIBRATION, domain]
             taste, seen = self.users.taste[domain], self.users.seen[domain]
             self.items.append(items)
+            self._vectors.append(_vectors(items, settings, np.random.default_rng([*self._key, VECTORS, domain])))
             self._interests.append(Interest(taste, items, settings.click_rate, seen, settings, key))
 
     def columns(self, domain: int, split: str, chunk: int, count: int) -> Mapping[str, Array | pa.Array]:
@@ -78,6 +87,7 @@ class FeedWorld:
             COLD: self.users.cold_U[user_R],
             **{column: values_N[item_R] for column, values_N in items.values.items()},
             _item_column(settings.names[domain]): item_R,
+            **self._vector_column(domain, item_R),
             **{
                 column: generator.integers(ATTRIBUTE_VALUES, size=count, dtype=np.int32)
                 for column in self._noise[domain]
@@ -86,14 +96,43 @@ class FeedWorld:
             PROB: prob_R,
         }
 
+    def _vector_column(self, domain: int, item_R: Array) -> Mapping[str, pa.Array]:
+        if not self.settings.vector:
+            return {}
+        values_RV = self._vectors[domain][item_R]
+        column = pa.FixedSizeListArray.from_arrays(values_RV.ravel(), self.settings.vector)
+        return {_vector_name(self.settings.names[domain]): column}
+
     def schema(self, name: str) -> Schema:
         """What the columns mean."""
         features = [*user_features(self.settings), *shared_features(self.shared, self.settings)]
         for domain, telling, noise in zip(self.settings.names, self._telling, self._noise, strict=True):
             features.append(id_feature(_item_column(domain), self.settings.items, "specific", domain))
             features += [id_feature(column, ATTRIBUTE_VALUES, "specific", domain) for column in (*telling, *noise)]
+            if self.settings.vector:
+                features.append(
+                    Feature(
+                        column=_vector_name(domain),
+                        kind="vector",
+                        group="specific",
+                        length=self.settings.vector,
+                        domains=(domain,),
+                    )
+                )
         return world_schema(name, self.settings, self.tasks, features)
 
 
 def _item_column(domain: str) -> str:
     return f"{domain}_item"
+
+
+def _vector_name(domain: str) -> str:
+    return f"{domain}_vector"
+
+
+def _vectors(items: Items, settings: FeedSettings, generator: np.random.Generator) -> Array:
+    """What items mean, in a space of the domain's own, and noise of the same variance, [N, V] float32."""
+    shape = (settings.taste_dim, settings.vector)
+    map_KV = generator.standard_normal(shape, dtype=np.float32)
+    noise_NV = generator.standard_normal((settings.items, settings.vector), dtype=np.float32)
+    return np.asarray(np.tanh(items.meaning_NK @ map_KV) + noise_NV, dtype=np.float32)

@@ -14,6 +14,7 @@ from torchrec_xd.datasets.planted.population import (
     BRAND,
     CATEGORY,
     Array,
+    Choice,
     Interest,
     draw_items,
     draw_meaning,
@@ -38,7 +39,7 @@ from torchrec_xd.schema import Schema, Task
 
 KIND = 1
 """First of what seeds this kind of world's draws, after the seed itself."""
-MEANINGS, USERS, ITEMS, CALIBRATION, ROWS, FIT = range(6)
+MEANINGS, USERS, ITEMS, CALIBRATION, ROWS, FIT, SHARED = range(7)
 ITEM, SLOT, PLACE = "item", "scene_slot", "scene_place"
 
 
@@ -46,7 +47,8 @@ class HomepageWorld:
     """For EXIT: what a user wants in a source is clicked in the target where it is fit.
 
     Of target rows `wanted` (y_s) and `fit` (c) are drawn for every source, and then
-    `click = own or (wanted and fit)`, where `own` is what the user's taste in the target makes of the item.
+    `click = own or (wanted and fit)`, where `own` is what the user's taste in the target makes of the item. Only what a
+    source shows can be wanted there (`shared_items`), and with `members_only` only by its users.
 
     `fit` has the true transfer probability: `sigmoid(strength * (sqrt(d) scene + sqrt(1 - d) category))`, where both
     effects have variance 1, `scene` is a number per source, slot, place and category, and d the scene dependence.
@@ -59,7 +61,7 @@ class HomepageWorld:
         self.tasks: Mapping[Task, str] = _tasks(settings.names)
         generator = np.random.default_rng([*self._key, MEANINGS])
         meanings = {column: draw_meaning(column, settings, generator) for column in self.shared}
-        self.users = draw_users(meanings[CATEGORY], 0.0, settings, [*self._key, USERS])
+        self.users = draw_users(meanings[CATEGORY], settings, [*self._key, USERS])
         self.items = draw_items(meanings, settings, np.random.default_rng([*self._key, ITEMS]))
         rates = [settings.own_rate, *[settings.click_rate] * (settings.domains - 1)]
         self.interests = tuple(
@@ -73,8 +75,15 @@ class HomepageWorld:
             )
             for domain, rate in enumerate(rates)
         )
+        shared = np.random.default_rng([*self._key, SHARED])
+        self._in_sources_N = shared.random(settings.items) < settings.shared_items
+        self._in_sources_N[0] = True
+        self._never_C = shared.random(settings.categories) < settings.never_fit
+        self._shown_in_sources = Choice.among(
+            np.flatnonzero(self._in_sources_N), self.items.weight_N[self._in_sources_N]
+        )
         self.fit_SLC = tuple(
-            _fit_prob(settings, np.random.default_rng([*self._key, FIT, source]))
+            np.where(self._never_C, 0.0, _fit_prob(settings, np.random.default_rng([*self._key, FIT, source])))
             for source in range(1, settings.domains)
         )
 
@@ -82,7 +91,8 @@ class HomepageWorld:
         """The first `count` rows of a chunk."""
         settings, items, users = self.settings, self.items, self.users
         generator = np.random.default_rng([*self._key, ROWS, domain, SPLITS.index(split), chunk])
-        user_R, item_R = users.seen[domain].draw(generator, count), items.popularity.draw(generator, count)
+        shown = self._shown_in_sources if domain else items.popularity
+        user_R, item_R = users.seen[domain].draw(generator, count), shown.draw(generator, count)
         columns: dict[str, Array | pa.Array] = {
             **user_columns(users, settings.names, user_R),
             **{column: values_N[item_R] for column, values_N in items.values.items()},
@@ -102,7 +112,11 @@ class HomepageWorld:
         clicked_R, not_prob_R = generator.random(count) < own_R, 1 - own_R
         columns: dict[str, Array] = {SLOT: slot_R, PLACE: place_R}
         for number, source in enumerate(settings.names[1:]):
-            wanted_R, prob_wanted_R = draw_labels(self.interests[number + 1].prob(user_R, item_R), generator)
+            possible_R = self._in_sources_N[item_R]
+            if settings.members_only:
+                possible_R = possible_R & self.users.member_DU[number + 1][user_R]
+            wanted_prob_R = np.where(possible_R, self.interests[number + 1].prob(user_R, item_R), 0.0)
+            wanted_R, prob_wanted_R = draw_labels(wanted_prob_R, generator)
             fit_prob_R = self.fit_SLC[number][slot_R, place_R, self.items.values[CATEGORY][item_R]]
             fit_R, prob_fit_R = draw_labels(fit_prob_R, generator)
             clicked_R |= (wanted_R & fit_R).astype(bool)

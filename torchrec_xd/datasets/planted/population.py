@@ -22,6 +22,8 @@ BRANDS_PER_CATEGORY = 5
 ATTRIBUTE_VALUES = 20
 USER_BLOCK = 16_384
 CALIBRATION_ROWS = 65_536
+POISON = 1_000
+"""Seeds who is turned round; domains' histories have the numbers from 1."""
 
 
 def num_values(column: str, settings: WorldSettings) -> int:
@@ -71,6 +73,8 @@ class Items:
     """Mean of what the features' values mean, scaled to keep variance 1."""
     quality_N: Array
     """In units of logit."""
+    weight_N: Array
+    """How popular each is."""
     popularity: Choice
 
 
@@ -81,8 +85,8 @@ def draw_items(meanings: Mapping[str, Array], settings: WorldSettings, generator
     total_NK = sum((meaning[values[column]] for column, meaning in meanings.items()), np.zeros(1, dtype=np.float32))
     quality_N = (settings.quality * generator.standard_normal(count)).astype(np.float32)
     weights = np.arange(1, count + 1, dtype=np.float64) ** -settings.zipf
-    popularity = Choice.among(np.arange(count), weights)
-    return Items(values, (total_NK / np.sqrt(len(meanings))).astype(np.float32), quality_N, popularity)
+    meaning_NK = (total_NK / np.sqrt(len(meanings))).astype(np.float32)
+    return Items(values, meaning_NK, quality_N, weights, Choice.among(np.arange(count), weights))
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ class Users:
 
     taste: tuple[Array, ...]
     """Per domain, [U, K]; variance 1 per dimension."""
+    member_DU: tuple[Array, ...]
+    """Who is in each domain, bool [U]."""
     seen: tuple[Choice, ...]
     """Who is shown something, per domain, in training and validation."""
     tested: tuple[Choice, ...]
@@ -105,17 +111,22 @@ class Users:
     """Events of all domains, those that lists leave out included, int32."""
 
 
-def draw_users(meaning_CK: Array, cold_share: float, settings: WorldSettings, key: Sequence[int]) -> Users:
+def draw_users(
+    meaning_CK: Array, settings: WorldSettings, key: Sequence[int], *, cold_share: float = 0.0, poisoned: float = 0.0
+) -> Users:
     """Users with a taste per domain, more or less the same, and their events before the first row.
 
     Args:
         meaning_CK: what categories mean to tastes.
-        cold_share: of the users of all domains, how many are cold.
         settings: of the world.
         key: seeds every draw.
+        cold_share: of the users of all domains, how many are cold.
+        poisoned: share of the users whose taste in the sources is turned round.
     """
     generator = np.random.default_rng([*key, 0])
     taste = _tastes(settings, generator)
+    turned_U = np.random.default_rng([*key, POISON]).random(settings.users) < poisoned
+    taste = (taste[0], *(np.where(turned_U[:, None], -source_UK, source_UK) for source_UK in taste[1:]))
     weight_U = generator.lognormal(sigma=0.7, size=settings.users)
     everywhere_U = generator.random(settings.users) < settings.shared_users
     home_U = generator.integers(settings.domains, size=settings.users)
@@ -132,6 +143,7 @@ def draw_users(meaning_CK: Array, cold_share: float, settings: WorldSettings, ke
     ids_U = np.arange(settings.users)
     return Users(
         taste=taste,
+        member_DU=tuple(member_U),
         seen=tuple(Choice.among(ids_U[seen], weight_U[seen]) for seen in seen_U),
         tested=tuple(Choice.among(ids_U[member], weight_U[member]) for member in member_U),
         segment_U=_segments(taste[0], settings.segments, generator),

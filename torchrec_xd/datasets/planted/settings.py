@@ -100,6 +100,13 @@ class FeedSettings(WorldSettings):
     cold_users: float = Field(default=0.0, ge=0, lt=1)
     """Share of the users of all domains who have neither training rows nor history in the target, but test rows."""
 
+    poisoned_users: float = Field(default=0.0, ge=0, le=1)
+    """Share of the users whose taste in the sources is turned round: what they like there they dislike in the target
+    as much as others like it. What sources teach about them has to be filtered."""
+    vector: int = Field(default=0, ge=0, le=1_024)
+    """Numbers of a vector that describes each item, as a text or an image would: what the item means to tastes, in a
+    space of its domain's own, under noise as large. Specific to the domain; 0: items have none."""
+
     @property
     def num_shared(self) -> int:
         """Shared features of an item."""
@@ -124,3 +131,9 @@ class HomepageSettings(WorldSettings):
     """Times of day."""
     places: int = Field(default=5, ge=2, le=1_000)
     """Places on the page."""
+    never_fit: float = Field(default=0.0, ge=0, le=1)
+    """Share of the categories that fit no scene, whichever source they are wanted in."""
+    shared_items: float = Field(default=1.0, gt=0, le=1)
+    """Share of the items that sources show too; no user wants another one there."""
+    members_only: bool = False
+    """Whether only users of a source can want anything there (`shared_users`, and those whose one domain it is)."""
