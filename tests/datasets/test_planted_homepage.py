@@ -101,8 +101,11 @@ def test_categories_that_never_fit_have_no_transfer_in_any_scene_of_any_source()
     never = (world.fit_SLC[0] == 0).all(axis=(0, 1))
     assert 10 <= never.sum() <= 30  # of 40
     barred = never[category.astype(int)]
-    assert not transfer[barred].any() and not transfer_2[barred].any() and not fit[barred].any()
-    assert (transfer[~barred] > 0).all() and (transfer_2[~barred] > 0).all()
+    assert not transfer[barred].any()
+    assert not transfer_2[barred].any()
+    assert not fit[barred].any()
+    assert (transfer[~barred] > 0).all()
+    assert (transfer_2[~barred] > 0).all()
 
 
 def test_what_a_source_does_not_show_is_not_wanted_there():
@@ -112,7 +115,8 @@ def test_what_a_source_does_not_show_is_not_wanted_there():
     assert 0.2 < len(shown) / world.settings.items < 0.4
     elsewhere = ~np.isin(item, list(shown))
     assert elsewhere.mean() > 0.4
-    assert not wanted[elsewhere].any() and not prob_wanted[elsewhere].any()
+    assert not wanted[elsewhere].any()
+    assert not prob_wanted[elsewhere].any()
     assert (prob_wanted[~elsewhere] > 0).all()
 
 
@@ -121,6 +125,7 @@ def test_only_members_of_a_source_want_something_there_where_that_is_asked_for()
     user, prob_wanted = columns(rows(world), "user_id", "prob_wanted")
     member = world.users.member_DU[1][user.astype(int)]
     assert 0.5 < member.mean() < 0.8
-    assert (prob_wanted[member] > 0).all() and not prob_wanted[~member].any()
+    assert (prob_wanted[member] > 0).all()
+    assert not prob_wanted[~member].any()
     _, everyone = columns(rows(homepage(shared_users=0.5)), "user_id", "prob_wanted")
     assert (everyone > 0).all()
