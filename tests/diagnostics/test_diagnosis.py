@@ -20,7 +20,9 @@ from torchrec_xd.training.diagnosis import diagnose
 def test_the_first_stage_from_folder_to_files(runs, tmp_path):
     content = diagnose(runs / "mem", tmp_path / "new" / "out", batches=2)
     assert content == json.loads((tmp_path / "new" / "out" / "diagnostics.json").read_text())
-    assert list(content["diagnostics"]) == ["scores", "gradients", "knowledge", "feature_scores", "tables"]
+    assert list(content["diagnostics"]) == [
+        *("scores", "gradients", "feature_worth", "knowledge", "overfitting", "feature_scores", "tables")
+    ]
     assert set(content["left_out"]) == {"gates"}
     assert content["batches"] == 2
     assert sum(content["rows"].values()) == 256
@@ -58,7 +60,7 @@ def test_the_command_on_the_second_stage(runs, tmp_path):
 
 def test_findings_come_first_on_the_screen_on_the_page_and_in_the_file(runs, tmp_path, monkeypatch):
     def diagnosed():
-        done = CliRunner().invoke(app, ["diagnose", str(runs / "tem"), "--out", str(tmp_path), "--batches", "1"])
+        done = CliRunner().invoke(app, ["diagnose", str(runs / "single"), "--out", str(tmp_path), "--batches", "1"])
         assert done.exit_code == 0, done.output
         return done.output, (tmp_path / "diagnostics.html").read_text()
 

@@ -49,7 +49,7 @@ def test_knowledge_cosines_are_those_of_the_parts(schema, batches):
         assert said["mean"] == pytest.approx(cosine.mean().item(), abs=1e-5)
         assert said["std"] == pytest.approx(cosine.std(correction=0).item(), abs=1e-5)
     assert values["over_time"] == curves
-    (figure,) = [part for part in found.parts(values)[2:] if not isinstance(part, str)]
+    (figure,) = [part for part in found.parts(values)[3:] if not isinstance(part, str)]
     assert {line.name: line.y for line in figure.data}["post"] == (0.375, 0.1875)
 
 

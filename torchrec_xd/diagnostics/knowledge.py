@@ -21,6 +21,9 @@ from torch.nn import functional
 from torchrec_xd.batch import Batch
 from torchrec_xd.diagnostics.diagnostic import Columns, Diagnostic, Part
 from torchrec_xd.diagnostics.distribution import Distribution, histogram_figure, laid_out, text
+from torchrec_xd.diagnostics.explained import Explained
+from torchrec_xd.diagnostics.finding import Finding
+from torchrec_xd.diagnostics.mkt_findings import gating, separation
 from torchrec_xd.json_lines import read_json_lines
 from torchrec_xd.modules.gates import GatedLinearUnit
 from torchrec_xd.modules.hfa import HeterogeneousFeatureAlignment
@@ -31,6 +34,8 @@ from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.schema import Schema
 
 BINS = 20
+LEAST = 1e-12
+"""No length counts as less."""
 
 
 class KnowledgeCosines(Diagnostic):
@@ -39,6 +44,7 @@ class KnowledgeCosines(Diagnostic):
     Args:
         net: MEM, with `common`, whose second output is the common knowledge by domain, and by domain `independent`.
         curves: by domain `step` and `cosine`, the mean over its rows of a batch, as training logged them.
+        asked: whether training's loss asks for separation; if not, it is no fault that there is none.
     """
 
     name = "knowledge"
@@ -48,10 +54,11 @@ class KnowledgeCosines(Diagnostic):
         "independent one repeats what the domains have in common."
     )
 
-    def __init__(self, net: Any, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-        self.curves = curves
+    def __init__(self, net: Any, curves: Mapping[str, Sequence[Mapping[str, float]]], *, asked: bool = True) -> None:
+        self.curves, self.asked = curves, asked
         self.common: dict[str, Tensor] = {}
         self.spread = {domain: Distribution(-1, 1, 2 * BINS) for domain in net.independent.names}
+        self.explained = {domain: Explained() for domain in self.spread}
         net.common.register_forward_hook(self._keep)
         for domain in self.spread:
             net.independent[domain].register_forward_hook(partial(self._compare, domain))
@@ -62,18 +69,36 @@ class KnowledgeCosines(Diagnostic):
     def _compare(self, domain: str, module: nn.Module, given: Any, independent: Tensor) -> None:
         cosine_B = functional.cosine_similarity(self.common[domain].float(), independent.float(), dim=1)
         self.spread[domain].add(cosine_B)
+        self.explained[domain].add(self.common[domain].float(), independent.float())
 
     def update(self, batch: Batch, output: Output, columns: Columns) -> None:
         """The hooks have seen all."""
 
     def values(self) -> dict[str, Any]:
-        """By domain: `domains`, summaries of the cosine; `over_time`, its mean by `step` of training."""
-        return {"domains": {name: spread.summary() for name, spread in self.spread.items()}, "over_time": self.curves}
+        """By domain: `domains`, summaries of the cosine; `explained`; `over_time`, its mean by `step`. And `asked`.
+
+        `explained` is the share of the independent knowledge's variance that a linear map of the common one has.
+        """
+        return {
+            "domains": {name: spread.summary() for name, spread in self.spread.items()},
+            "explained": {name: explained.share() for name, explained in self.explained.items()},
+            "asked": self.asked,
+            "over_time": self.curves,
+        }
+
+    def findings(self, values: dict[str, Any]) -> list[Finding]:
+        """Domains whose common and independent knowledge are the same, where training asked for another thing."""
+        return list(separation(values))
 
     def parts(self, values: dict[str, Any]) -> list[Part]:
         """The distributions, and the curve of training."""
         domains, curves = values["domains"], values["over_time"]
-        found: list[Part] = [summary_grid("domain", domains), histogram_figure(domains, "cosine")]
+        explained = [[name, text(share)] for name, share in values["explained"].items()]
+        found: list[Part] = [
+            summary_grid("domain", domains),
+            histogram_figure(domains, "cosine"),
+            Grid(["domain", "of the independent one's variance, a linear map of the common one has"], explained),
+        ]
         if any(curves.values()):
             lines = [
                 go.Scatter(name=d, x=[p["step"] for p in curve], y=[p["cosine"] for p in curve], mode="lines")
@@ -159,37 +184,62 @@ class FeatureScores(Diagnostic):
 
 
 class GateOpenness(Diagnostic):
-    """How far every gated linear unit of the net stands open: MKT's stage 2, CTNet's adapters."""
+    """How far every gated linear unit of the net stands open: MKT's stage 2, CTNet's adapters.
+
+    Args:
+        net: whose gates are watched.
+        stages: validation scores of a second stage and of the first one (`stage_1`, `stage_2`, `monitor`), where both
+            are on record.
+    """
 
     name = "gates"
     title = "Openness of the gates"
     reading = (
         "A gate near 0 keeps the transferred knowledge out and one near 1 lets it through; 0.5 is where gates begin, "
-        "so a gate that has stayed there has not made up its mind."
+        "so a gate that has stayed there has not made up its mind. What passes has a share of the length of the sum."
     )
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, stages: Mapping[str, Any] | None = None) -> None:
+        self.stages = stages
         self.spread: dict[str, Distribution] = {}
+        self.share: dict[str, Distribution] = {}
         for path, module in net.named_modules():
             if isinstance(module, GatedLinearUnit):
                 name = ".".join(part.removeprefix("m_") for part in path.split("."))
-                self.spread[name] = Distribution(0, 1, BINS)
+                self.spread[name], self.share[name] = Distribution(0, 1, BINS), Distribution(0, 1, BINS)
                 module.register_forward_hook(partial(self._add, name))
 
     @torch.no_grad()
     def _add(self, name: str, module: GatedLinearUnit, given: tuple[Tensor, Tensor], passed: Tensor) -> None:
         self.spread[name].add(module.openness(*given))
+        through_B, own_B = (vectors.float().norm(dim=1) for vectors in (passed, given[1]))
+        self.share[name].add(through_B / (through_B + own_B).clamp(min=LEAST))
 
     def update(self, batch: Batch, output: Output, columns: Columns) -> None:
         """The hooks have seen all."""
 
     def values(self) -> dict[str, Any]:
-        """`gates`: the summary of each, over rows and units."""
-        return {"gates": {name: spread.summary() for name, spread in self.spread.items()}}
+        """`gates`: the summary of each, over rows and units, with the mean `share` that passed; `stages`."""
+        gates = {name: {**s.summary(), "share": self.share[name].summary()["mean"]} for name, s in self.spread.items()}
+        return {"gates": gates, "stages": self.stages}
+
+    def findings(self, values: dict[str, Any]) -> list[Finding]:
+        """A second stage that is worse than the first, and whether its gate is why."""
+        return list(gating(values))
 
     def parts(self, values: dict[str, Any]) -> list[Part]:
         """The distributions."""
-        return [summary_grid("gate", values["gates"]), histogram_figure(values["gates"], "openness")]
+        gates, stages = values["gates"], values["stages"]
+        shares = [[name, text(gate["share"])] for name, gate in gates.items()]
+        found: list[Part] = [
+            summary_grid("gate", gates),
+            histogram_figure(gates, "openness"),
+            Grid(["gate", "mean share of the sum that passed it"], shares),
+        ]
+        if stages is not None:
+            first, second = text(stages["stage_1"]), text(stages["stage_2"])
+            found.append(f"{stages['monitor']} on validation: stage 1 {first}, stage 2 {second}.")
+        return found
 
 
 def noise_against_others(features: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

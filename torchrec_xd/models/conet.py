@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
+from torchrec_xd.diagnostics.overfitting import overfitting
 from torchrec_xd.embeddings import Lookups
 from torchrec_xd.models.blocks import Widths
 from torchrec_xd.models.joint import JointRows, JointSettings, Towers, joint
@@ -59,4 +60,4 @@ class CollaborativeCrossNetworks(nn.Module):
         return predictions
 
 
-CONET = ModelSpec(CoNetSettings, joint(CollaborativeCrossNetworks))
+CONET = ModelSpec(CoNetSettings, joint(CollaborativeCrossNetworks), diagnostics=lambda run: overfitting(run.schema))

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from torchrec_xd.diagnostics.overfitting import overfitting
 from torchrec_xd.embeddings import EmbeddingSettings, Layout, Lookups, layout
 from torchrec_xd.errors import UserError
 from torchrec_xd.feature import Group
@@ -151,4 +152,4 @@ def _check_sequences(schema: Schema, settings: MiNetSettings, target: str) -> No
             )
 
 
-MINET = ModelSpec(MiNetSettings, build_minet)
+MINET = ModelSpec(MiNetSettings, build_minet, diagnostics=lambda run: overfitting(run.schema))

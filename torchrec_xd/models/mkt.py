@@ -10,19 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from torchrec_xd.batch import Batch
 from torchrec_xd.diagnostics.knowledge import KnowledgeCosines, logged_cosines
+from torchrec_xd.diagnostics.overfitting import overfitting
+from torchrec_xd.diagnostics.worth import feature_worth
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout, weight_prefixes
 from torchrec_xd.errors import UserError
 from torchrec_xd.losses import Penalty, polarized_distribution_loss
-from torchrec_xd.models.blocks import NetSettings, RowVectors, Widths, with_specific
-from torchrec_xd.models.cke import LEFT_BEHIND, CommonKnowledgeExtractor, ExtractorSettings, independent_extractors
+from torchrec_xd.models.blocks import RowVectors, with_specific
+from torchrec_xd.models.cke import LEFT_BEHIND, CommonKnowledgeExtractor, independent_extractors
+from torchrec_xd.models.mkt_settings import FinetuneSettings, PretrainSettings
 from torchrec_xd.models.model import CrossEntropy, Model
 from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.models.teacher import Teacher
@@ -34,43 +35,6 @@ from torchrec_xd.modules.mlp import MLP
 from torchrec_xd.modules.rows import by_domain
 from torchrec_xd.outputs import Losses, Predictions
 from torchrec_xd.schema import Schema
-
-
-class PretrainSettings(ExtractorSettings):
-    """Stage 1. The paper's widths are the defaults (section 4.1.3)."""
-
-    name: Literal["mkt_pretrain"] = "mkt_pretrain"
-    tower_widths: Widths = (64,)
-    """Hidden layers of the tower that each task has."""
-    gamma: NonNegativeFloat = 0.1
-    """Weight of the polarized distribution loss; 0 is the ablation "w/o PDL"."""
-    pdl: Penalty = "cosine"
-    """What the polarized distribution loss averages: the cosine of common and independent knowledge (section 3.2.4), or
-    as an extension its square or absolute value, least at right angles. Without `knowledge_activation: linear` cosines
-    are never negative, and `absolute` is `cosine`."""
-    domain_weight: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """Domain to a factor on its loss. Default: 1."""
-
-
-class FinetuneSettings(NetSettings):
-    """Stage 2; the run names its stage-1 run in `init_from`."""
-
-    name: Literal["mkt_finetune"] = "mkt_finetune"
-    widths: Widths = (1024,)
-    """Layers of the cross network; a last one of MEM's knowledge width W follows."""
-    head_widths: Widths = (64,)
-    """Hidden layers of the head that each task has."""
-    gates: Literal["static", "dynamic"] = "static"
-    """Whether a gate looks at MEM's vector alone, or also at the TEM vector that it is added to."""
-    gate_bias: float = Field(default=0.0, ge=-20, le=20)
-    """Added to the sigmoid's first bias in every gate (extension): 3 begins them open, -3 closed. Beyond 20 a sigmoid
-    is 0 or 1 in fp32, and would not learn."""
-    knowledge: Literal["common", "common_and_independent"] = "common"
-    """What passes the last gate: common knowledge, as in section 3.3, or the whole input of MEM's tower, common and
-    independent knowledge of the target (extension)."""
-    warm_start: bool = False
-    """Whether TEM begins as MEM (extension): tables, dense lines and sequence attention; the cross network as the
-    target's independent extractor where `widths` and W are the `expert_widths` of stage 1. The rest starts fresh."""
 
 
 class MultiEntityModel(nn.Module):
@@ -242,6 +206,10 @@ def build_finetune(
 PRETRAIN = ModelSpec(
     PretrainSettings,
     build_pretrain,
-    diagnostics=lambda run: [KnowledgeCosines(run.net, logged_cosines(run.folder, run.schema))],
+    diagnostics=lambda run: [
+        *feature_worth(run.net, run.schema),  # copies the net: before others watch it
+        KnowledgeCosines(run.net, logged_cosines(run.folder, run.schema), asked=run.settings.gamma > 0),
+        *overfitting(run.schema),
+    ],
 )
 FINETUNE = ModelSpec(FinetuneSettings, build_finetune, TRANSFER)

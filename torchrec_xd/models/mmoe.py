@@ -7,6 +7,7 @@ from typing import Literal, cast
 from pydantic import Field, PositiveInt
 from torch import nn
 
+from torchrec_xd.diagnostics.overfitting import overfitting
 from torchrec_xd.embeddings import Lookups
 from torchrec_xd.models.blocks import Widths
 from torchrec_xd.models.joint import JointRows, JointSettings, joint
@@ -57,4 +58,4 @@ class MultiGateMixtureOfExperts(nn.Module):
         return Predictions.from_logits(logits)
 
 
-MMOE = ModelSpec(MMoESettings, joint(MultiGateMixtureOfExperts))
+MMOE = ModelSpec(MMoESettings, joint(MultiGateMixtureOfExperts), diagnostics=lambda run: overfitting(run.schema))

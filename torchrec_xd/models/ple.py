@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 from torch import nn
 
+from torchrec_xd.diagnostics.overfitting import overfitting
 from torchrec_xd.embeddings import Lookups
 from torchrec_xd.models.blocks import Widths
 from torchrec_xd.models.joint import JointRows, JointSettings, Towers, joint
@@ -56,4 +57,4 @@ class PLEModel(nn.Module):
         return predictions
 
 
-PLE = ModelSpec(PLESettings, joint(PLEModel))
+PLE = ModelSpec(PLESettings, joint(PLEModel), diagnostics=lambda run: overfitting(run.schema))

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
+from torchrec_xd.diagnostics.overfitting import overfitting
 from torchrec_xd.embeddings import Lookups
 from torchrec_xd.models.blocks import Widths
 from torchrec_xd.models.joint import JointRows, JointSettings, Towers, joint
@@ -41,4 +42,4 @@ class SharedBottom(nn.Module):
         return predictions
 
 
-SHARED_BOTTOM = ModelSpec(SharedBottomSettings, joint(SharedBottom))
+SHARED_BOTTOM = ModelSpec(SharedBottomSettings, joint(SharedBottom), diagnostics=lambda run: overfitting(run.schema))

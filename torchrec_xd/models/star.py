@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from torchrec_xd.diagnostics.overfitting import overfitting
 from torchrec_xd.embeddings import Lookups
 from torchrec_xd.models.blocks import Widths
 from torchrec_xd.models.joint import JointRows, JointSettings, joint
@@ -73,4 +74,4 @@ class StarTopologyAdaptiveRecommender(nn.Module):
         return self.auxiliary(torch.cat([indicator, x_BI], dim=1))  # type: ignore[no-any-return]
 
 
-STAR = ModelSpec(StarSettings, joint(StarTopologyAdaptiveRecommender))
+STAR = ModelSpec(StarSettings, joint(StarTopologyAdaptiveRecommender), diagnostics=lambda run: overfitting(run.schema))

@@ -35,7 +35,8 @@ from torchrec_xd.reports.page import Grid, save_page
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.schema import Schema, Split
 from torchrec_xd.training.inference import load_sharded
-from torchrec_xd.training.split_evaluation import columns_of
+from torchrec_xd.training.split_evaluation import columns_of, watched_tasks
+from torchrec_xd.training.stage_scores import stage_scores
 from torchrec_xd.writable import check_output_folder
 
 NOTHING_FOUND = "None of the faults that have a name was found."
@@ -82,11 +83,13 @@ def diagnose(
         some = (batch.to(processes.device) for batch in islice(loader.batches(), batches))
         rows = measure(model, found, some, integers, numbers, seen)
         compared = [each for each in found if each.reads_training] if split != "train" else []
+        # Those that watch the net would see the training rows too: what they measured is taken before.
+        measured = {each.name: each.values() for each in found if each not in compared}
         if compared:
             training = Loader(schema, config.loader, "train", ShardSpec(seed=config.seed))
             some = (batch.to(processes.device) for batch in islice(training.batches(), batches))
             measure_training(model, compared, some)
-    values = {each.name: each.values() for each in found}
+    values = {each.name: measured[each.name] if each.name in measured else each.values() for each in found}
     named = [finding for each in found for finding in each.findings(values[each.name])]
     content = {
         "model": config.model.name,
@@ -106,8 +109,7 @@ def applying(model: Model, config: RunConfig, split: Split, folder: Path) -> tup
     """The diagnostics of a model, watching it from now on; and by name why it lacks others."""
     schema = config.schema_in_use
     here = [name for name, domain in schema.domains.items() if domain.paths(split)]
-    targets = schema.targets() or tuple(schema.domains)
-    watched = config.monitor_tasks or [task.name for task in schema.tasks if task.domain in targets]
+    watched = watched_tasks(config)
     known = [task.name for task in schema.tasks if task.name in watched and task.domain in here]
     found: list[Diagnostic] = [ScoreMetrics(schema, known)] if known else []
     left_out: dict[str, str] = {}
@@ -126,7 +128,7 @@ def applying(model: Model, config: RunConfig, split: Split, folder: Path) -> tup
         found.append(scores)
     else:
         left_out[scores.name] = "no HFA gives scores: another model than MKT, or hfa is off"
-    gates = GateOpenness(model.net)
+    gates = GateOpenness(model.net, stage_scores(config, folder))
     if gates.spread:
         found.append(gates)
     else:
