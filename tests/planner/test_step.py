@@ -12,9 +12,10 @@ from tests.support.small_models import EMBEDDINGS, JOINT, settings_of
 from torchrec_xd.batch import READ_BY_MODELS
 from torchrec_xd.config import RunConfig
 from torchrec_xd.data.loader import Loader, LoaderSettings
+from torchrec_xd.data.phases import PhaseSettings
 from torchrec_xd.models import MODELS
 from torchrec_xd.models.transfer import SourceRun
-from torchrec_xd.planner.step.counting import count_dense, meta_batch
+from torchrec_xd.planner.step.counting import count_dense, longest_phase, meta_batch
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import validate
 
@@ -169,3 +170,26 @@ def model_of(name, feed, homepage):
 def only_post(feed):
     content = feed.model_dump(mode="json", by_alias=True)
     return validate(RunConfig, {"schema": content, "model": {"name": "single"}, "domains": ["post"]}, "t").schema_in_use
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "epochs", "offsets", "said"),
+    [
+        ([], 2, (0, 40, 80, 120), ""),
+        ([("sources", 1)], 2, (0, 40, 80, 120), "one of the 1 of 2 epochs after loader.curriculum"),
+        ([("sources", 1)], 1, (0, 60, 120, 120), "1 of 1 epochs, of items, video"),
+        ([("sources", 1), ({"post": 3, "items": 1}, 3)], 5, (0, 30, 30, 120), "3 of 5 epochs, of items, post"),
+    ],
+)
+def test_a_step_of_the_longest_phase_of_a_curriculum_is_estimated(feed, homepage, curriculum, epochs, offsets, said):
+    phases = [PhaseSettings(shares=shares, epochs=length) for shares, length in curriculum]
+    shares, words = longest_phase(feed, None, phases, epochs)
+    batch = meta_batch(feed, 120, {}, shares)
+    assert batch.offsets == offsets
+    assert (said in words) if said else words == ""
+    _, model = model_of("ple", feed, homepage)
+    assert count_dense(model, batch).flops > 0
+
+
+def test_without_a_curriculum_mixing_stays(feed):
+    assert longest_phase(feed, {"post": 2.0}, [], 3) == ({"post": 2.0}, "")

@@ -20,7 +20,7 @@ from torchrec_xd.config import RunConfig
 from torchrec_xd.errors import UserError
 from torchrec_xd.planner import Cluster, load_cluster, make_plan
 from torchrec_xd.planner.costs.rates import measured_cluster
-from torchrec_xd.planner.step.counting import count_dense, meta_batch
+from torchrec_xd.planner.step.counting import count_dense, longest_phase, meta_batch
 from torchrec_xd.planner.step.estimate import StepEstimate, default_precision, estimate_step
 from torchrec_xd.shipped import CLUSTERS
 from torchrec_xd.training.workload import workload
@@ -84,7 +84,9 @@ def estimate(config: RunConfig, cluster: Cluster, ranks: int) -> StepEstimate:
     work = workload(config, measure_pooling=True)
     here = cluster.with_changes(world_size=ranks, ranks_per_node=ranks)
     planning = make_plan(work.module, work.sharders, here, work.settings)
-    batch = meta_batch(config.schema_in_use, work.settings.batch_size, work.settings.pooling, config.loader.mixing)
+    schema, loader = config.schema_in_use, config.loader
+    shares, _ = longest_phase(schema, loader.mixing, loader.curriculum, config.trainer.epochs)
+    batch = meta_batch(schema, work.settings.batch_size, work.settings.pooling, shares)
     return estimate_step(planning.plan, count_dense(work.module, batch), default_precision(here, "fp32"))
 
 

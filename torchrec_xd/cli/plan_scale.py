@@ -70,7 +70,7 @@ def scale(
     from torchrec_xd.log import quiet_torch
     from torchrec_xd.planner.report.scaling import assumptions, scale_record, scale_view
     from torchrec_xd.planner.report.scaling_page import save_scaling_page
-    from torchrec_xd.planner.step.counting import count_dense, meta_batch
+    from torchrec_xd.planner.step.counting import count_dense, longest_phase, meta_batch
     from torchrec_xd.planner.step.estimate import check_precision, default_precision
     from torchrec_xd.planner.step.scaling import parse_ranks, sizes
     from torchrec_xd.planner.step.scaling import scale as scaled
@@ -103,16 +103,16 @@ def scale(
         at = sizes(machine, counts, batch_size or run.loader.batch_size, global_batch)
         work = workload(run, weights, optimizer, measure_pooling=measure_pooling)
         settings = with_files(work.settings, pooling, constraints, batch_size=batch_size, effort=effort)
+        schema, loader = run.schema_in_use, run.loader
+        shares, phase = longest_phase(schema, loader.mixing, loader.curriculum, run.trainer.epochs)
         points = scaled(
             *(work.module, work.sharders, settings, at),
-            lambda rows: count_dense(
-                work.module, meta_batch(run.schema_in_use, rows, settings.pooling, run.loader.mixing)
-            ),
+            lambda rows: count_dense(work.module, meta_batch(schema, rows, settings.pooling, shares)),
             *(kind, reader),
         )
     if all(point.step is None for point in points):
         raise UserError(f"no size of {ranks} fits; the largest: {points[-1].reason}")
-    notes = assumptions(machine, kind)
+    notes = [*assumptions(machine, kind), *([phase] if phase else [])]
     screen.print(scale_view(points))
     for note in notes:
         show(note)

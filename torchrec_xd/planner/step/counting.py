@@ -20,6 +20,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 
 from torchrec_xd.batch import Batch, LoaderState
 from torchrec_xd.data.collate import Collator
+from torchrec_xd.data.phases import PhaseSettings
 from torchrec_xd.embeddings import table_collections
 from torchrec_xd.private_names import TorchDispatchMode, operator_name, storage_key
 from torchrec_xd.schema import Schema
@@ -114,6 +115,35 @@ def meta_batch(
         user_B=of_rows(empty.user_B),
         extra_BK=of_rows(empty.extra_BK),
         offsets=(0, *(round(rows * share / shares[-1]) for share in shares.tolist())),
+    )
+
+
+def longest_phase(
+    schema: Schema, mixing: Mapping[str, float] | None, curriculum: Sequence[PhaseSettings], epochs: int
+) -> tuple[Mapping[str, float] | None, str]:
+    """Shares for `meta_batch` in the longest phase of training, the last of equals, and what that is in words.
+
+    Args:
+        schema: of the run.
+        mixing: of the loader.
+        curriculum: of the loader.
+        epochs: of the whole training.
+    """
+    after = epochs - sum(phase.epochs for phase in curriculum)
+    longest = max(reversed(curriculum), key=lambda phase: phase.epochs, default=None)
+    if longest is None:
+        return mixing, ""
+    if after >= longest.epochs:
+        return (
+            None,
+            f"The step is one of the {after} of {epochs} epochs after loader.curriculum; its phases take others.",
+        )
+    sources = {name: float(domain.role == "source") for name, domain in schema.domains.items()}
+    given = sources if longest.shares == "sources" else {name: longest.shares.get(name, 0.0) for name in sources}
+    named = ", ".join(name for name, share in given.items() if share)
+    return given, (
+        f"The step is one of the longest phase of loader.curriculum, {longest.epochs} of {epochs} epochs, of {named}; "
+        "other epochs take others."
     )
 
 
