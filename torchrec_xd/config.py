@@ -51,6 +51,8 @@ class RunConfig(Settings):
     """Train and measure these tasks (`<label>@<domain>`) only. Default: all tasks of the domains."""
     without: tuple[str, ...] = ()
     """Features that are left out."""
+    without_specific: bool = False
+    """Whether all features of group specific are left out, as CTNet's paper pre-trains its source tower."""
     init_from: Path | None = None
     """Run folder that the model starts from (mkt_finetune: the stage-1 run; single: the source's, to fine-tune it)."""
     init_checkpoint: Literal["last", "best"] = "best"
@@ -79,6 +81,8 @@ class RunConfig(Settings):
         schema = self.data_schema.only(self.domains) if self.domains else self.data_schema
         schema = schema.only_tasks(self.tasks) if self.tasks else schema
         schema = schema.without(self.without)
+        if self.without_specific:
+            schema = schema.without(tuple(f.column for f in schema.features if f.group == "specific"))
         if not self.train_on_valid:
             return schema
         domains = {

@@ -131,3 +131,19 @@ def test_what_does_not_fit_is_refused():
     pretrained = SourceRun(schema.only(("items",)), settings_of(**SOURCE), EMBEDDINGS)
     with pytest.raises(UserError, match="'category'"):
         build_ctnet(Schema.model_validate(other).only(("post",)), settings_of(**TARGET), EMBEDDINGS, 0, pretrained)
+
+
+def test_a_source_tower_that_was_pre_trained_without_specific_features(runs, tmp_path):
+    """As the paper does: it has no input that would read as zero on rows of the target."""
+    content = {"schema": schema_at(runs / "feed"), "loader": {"batch_size": 64}, "evaluate_on": "train"}
+    train_run(tmp_path, "source", **content, model=SOURCE, domains=["items"], without_specific=True, optimizer=RATES)
+    train_run(tmp_path, "target", **content, model=TARGET, domains=["post"], init_from=str(tmp_path / "source"))
+    source, trained = weights(tmp_path / "source"), weights(tmp_path / "target")
+    whole = weights(runs / "source")
+    assert whole["net.trunk.0.weight"].shape[1] - source["net.trunk.0.weight"].shape[1] == 2 * 4  # item, price
+    assert not any("price" in name for name in source)
+    assert torch.equal(trained["teacher.net.trunk.0.weight"], source["net.trunk.0.weight"])
+    assert manifest(tmp_path / "target")["pruned"] == [
+        "net.heads.m_click@items.bias",
+        "net.heads.m_click@items.weight",
+    ]
