@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchrec_xd.batch import Batch
 from torchrec_xd.diagnostics.diagnostic import Diagnostic
 from torchrec_xd.diagnostics.selection import Selection
+from torchrec_xd.diagnostics.shared_items import SharedItems
 from torchrec_xd.diagnostics.transfer import TransferByScene, TransferProbabilities
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
 from torchrec_xd.errors import UserError
@@ -165,7 +166,10 @@ def build_exit(schema: Schema, settings: ExitSettings, embeddings: EmbeddingSett
 def _diagnostics(run: DiagnosedRun) -> list[Diagnostic]:
     settings: ExitSettings = run.settings
     sources = {name: (source.wanted, source.fit) for name, source in settings.sources.items()}
+    domain_of = {task.name: task.domain for task in run.schema.tasks}
+    own = {name: domain_of[source.own] for name, source in settings.sources.items() if source.own is not None}
     return [
+        *([SharedItems(run.schema, domain_of[settings.target], own)] if own else []),
         Selection(run.schema, settings.target, settings.alone, sources, learned=settings.ssn),
         TransferProbabilities(run.schema, settings.target, sources),
         _by_scene(run.schema, settings, truth=True),
