@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -10,8 +11,10 @@ from tests.support.domain_batches import only
 from tests.support.feeds import schema_at, write_feed
 from tests.support.small_models import EMBEDDINGS, idle, train_run, weights
 from tests.support.unsharded import materialise
+from torchrec_xd.errors import UserError
 from torchrec_xd.models.mkt import FinetuneSettings, PretrainSettings, build_finetune
 from torchrec_xd.models.transfer import SourceRun
+from torchrec_xd.training.inference import predict
 
 MEM = {"name": "mkt_pretrain", "expert_widths": [6, 5], "aligned_dim": 3, "tower_widths": [4]}
 TEM = {"name": "mkt_finetune", "widths": [6], "head_widths": [4]}
@@ -91,3 +94,50 @@ def test_other_shapes_start_fresh_and_so_does_all_of_a_cold_start(runs):
     loaded, _ = begun(runs / "wider")
     assert {name.split(".")[0] for name in loaded} == {"embeddings"}
     assert begun(runs / "cold")[0] == set()
+
+
+@pytest.mark.parametrize(("extractor", "activation"), [("ple", "linear"), ("star", "relu"), ("mmoe", "linear")])
+@pytest.mark.parametrize("gates", ["static", "dynamic"])
+def test_with_towers_tem_begins_with_mems_predictions(tmp_path, extractor, activation, gates):
+    rates = {"optimizer": {"tables": {"lr": 0.1}, "dense": {"lr": 0.01}}}
+    content = {"schema": schema_at(write_feed(tmp_path / "feed", rows=96)), "loader": {"batch_size": 64}}
+    content["evaluate_on"] = "train"
+    mem = {**MEM, "extractor": extractor, "knowledge_activation": activation}
+    mem |= {"num_shared_experts": 2} if extractor == "mmoe" else {}
+    train_run(tmp_path, "mem", model=mem, **content, **rates)
+    content |= {"domains": ["post"], "init_from": str(tmp_path / "mem"), "seed": 1}
+    taught = {**TEM, "warm_start": True, "heads": "towers", "gates": gates}
+    train_run(tmp_path, "tem", model=taught, **content)
+    rows = tmp_path / "feed/post/train.parquet"
+    first, second = (predict(tmp_path / run, rows, domain="post") for run in ("mem", "tem"))
+    score = first.column(1).to_numpy()
+    assert score.std() > 1e-4
+    np.testing.assert_allclose(second.column(1).to_numpy(), score, rtol=0, atol=1e-6)
+    train_run(tmp_path, "trained", model=taught, **content, **rates)
+    assert np.abs(predict(tmp_path / "trained", rows, domain="post").column(1).to_numpy() - score).max() > 1e-4
+
+
+def test_towers_learn_with_every_part_of_tem(schema):
+    task, batch = tem(schema, heads="towers"), only(schema, 32, "post")
+    with torch.no_grad():  # the first step moves the gates' values away from 0
+        for gate in (gate for name in task.net.gates.names if (gate := task.net.gates[name])):
+            gate.value.weight.add_(0.1)
+    task(batch).total_loss().backward()
+    assert idle(task) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"heads": "towers", "gate_bias": 3.0}, "leave gate_bias and knowledge out"),
+        ({"heads": "towers", "knowledge": "common_and_independent"}, "leave gate_bias and knowledge out"),
+    ],
+)
+def test_towers_refuse_settings_that_they_have_no_use_for(settings, said):
+    with pytest.raises(ValidationError, match=said):
+        FinetuneSettings(**settings)
+
+
+def test_towers_have_the_widths_of_stage_1(schema):
+    with pytest.raises(UserError, match=r"head_widths: \[5\].*stage 1's tower_widths: \[4\]"):
+        tem(schema, heads="towers", head_widths=[5])

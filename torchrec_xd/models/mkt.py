@@ -8,6 +8,7 @@ Shape legend: B rows of the batch, B_d rows of domain d, N specific features, D 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -45,9 +46,7 @@ class MultiEntityModel(nn.Module):
         self.schema = schema
         self.common = CommonKnowledgeExtractor(schema, settings, tuple(schema.domains))
         self.independent = independent_extractors(schema, settings, self.common.vectors.out_dim)
-        towers = StarTowers if settings.extractor == "star" else TaskTowers
-        tasks = {task.name: task.domain for task in schema.tasks}
-        self.towers = towers(2 * settings.expert_widths[-1], settings.tower_widths, tasks)
+        self.towers = _towers(schema, settings)
 
     def forward(self, lookups: Lookups) -> Predictions:
         """A logit per task, from a domain's common and independent knowledge."""
@@ -60,6 +59,13 @@ class MultiEntityModel(nn.Module):
         pairs = {domain: (common[domain], independent[domain]) for domain in lookups.rows}
         logits = self.towers({domain: torch.cat(pair, dim=1) for domain, pair in pairs.items()})
         return Predictions.from_logits(logits, pairs)
+
+
+def _towers(schema: Schema, settings: PretrainSettings) -> StarTowers | TaskTowers:
+    """What MEM predicts with, from common and independent knowledge."""
+    towers = StarTowers if settings.extractor == "star" else TaskTowers
+    tasks = {task.name: task.domain for task in schema.tasks}
+    return towers(2 * settings.expert_widths[-1], settings.tower_widths, tasks)
 
 
 @dataclass(frozen=True)
@@ -111,38 +117,50 @@ class TargetEntityModel(nn.Module):
     """TEM, stage 2: the target's own model, with `v + GLU(v^MEM)` in four places (section 3.3)."""
 
     def __init__(
-        self, schema: Schema, settings: FinetuneSettings, teacher_dims: Mapping[str, int], knowledge_dim: int
+        self,
+        schema: Schema,
+        settings: FinetuneSettings,
+        pretrained: PretrainSettings,
+        teacher_dims: Mapping[str, int],
     ) -> None:
         super().__init__()
         (self.target,) = schema.domains
+        knowledge_dim = pretrained.expert_widths[-1]
         dims = layout(schema)
         count, dim = dims.specific[self.target]
         self.vectors = RowVectors(dims, settings.sequence_pooling)
-        self.cross = MLP(
-            self.vectors.out_dim + count * dim, (*settings.widths, knowledge_dim), dropout=settings.dropout
-        )
+        self.pairs = settings.heads == "towers"
+        in_dim, widths = self.vectors.out_dim + count * dim, (*settings.widths, knowledge_dim)
+        # What takes the place of independent knowledge may be negative where that may be.
+        self.cross = MLP(in_dim, widths, head=self.pairs and pretrained.linear, dropout=settings.dropout)
         own_dims = {**self.vectors.dims, "common": knowledge_dim}
-        self.gates = ModuleMap(
-            {
-                name: GatedLinearUnit(
-                    teacher_dims[name],
-                    own_dim,
-                    state_dim=own_dim if settings.gates == "dynamic" else 0,
-                    bias=settings.gate_bias,
-                )
-                for name, own_dim in own_dims.items()
-            }
-        )
-        widths = (*settings.head_widths, 1)
-        self.heads = ModuleMap({task.name: MLP(knowledge_dim, widths, head=True) for task in schema.tasks})
+        gates = {
+            name: GatedLinearUnit(
+                teacher_dims[name],
+                own_dim,
+                state_dim=own_dim if settings.gates == "dynamic" else 0,
+                bias=settings.gate_bias,
+            )
+            for name, own_dim in own_dims.items()
+        }
+        self.gates = ModuleMap(gates)
+        if self.pairs:
+            for gate in gates.values():
+                gate.begin_with_nothing()
+            gates["common"].begin_with_everything()
+            self.heads = _towers(schema, pretrained)
+        else:
+            tasks = {task.name: task.domain for task in schema.tasks}
+            self.heads = TaskTowers(knowledge_dim, settings.head_widths, tasks)
 
     def forward(self, lookups: Lookups, teacher_outputs: Mapping[str, Tensor]) -> Predictions:
-        """`g_final = g_cross + GLU(g_com)`, one head per task on it."""
+        """A logit per task, from `g_final = g_cross + GLU(g_com)`, or from the two as a pair."""
         vectors = self.vectors(lookups)
         gated = [own + self.gates[name](teacher_outputs[name], own) for name, own in vectors.items()]
         cross = self.cross(with_specific(torch.cat(gated, dim=1), lookups, self.target))
-        final = cross + self.gates["common"](teacher_outputs["common"], cross)
-        return Predictions.from_logits({name: self.heads[name](final) for name in self.heads.names})
+        passed = self.gates["common"](teacher_outputs["common"], cross)
+        final = torch.cat([passed, cross], dim=1) if self.pairs else cross + passed
+        return Predictions.from_logits(self.heads({self.target: final}))
 
 
 def build_pretrain(schema: Schema, settings: PretrainSettings, embeddings: EmbeddingSettings, seed: int) -> Model:
@@ -163,6 +181,8 @@ def _begins_as(here: SourceRun, there: SourceRun) -> dict[str, str]:
         prefixes["net.vectors."] = "net.common.vectors."
     if student.widths == pretrained.expert_widths[:-1]:
         prefixes["net.cross."] = f"net.independent.m_{target}."
+    if student.heads == "towers":
+        prefixes["net.heads."] = "net.towers."
     return prefixes
 
 
@@ -199,8 +219,25 @@ def build_finetune(
     knowledge = TransferredKnowledge(source.schema, source.settings, target, independent=independent)
     teacher = Teacher(Embeddings(source.schema, source.embeddings, seed, batches=schema), knowledge)
     tables = Embeddings(schema, embeddings, seed)
-    net = TargetEntityModel(schema, settings, knowledge.dims, knowledge.width)
+    _check_towers(schema, settings, source)
+    net = TargetEntityModel(schema, settings, source.settings, knowledge.dims)
     return Model(tables, net, CrossEntropy(schema), teacher)
+
+
+def _check_towers(schema: Schema, settings: FinetuneSettings, source: SourceRun) -> None:
+    if settings.heads == "own":
+        return
+    widths, theirs = settings.head_widths, source.settings.tower_widths
+    if widths != theirs:
+        raise UserError(
+            f"model.head_widths: {list(widths)}, and with heads: towers they are stage 1's tower_widths: {list(theirs)}"
+        )
+    most = max(Counter(task.domain for task in source.schema.tasks).values())
+    if source.settings.extractor == "star" and len(schema.tasks) != most:
+        raise UserError(
+            f"model.heads: towers of stage 1's extractor star have {most} outputs, as many as the domain with most "
+            f"tasks; the target has {len(schema.tasks)}: set heads: own"
+        )
 
 
 PRETRAIN = ModelSpec(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from torchrec_xd.losses import Penalty
 from torchrec_xd.models.blocks import NetSettings, Widths
@@ -46,3 +46,17 @@ class FinetuneSettings(NetSettings):
     warm_start: bool = False
     """Whether TEM begins as MEM (extension): tables, dense lines and sequence attention; the cross network as the
     target's independent extractor where `widths` and W are the `expert_widths` of stage 1. The rest starts fresh."""
+    heads: Literal["own", "towers"] = "own"
+    """What predicts. own: heads on `g_cross + GLU(g_com)`, as in section 3.3. towers (extension): towers of the form of
+    stage 1's, on `GLU(g_com) ‖ g_cross` as theirs read `g_com ‖ g_ind`. Gates then begin so that `g_com` passes as it
+    is and nothing else does: with `warm_start` TEM begins with MEM's predictions, and goes on from there. The widths
+    are those of stage 1, `head_widths` its `tower_widths`."""
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> FinetuneSettings:
+        if self.heads == "towers" and (self.gate_bias or self.knowledge != "common"):
+            raise ValueError(
+                "heads: towers sets how gates begin, and reads common and independent knowledge apart: leave gate_bias "
+                "and knowledge out, or set heads: own"
+            )
+        return self

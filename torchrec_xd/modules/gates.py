@@ -45,6 +45,19 @@ class GatedLinearUnit(nn.Module):
             self.gate.bias.add_(bias)
         self.dynamic = state_dim > 0
 
+    @torch.no_grad()
+    def begin_with_nothing(self) -> None:
+        """Let nothing pass at first: the value is 0, and learns from there."""
+        nn.init.zeros_(self.value.weight)
+        nn.init.zeros_(self.value.bias)
+
+    @torch.no_grad()
+    def begin_with_everything(self) -> None:
+        """Let `x` pass as it is at first: twice the identity, through a gate that stands half open."""
+        nn.init.eye_(self.value.weight).mul_(2.0)
+        for zero in (self.value.bias, self.gate.weight, self.gate.bias):
+            nn.init.zeros_(zero)
+
     def openness(self, x: Tensor, state: Tensor) -> Tensor:
         """How far the gate stands open, `[B, out_dim]` in (0, 1)."""
         return torch.sigmoid(self.gate(torch.cat([x, state], dim=1) if self.dynamic else x))
