@@ -72,6 +72,17 @@ class SequenceLookup(NamedTuple):
     """The row's own id in the same table (its candidate item or category); zero where its domain has none."""
 
 
+class TableVectors(NamedTuple):
+    """What the tables yield for a batch, as plain tensors: what a server without tables hands to a net."""
+
+    pooled: dict[ColumnRun, Tensor]
+    """Columns to their vectors side by side, `[B, D]`; an id that shares a table with a sequence is alone."""
+    padded: dict[str, Tensor]
+    """Column of a sequence to `[B, L, D]`, padded with zeros."""
+    lengths: dict[str, Tensor]
+    """Column of a sequence to the ids in each row, `[B]`."""
+
+
 @dataclass(frozen=True)
 class Lookups:
     """Everything that one batch looked up."""
@@ -170,7 +181,7 @@ class Embeddings(nn.Module):
             {f.column: (f.width, schema.dim_of(f)) for f in self.read.features if f.kind == "vector"}
         )
         self.queries = {
-            f.column: [other for other in table.features if other.kind == "id"]
+            f.column: [(other.column,) for other in table.features if other.kind == "id"]
             for table in tables
             for f in table.features
             if f.kind == "sequence"
@@ -178,22 +189,36 @@ class Embeddings(nn.Module):
 
     def forward(self, batch: Batch) -> Lookups:
         """One lookup per collection for all features, then views by group."""
-        vectors = self._numeric_vectors(batch.dense_BN) | self._projected(batch.vector_BV)
+        rows = {domain: batch.rows(i) for i, domain in enumerate(self.read.domains)}
+        return self.arranged(self.looked_up(batch), batch.dense_BN, batch.vector_BV, rows)
+
+    def looked_up(self, batch: Batch) -> TableVectors:
+        """One lookup per collection for all features."""
+        vectors: dict[ColumnRun, Tensor] = {}
         for bags, given in ((self.bags, batch.bags), (self.weighted_bags, batch.weighted_bags)):
             if bags is None:
                 continue
             pooled = bags(given)
             # Features are taken by key: a sharded collection returns them in the order of its plan.
-            vectors |= self._runs(pooled.values(), pooled.keys())
+            vectors |= self.runs(pooled.values(), pooled.keys())
         jagged = dict(self.sequences(batch.sequences).items()) if self.sequences is not None else {}
-        ids = [f.column for f in self.read.features if f.kind == "id" and f.column in jagged]
-        firsts = {column: _first(jagged[column]) for column in ids}
-        vectors |= {(column,): first for column, first in firsts.items()}
-        rows = {domain: batch.rows(i) for i, domain in enumerate(self.read.domains)}
-        groups = {group: self._concat(vectors, group, batch) for group in FLAT_GROUPS}
-        specific = {domain: self._specific(vectors, domain, own, batch) for domain, own in rows.items()}
+        unpooled = [f for f in self.read.features if f.column in jagged]
+        vectors |= {(f.column,): _first(jagged[f.column]) for f in unpooled if f.kind == "id"}
+        sequences = {f.column: f.length for f in unpooled if f.length is not None}
+        return TableVectors(
+            vectors,
+            {column: jagged[column].to_padded_dense(length).float() for column, length in sequences.items()},
+            {column: jagged[column].lengths() for column in sequences},
+        )
+
+    def arranged(self, tables: TableVectors, dense_BN: Tensor, vector_BV: Tensor, rows: dict[str, slice]) -> Lookups:
+        """What the tables yield, numbers and vectors of a batch, by group; columns that `tables` lacks read as zero."""
+        vectors = self._numeric_vectors(dense_BN) | self._projected(vector_BV) | tables.pooled
+        members = {group: [f.column for f in self.schema.features if f.group == group] for group in FLAT_GROUPS}
+        groups = {group: self._beside(vectors, own, dense_BN).float() for group, own in members.items()}
+        specific = {domain: self._specific(vectors, domain, own, dense_BN) for domain, own in rows.items()}
         sequences = {
-            name: self._sequence(columns, jagged, firsts, batch) for name, columns in self.schema.sequences().items()
+            name: self._sequence(columns, tables, dense_BN) for name, columns in self.schema.sequences().items()
         }
         return Lookups(groups, specific, sequences, rows)
 
@@ -207,7 +232,7 @@ class Embeddings(nn.Module):
                 given = torch.stack([dense[self.batch_dense.index(column)] for column in columns], dim=1)
             else:
                 given = dense_BN
-            vectors |= self._runs(module(given).flatten(1), columns)
+            vectors |= self.runs(module(given).flatten(1), columns)
         return vectors
 
     def _projected(self, vector_BV: Tensor) -> dict[ColumnRun, Tensor]:
@@ -217,7 +242,7 @@ class Embeddings(nn.Module):
         projected: dict[str, Tensor] = self.projections(dict(zip(self.batch_vectors, given, strict=True)))
         return {(column,): vector_BD for column, vector_BD in projected.items()}
 
-    def _runs(self, vectors_BV: Tensor, columns: Iterable[str]) -> dict[ColumnRun, Tensor]:
+    def runs(self, vectors_BV: Tensor, columns: Iterable[str]) -> dict[ColumnRun, Tensor]:
         """Vectors that lie side by side, cut only where what is read together ends: few wide views, hardly a copy."""
         runs: list[ColumnRun] = []
         for column in columns:
@@ -228,53 +253,39 @@ class Embeddings(nn.Module):
         widths = [sum(self.dims[column] for column in run) for run in runs]
         return dict(zip(runs, torch.split_with_sizes(vectors_BV, widths, dim=1), strict=True))
 
-    def _concat(self, vectors: Mapping[ColumnRun, Tensor], group: Group, batch: Batch) -> Tensor:
-        members = [f.column for f in self.schema.features if f.group == group]
-        return self._beside(vectors, members, batch).float()
-
-    def _specific(self, vectors: Mapping[ColumnRun, Tensor], domain: str, own: slice, batch: Batch) -> Tensor:
+    def _specific(self, vectors: Mapping[ColumnRun, Tensor], domain: str, own: slice, like_BN: Tensor) -> Tensor:
         members = [f.column for f in self.read.features_of(domain, "specific")]
         dim = self.dims[members[0]] if members else self.schema.dim
-        own_BV = self._beside(vectors, members, batch)[own].float()
-        return own_BV.view(len(own_BV), len(members), dim)
+        own_BV = self._beside(vectors, members, like_BN)[own].float()
+        return own_BV.view(own_BV.shape[0], len(members), dim)
 
-    def _beside(self, vectors: Mapping[ColumnRun, Tensor], columns: list[str], batch: Batch) -> Tensor:
+    def _beside(self, vectors: Mapping[ColumnRun, Tensor], columns: list[str], like_BN: Tensor) -> Tensor:
         """`[B, sum of widths]` of columns that runs cover whole; zero where the batch lacks one."""
         runs = {run[0]: run for run in vectors}
         parts: list[Tensor] = []
         while columns:
             run = runs.get(columns[0], (columns[0],))
             given = vectors.get(run)
-            parts.append(batch.dense_BN.new_zeros(len(batch), self.dims[run[0]]) if given is None else given)
+            parts.append(_zeros(like_BN, self.dims[run[0]]) if given is None else given)
             columns = columns[len(run) :]
-        return concat(parts) if parts else batch.dense_BN.new_zeros(len(batch), 0)
+        return concat(parts) if parts else _zeros(like_BN, 0)
 
-    def _sequence(
-        self,
-        columns: tuple[Feature, ...],
-        jagged: Mapping[str, JaggedTensor],
-        firsts: Mapping[str, Tensor],
-        batch: Batch,
-    ) -> SequenceLookup:
-        given = [f.column for f in columns if f.column in jagged]
-        zero_BD = [batch.dense_BN.new_zeros(len(batch), self.schema.dim_of(f)) for f in columns]
+    def _sequence(self, columns: tuple[Feature, ...], tables: TableVectors, like_BN: Tensor) -> SequenceLookup:
+        given = [f.column for f in columns if f.column in tables.padded]
+        zero_BD = [_zeros(like_BN, self.schema.dim_of(f)) for f in columns]
         if not given:
             zero = concat(zero_BD)
-            return SequenceLookup(zero[:, None, :][:, :0], zero.new_zeros(len(batch), dtype=torch.int32), zero)
+            return SequenceLookup(zero[:, None, :][:, :0], zero.new_zeros(zero.shape[0], dtype=torch.int32), zero)
         keys, queries = [], []
         for feature, zero in zip(columns, zero_BD, strict=True):
             assert feature.length is not None
-            ids = jagged.get(feature.column)
-            keys.append(
-                zero[:, None, :].expand(-1, feature.length, -1)
-                if ids is None
-                else ids.to_padded_dense(feature.length).float()
-            )
+            padded = tables.padded.get(feature.column)
+            keys.append(zero[:, None, :].expand(-1, feature.length, -1) if padded is None else padded)
             # Several ids may share the table (an item and its substitute): a row queries with their sum.
-            own = [firsts[f.column] for f in self.queries.get(feature.column, ())]
+            own = [tables.pooled[run] for run in self.queries.get(feature.column, ()) if run in tables.pooled]
             queries.append(torch.stack(own).sum(0).float() if own else zero)
         keys_BLD = keys[0] if len(keys) == 1 else torch.cat(keys, dim=2)
-        return SequenceLookup(keys_BLD, jagged[given[0]].lengths(), concat(queries))
+        return SequenceLookup(keys_BLD, tables.lengths[given[0]], concat(queries))
 
 
 def _neighbours(schema: Schema) -> dict[str, str]:
@@ -289,6 +300,10 @@ def _common(schema: Schema, batches: Schema) -> Schema:
     columns = {f.column for f in batches.features}
     features = tuple(f for f in schema.features if f.column in columns)
     return schema.model_copy(update={"domains": batches.domains, "tasks": batches.tasks, "features": features})
+
+
+def _zeros(like_BN: Tensor, width: int) -> Tensor:
+    return like_BN.new_zeros(like_BN.shape[0], width)
 
 
 def _first(jagged: JaggedTensor) -> Tensor:

@@ -91,6 +91,6 @@ class SpecificAlignment(ModuleMap):
 
     def _align(self, domain: str, specific_BND: Tensor, shared_BS: Tensor | None) -> Tensor:
         if domain not in self.names or not specific_BND.shape[1]:
-            return specific_BND.new_zeros(len(specific_BND), self.out_dim)
+            return specific_BND.new_zeros(specific_BND.shape[0], self.out_dim)
         inputs = (specific_BND,) if shared_BS is None else (specific_BND, shared_BS)
         return self[domain](*inputs)  # type: ignore[no-any-return]

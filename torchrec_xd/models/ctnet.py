@@ -55,7 +55,7 @@ class SourceTower(nn.Module):
     def forward(self, lookups: Lookups) -> dict[str, Tensor]:
         """`layer_0`, `layer_1`, ... to the activations of each layer for all rows, `[B, W]`."""
         rows = torch.cat(list(self.vectors(lookups).values()), dim=1)
-        hidden = torch.cat([rows, rows.new_zeros(len(rows), self.specific_dim)], dim=1)
+        hidden = torch.cat([rows, rows.new_zeros(rows.shape[0], self.specific_dim)], dim=1)
         outputs: dict[str, Tensor] = {}
         for module in self.trunk:
             hidden = module(hidden)

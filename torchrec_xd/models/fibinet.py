@@ -59,7 +59,7 @@ class FiBiNet(nn.Module):
     def forward(self, lookups: Lookups) -> Predictions:
         """A logit per task."""
         rows = with_specific(torch.cat(list(self.vectors(lookups).values()), dim=1), lookups, self.domain)
-        emb_BFD = rows.view(len(rows), self.num_fields, self.dim)
+        emb_BFD = rows.view(rows.shape[0], self.num_fields, self.dim)
         pairs = torch.cat([self.raw(emb_BFD), self.weighed(self.senet(emb_BFD))], dim=1)
         hidden = self.trunk(pairs.flatten(1))
         logits = {name: self.linear[name](rows) + self.heads[name](hidden) for name in self.heads.names}

@@ -70,7 +70,7 @@ class StarTopologyAdaptiveRecommender(nn.Module):
 
     def auxiliary_logit(self, x_BI: Tensor, domain: str) -> Tensor:
         """`s_a` of one domain's rows, `[B_d, I] -> [B_d, 1]`."""
-        indicator = self.indicators[f"i_{domain}"].expand(len(x_BI), -1)
+        indicator = self.indicators[f"i_{domain}"].expand(x_BI.shape[0], -1)
         return self.auxiliary(torch.cat([indicator, x_BI], dim=1))  # type: ignore[no-any-return]
 
 

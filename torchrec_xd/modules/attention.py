@@ -52,7 +52,7 @@ class MeanPooling(nn.Module):
 
     def forward(self, query_BD: Tensor, keys_BLD: Tensor, length_B: Tensor) -> Tensor:
         """Called like TargetAttention; the candidate is not looked at. Padding is zero, so a sum needs no mask."""
-        return keys_BLD.sum(dim=1) / length_B.clamp(min=1, max=keys_BLD.shape[1]).unsqueeze(1)
+        return keys_BLD.sum(dim=1) / length_B.clamp(min=1, max=max(keys_BLD.shape[1], 1)).unsqueeze(1)
 
 
 class SequencePooling(nn.Module):

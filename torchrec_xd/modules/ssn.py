@@ -36,4 +36,4 @@ class ConstantSelector(nn.Module):
 
     def forward(self, rows_BW: Tensor, scene_BS: Tensor) -> Tensor:
         """Called like SceneSelectorNetwork; rows and scenes are not looked at."""
-        return self.logit_K.float().expand(len(rows_BW), -1)
+        return self.logit_K.float().expand(rows_BW.shape[0], -1)

@@ -91,7 +91,7 @@ class PartitionedNorm(nn.Module):
         own = self.own[domain]
         assert isinstance(own, DomainNorm)
         z_BI, mean, variance = z_BI.float(), own.mean, own.variance
-        if self.training and len(z_BI) > 1:
+        if self.training and z_BI.shape[0] > 1:
             mean, variance = z_BI.mean(0), z_BI.var(0, unbiased=False)
             with torch.no_grad():
                 own.mean.lerp_(mean, self.momentum)
