@@ -279,6 +279,13 @@ class Schema(Settings):
                 raise UserError(f"without: '{column}' is no feature of schema '{self.name}'; features are: {known}")
         return self.model_copy(update={"features": tuple(f for f in self.features if f.column not in columns)})
 
+    def dropping_unseen_ids(self) -> Schema:
+        """The same schema, by which ids that lie outside their tables are left out like nulls."""
+        features = [
+            f.model_copy(update={"hash": "drop"}) if f.has_table and f.hash == "none" else f for f in self.features
+        ]
+        return self.model_copy(update={"features": tuple(features)})
+
     def fingerprint(self) -> str:
         """Hash of what the columns mean (not of where the files lie): checkpoints carry it."""
         meaning = self.model_dump(exclude={"root": True, "domains": {"__all__": {"train", "valid", "test"}}})

@@ -66,3 +66,9 @@ def test_pooling_puts_sequences_side_by_side():
     )
     assert said.tolist() == [[1.0, 1.0, 5.0]]
     assert SequencePooling({})({}) is None
+
+
+def test_the_mean_of_a_sequence_that_no_column_gives_is_zero():
+    """A teacher may know a sequence that its student's rows lack: no positions at all."""
+    found = MeanPooling()(torch.zeros(3, 4), torch.zeros(3, 0, 4), torch.zeros(3, dtype=torch.int32))
+    assert torch.equal(found, torch.zeros(3, 4))

@@ -11,9 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from torchrec_xd.data.column_types import holds_strings
 from torchrec_xd.data.files import ParquetFiles
@@ -57,16 +55,15 @@ class PredictionColumns:
         users = [] if self.keeps_user else [pa.field(self.user, pa.int64())]
         return pa.schema([*users, *self.kept, *numbers])
 
-    def table(self, user_B: Tensor, score_TB: Sequence[Tensor], kept: PredictionTable | None = None) -> PredictionTable:
-        """Rows of one batch: users `[B]`, for each column its predictions `[B]`, and the columns that pass through.
-
-        Users are on the CPU, as batches keep them; all predictions are brought there by one copy.
-        """
-        values_TB = torch.stack([score_B.float() for score_B in score_TB]).cpu()
-        values_TB[: len(self.tasks)].clamp_(0, 1)
+    def table(
+        self, user_B: NDArray[np.int64], score_TB: NDArray[np.float32], kept: PredictionTable | None = None
+    ) -> PredictionTable:
+        """Rows of one batch: users, for each column its predictions, and the columns that pass through."""
+        count = len(self.tasks)
+        prob_TB = score_TB[:count].clip(0, 1)
         through = [] if kept is None else kept.columns
-        users = [] if self.keeps_user else [user_B.numpy()]
-        return pa.table([*users, *through, *values_TB.numpy()], schema=self.schema)
+        users = [] if self.keeps_user else [user_B]
+        return pa.table([*users, *through, *prob_TB, *score_TB[count:]], schema=self.schema)
 
     def concat(self, tables: Iterable[PredictionTable]) -> PredictionTable:
         """Tables of batches, one after the other."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from torchrec_xd.checkpoint import CheckpointChoice, Checkpoints
 from torchrec_xd.config import RunConfig, load_run
@@ -20,15 +21,18 @@ from torchrec_xd.data.predictions import KeptColumns, PredictionColumns, Predict
 from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.data.shards import ShardSpec
 from torchrec_xd.distributed.process_group import Processes, process_group
+from torchrec_xd.embeddings import table_collections
 from torchrec_xd.errors import UserError
 from torchrec_xd.evaluation.metrics import Report
 from torchrec_xd.log import RunLog
 from torchrec_xd.models import find_model
+from torchrec_xd.models.model import Model
+from torchrec_xd.outputs import Output
 from torchrec_xd.prepare.raw_rows import encode_raw_rows
 from torchrec_xd.reports.run_report import save_report
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.schema import Schema, Split
-from torchrec_xd.training.building import build_sharded, source_run
+from torchrec_xd.training.building import build, build_sharded, source_run
 from torchrec_xd.training.split_evaluation import SplitEvaluation
 from torchrec_xd.training.trainer import predict as predict_batches
 from torchrec_xd.writable import check_output_file
@@ -66,6 +70,24 @@ def load_sharded(config: RunConfig, folder: RunFolder, which: CheckpointChoice, 
     while not _loaded(model, checkpoints, checkpoint, processes):
         checkpoint = choose_checkpoint(checkpoints, which)
     return model
+
+
+def load_plain(
+    config: RunConfig, folder: RunFolder, which: CheckpointChoice, processes: Processes
+) -> tuple[Model, str]:
+    """The model of a run as plain modules on the CPU, tables whole, and the name of the checkpoint that it holds.
+
+    Raises:
+        UserError: no checkpoint, or one that is damaged.
+    """
+    checkpoints = checkpoints_of(config, folder, processes)
+    model = build(config, source_run(config, folder))
+    for collection in table_collections(model):
+        collection.to_empty(device="cpu")
+    while True:
+        checkpoint = choose_checkpoint(checkpoints, which)
+        if _loaded(model, checkpoints, checkpoint, processes):
+            return model.eval(), checkpoint.name
 
 
 def _loaded(model: nn.Module, checkpoints: Checkpoints, checkpoint: Path, processes: Processes) -> bool:
@@ -290,11 +312,8 @@ class _ScoredRows:
             name: entry.model_copy(update={"test": own if name == self.domain else None})
             for name, entry in trained.domains.items()
         }
-        features = trained.features
-        if self.unseen_ids == "drop":
-            bounded = {f.column for f in features if f.has_table and f.hash == "none"}
-            features = tuple(f.model_copy(update={"hash": "drop"}) if f.column in bounded else f for f in features)
-        return trained.model_copy(update={"domains": domains, "features": features})
+        schema = trained.model_copy(update={"domains": domains})
+        return schema.dropping_unseen_ids() if self.unseen_ids == "drop" else schema
 
 
 T = TypeVar("T")
@@ -326,7 +345,7 @@ def _predicted(
         with RunLog(None):
             model = load_sharded(config, RunFolder(Path(directory)), checkpoint, processes)
             tables = (
-                columns.table(batch.user_B, [output.score[name] for name in (*tasks, *scores)], kept.take(len(batch)))
+                columns.table(batch.user_B.numpy(), _on_cpu(output, (*tasks, *scores)).numpy(), kept.take(len(batch)))
                 for batch, output in predict_batches(model, loader, processes)
             )
             result = consume(columns, tables)
@@ -334,6 +353,11 @@ def _predicted(
             counts = ", ".join(f"{count:,} of '{column}'" for column, count in dropped.items())
             logger.warning("ids outside their tables were left out: %s", counts)
         return result
+
+
+def _on_cpu(output: Output, names: Sequence[str]) -> Tensor:
+    """Scores `[T, B]`, brought to the CPU by one copy."""
+    return torch.stack([output.score[name].float() for name in names]).cpu()
 
 
 def _absolute(rows: str) -> str:
