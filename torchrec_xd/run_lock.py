@@ -20,12 +20,16 @@ LOCK = "run.lock"
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path, option: str = "--run-dir") -> Iterator[None]:
     """Hold a run folder for as long as the block lasts; make it, and remove it again if it stays empty.
 
     The lock is a POSIX record lock on the file `run.lock`: the kernel drops it when the process dies, however it dies.
     Shared file systems pass it on to their server (NFS does; Lustre if mounted with `flock`), which drops it when it
     finds the machine gone. Where a file system has no locks, a warning is logged and nothing is held.
+
+    Args:
+        folder: of a run, or another one that a command writes into.
+        option: names the folder on the command line, for messages.
 
     Raises:
         UserError: another process holds the folder, or it cannot be made or written.
@@ -33,9 +37,9 @@ def run_lock(folder: Path) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = _locked(folder / LOCK)
+        file = _locked(folder / LOCK, option)
     except OSError as error:
-        raise UserError(f"--run-dir {folder} cannot be written: {error}; name another folder") from None
+        raise UserError(f"{option} {folder} cannot be written: {error}; name another folder") from None
     try:
         yield
     finally:
@@ -46,7 +50,7 @@ def run_lock(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, option: str) -> int:
     """A descriptor of the file, locked; the file says by whom."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -56,7 +60,7 @@ def _locked(path: Path) -> int:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 holder = os.read(file, 1000)
                 os.close(file)
-                raise UserError(_in_use(path.parent, holder)) from None
+                raise UserError(f"{option} {_in_use(path.parent, holder)}") from None
             logger.warning("%s: this file system has no locks (%s): start no second job on this folder", path, error)
         if path.exists() and os.fstat(file).st_ino == path.stat().st_ino:
             break
@@ -73,4 +77,4 @@ def _in_use(folder: Path, holder: bytes) -> str:
         who = f"process {known['process']} on {known['host']}, since {known['since']}"
     except (ValueError, KeyError, TypeError):
         who = "another process"
-    return f"--run-dir {folder} is in use by {who}; wait for that job, stop it, or name another folder"
+    return f"{folder} is in use by {who}; wait for that job, stop it, or name another folder"

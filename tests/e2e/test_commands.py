@@ -93,6 +93,49 @@ def test_the_screen_is_ours(world, tmp_path):
     assert "click@post" in done.stdout
 
 
+def test_an_export_scores_as_its_run(world, tmp_path):
+    """Stage 2, whose artefact is used where neither run is."""
+    done = command("export", world / "tem", "--out", tmp_path / "out")
+    assert "version 1, mkt_finetune for 'post'" in done.stdout
+    rows = world / "feed" / "post" / "test.parquet"
+    artifact = ("score", rows, "--artifact", tmp_path / "out")
+    command(*artifact, "--out", tmp_path / "ours.parquet", "--parts")
+    command("score", world / "tem", rows, "--domain", "post", "--out", tmp_path / "theirs.parquet", "--parts")
+    ours, theirs = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("ours", "theirs"))
+    assert ours.schema == theirs.schema
+    name = "score_click@post"
+    np.testing.assert_allclose(ours[name].to_numpy(), theirs[name].to_numpy(), rtol=0, atol=1e-6)
+    for more, message in {
+        ("--domain", "items"): "--domain items: the artefact scores rows of 'post'",
+        ("--checkpoint", "last"): "--checkpoint belongs to a run",
+    }.items():
+        refused = command(*artifact, "--out", tmp_path / "none.parquet", *more, check=False)
+        assert refused.returncode == 1
+        assert message in refused.stderr
+    tables = json.loads((tmp_path / "out" / "versions" / "1" / "manifest.json").read_text())["tables"]
+    assert {"t_user", "teacher/t_user"} <= set(tables)
+    assert not {"t_tags", "teacher/t_tags"} & set(tables)
+
+
+@pytest.mark.slow
+def test_two_ranks_export_what_one_does(world, tmp_path):
+    """Weights stay where they began, which does not depend on the number of ranks."""
+    rest = {"tables": {"name": "sgd", "lr": 1e-30}, "dense": {"lr": 1e-30}}
+    settings = {"domains": ["post"], "optimizer": rest, "trainer": {"threads": 1}}
+    (tmp_path / "feed").symlink_to(world / "feed")
+    config = write_config(tmp_path, "single", **settings)
+    train = ["torchrec_xd.cli", "train", str(config), "--run-dir"]
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    subprocess.run([*ranks, *train, str(tmp_path / "two")], check=True, timeout=120, capture_output=True)
+    command(*train[1:], tmp_path / "one")
+    sums = []
+    for run in ("one", "two"):
+        command("export", tmp_path / run, "--out", tmp_path / f"{run}_out")
+        manifest = json.loads((tmp_path / f"{run}_out" / "versions" / "1" / "manifest.json").read_text())
+        sums.append({name: manifest["files"][name] for name in ("net.onnx", "tables.safetensors")})
+    assert sums[0] == sums[1]
+
+
 def test_evaluate_says_what_train_said(world, tmp_path):
     command("evaluate", world / "tem", "--json", tmp_path / "report.json")
     assert json.loads((tmp_path / "report.json").read_text())["eval"] == metrics(world / "tem")["eval"]

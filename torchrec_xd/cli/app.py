@@ -10,6 +10,7 @@ from torchrec_xd.cli import benchmark, config, plan
 from torchrec_xd.cli.diagnose import diagnose
 from torchrec_xd.cli.doctor import doctor
 from torchrec_xd.cli.evaluate import evaluate
+from torchrec_xd.cli.export import export
 from torchrec_xd.cli.init import init
 from torchrec_xd.cli.label import label
 from torchrec_xd.cli.prepare import prepare
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (init, prepare, profile, label, train, evaluate, score, diagnose, compare, ablate, tune):
+for command in (init, prepare, profile, label, train, evaluate, score, export, diagnose, compare, ablate, tune):
     app.command()(command)
 app.add_typer(plan.app, name="plan")
 app.add_typer(config.app, name="config")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -69,6 +70,17 @@ def name_and_path(text: str) -> tuple[str, str]:
     if not (name and equals and path):
         raise UserError(f"--input {text}: expected NAME=PATH, with the name of an input of the recipe")
     return name, path
+
+
+def refuse_missing_packages(extra: str, *packages: str) -> None:
+    """Check that an extra of this package is installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise UserError(f"{', '.join(missing)} cannot be imported: pip install 'torchrec-xd[{extra}]'")
 
 
 def warn(line: str) -> None:

@@ -1,0 +1,1 @@
+"""From a run to an artefact that servers score with, without torch."""

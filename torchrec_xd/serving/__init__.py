@@ -1,0 +1,1 @@
+"""From an exported artefact to scores: imports no torch."""

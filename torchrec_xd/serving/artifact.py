@@ -1,0 +1,221 @@
+"""An exported artefact: a folder of checked files that says what it holds, and which version is the current one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from pydantic import Field
+
+from torchrec_xd.errors import UserError
+from torchrec_xd.prepare.encoders import sha256
+from torchrec_xd.schema import Schema
+from torchrec_xd.settings import Settings, validate
+from torchrec_xd.strict_yaml import parse_yaml
+
+FORMAT = 1
+"""Of the artefacts that this version writes and reads."""
+MANIFEST, SCHEMA, NET, TABLES, SAMPLE = (
+    "manifest.json",
+    "schema.yaml",
+    "net.onnx",
+    "tables.safetensors",
+    "sample.parquet",
+)
+READY, CURRENT, VERSIONS, ENCODERS = "READY", "current.json", "versions", "encoders"
+REQUEST_OF = "request_of"
+"""Input of the net: each candidate's row of the request side, int64 `[B]`."""
+TEACHER = "teacher"
+"""Marks inputs and tables of a frozen teacher."""
+TablesDtype = Literal["fp32", "fp16", "int8"]
+
+
+class NetInput(Settings):
+    """One input of the net: `SIDE/COLUMN`, of a teacher's tables `SIDE/COLUMN@teacher`."""
+
+    name: str
+    """Of the input."""
+    column: str
+    """Of the feature."""
+    kind: Literal["id", "bag", "sequence", "length", "dense", "vector"]
+    """Of the feature; `length` is that of a sequence."""
+    table: str | None = None
+    """Where its vectors are looked up."""
+
+
+class TableEntry(Settings):
+    """One table of `tables.safetensors`."""
+
+    rows: int
+    dim: int
+    dtype: TablesDtype
+    """int8 (bytes from 0 to 255): with the half floats `NAME/scale` and `NAME/offset` of each row, a number is
+    `unit * (byte / 255 * scale + offset)`."""
+    unit: float = 1.0
+    """Of int8: the largest number of the table."""
+    pooling: Literal["sum", "mean"] = "sum"
+    """How its bags become one vector."""
+
+
+class ArtifactManifest(Settings):
+    """manifest.json: what an artefact holds, where it comes from and what was measured."""
+
+    format: Literal[1] = FORMAT
+    """Version of the layout."""
+    written_by: str
+    """Version of torchrec-xd."""
+    model: str
+    """Name of the model."""
+    run: str
+    """Name of the run folder."""
+    checkpoint: str
+    """Name of the checkpoint."""
+    domain: str
+    """The one domain that is scored."""
+    fingerprint: str
+    """Of the run's schema."""
+    tasks: tuple[str, ...]
+    """Of the domain."""
+    outputs: tuple[str, ...]
+    """Of the net: tasks, then auxiliary scores."""
+    inputs: tuple[NetInput, ...]
+    """Of the net, besides `request_of`."""
+    tables: dict[str, TableEntry]
+    """Name to what it is."""
+    tables_dtype: TablesDtype
+    """Of all tables."""
+    id_kinds: dict[str, Literal["integers", "strings"]] = Field(default_factory=dict)
+    """Table of hashed ids, or "" for users, to what the run was trained on."""
+    tolerance: float
+    """Largest difference to the run's scores that was allowed."""
+    difference: float
+    """Largest difference to the run's scores on the sample, with tables as they were trained."""
+    auc_change: dict[str, float] = Field(default_factory=dict)
+    """Task to what narrower tables change in its AUC, on the split below."""
+    auc_split: str | None = None
+    """Split of the run on which that was measured."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """Every other file to its SHA-256."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One version of an exported model, checked."""
+
+    folder: Path
+    """`OUT/versions/N`."""
+    version: int
+    manifest: ArtifactManifest
+    schema: Schema
+    """Of the exported domain alone: the features that its net reads, its tasks."""
+
+    @staticmethod
+    def open(folder: Path, *, check: bool = True) -> Artifact:
+        """Read an artefact.
+
+        Args:
+            folder: `OUT/versions/N`.
+            check: whether every file is compared with its checksum.
+
+        Raises:
+            UserError: it is no artefact, of another format, not finished, or damaged.
+        """
+        manifest = _manifest(folder)
+        if not (folder / READY).is_file():
+            raise UserError(f"{folder} is not finished: it has no {READY}; export again")
+        for name, expected in manifest.files.items() if check else ():
+            path = folder / name
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise UserError(f"{folder / MANIFEST}: '{name}' lies outside its folder; export again")
+            if not path.is_file():
+                raise UserError(f"{folder} is damaged: {name} is missing; export again")
+            if sha256(path) != expected:
+                raise UserError(
+                    f"{folder} is damaged: {name} was cut short or changed (its checksum differs); export again"
+                )
+        version = int(folder.name) if folder.name.isdecimal() else 0
+        return Artifact(folder, version, manifest, _schema(folder / SCHEMA))
+
+    @property
+    def encoders(self) -> Path | None:
+        """The folder of the run's encoders, where it had some."""
+        found = self.folder / ENCODERS
+        return found if found.is_dir() else None
+
+    def sample(self) -> tuple[pa.Table, pa.Table]:
+        """Prepared rows of the domain, with the columns of the schema; and their outputs, a float32 column each.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        path = self.folder / SAMPLE
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{path} cannot be read: {error}; export again") from None
+        names = [f"score_{name}" for name in self.manifest.outputs]
+        return table.drop_columns(names), table.select(names).rename_columns(list(self.manifest.outputs))
+
+
+def current_version(out: Path) -> Path:
+    """The current version's folder, by `OUT/current.json`.
+
+    Raises:
+        UserError: nothing was exported to there, or the file is damaged.
+    """
+    path = out / CURRENT
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{out} has no {CURRENT}: name the --out of a finished 'torchrec-xd export'") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; export again") from None
+    version = content.get("version") if isinstance(content, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise UserError(f'{path}: expected {{"version": NUMBER}}, got {content!r}; export again')
+    return out / VERSIONS / str(version)
+
+
+def find_artifact(place: Path) -> Path:
+    """The folder of an artefact, given it or the `--out` of exports, whose current version is meant."""
+    return place if (place / MANIFEST).is_file() else current_version(place)
+
+
+def _manifest(folder: Path) -> ArtifactManifest:
+    path = folder / MANIFEST
+    try:
+        content: Any = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is no artefact: it has no {MANIFEST}; name the --out of 'torchrec-xd export'"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; export again") from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if found is None:
+        raise UserError(f"{path}: is no manifest of an artefact, which says its format; name the --out of an export")
+    if found != FORMAT:
+        raise UserError(
+            f"{path}: format {found!r}, and this version of torchrec-xd reads {FORMAT}; export again with it"
+        )
+    return validate(ArtifactManifest, content, str(path))
+
+
+def _schema(path: Path) -> Schema:
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; export again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is no schema; export again")
+    return validate(Schema, content, str(path))
+
+
+def dump_schema(schema: Schema) -> str:
+    """The content of `schema.yaml`."""
+    return yaml.safe_dump(schema.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)

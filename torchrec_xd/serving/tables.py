@@ -1,0 +1,123 @@
+"""Embedding tables as NumPy arrays, memory-mapped where they lie in a file: lookups and pooling without torch.
+
+Shape legend: B rows, N ids of all rows, D width, L positions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrec_xd.data.rows import Floats, Jagged
+from torchrec_xd.errors import UserError
+from torchrec_xd.serving.artifact import TableEntry
+
+_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
+_MAX_HEADER = 100_000_000
+"""Bytes: what the format allows."""
+
+
+class Tables:
+    """Tables by name, looked up by row.
+
+    Args:
+        entries: what each of them is.
+        arrays: its rows `[rows, D]`; of int8 also `NAME/scale` and `NAME/offset` `[rows]`.
+
+    Raises:
+        UserError: an array is missing or of another size.
+    """
+
+    def __init__(self, entries: Mapping[str, TableEntry], arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._entries, self._arrays = dict(entries), dict(arrays)
+        for name, entry in self._entries.items():
+            expected = {name: (entry.rows, entry.dim)}
+            if entry.dtype == "int8":
+                expected |= {f"{name}/scale": (entry.rows,), f"{name}/offset": (entry.rows,)}
+            for part, shape in expected.items():
+                found = None if part not in self._arrays else self._arrays[part].shape
+                if found != shape:
+                    raise UserError(f"tables: '{part}' has shape {found}, the manifest says {shape}; export again")
+
+    @staticmethod
+    def open(path: Path, entries: Mapping[str, TableEntry]) -> Tables:
+        """The tables of a safetensors file, which stays on disk: pages are read when rows of theirs are looked up.
+
+        Raises:
+            UserError: the file is damaged, or does not hold these tables.
+        """
+        return Tables(entries, _mapped(path))
+
+    def rows(self, name: str, ids: NDArray[Any]) -> Floats:
+        """Rows of a table in float32, `[N] -> [N, D]`."""
+        entry, array = self._entries[name], self._arrays[name]
+        found = np.take(array, ids, axis=0)
+        if entry.dtype == "fp32":
+            return found
+        wide: Floats = found.astype(np.float32)
+        if entry.dtype == "int8":
+            scale_N, offset_N = (
+                np.take(self._arrays[f"{name}/{part}"], ids).astype(np.float32) for part in ("scale", "offset")
+            )
+            wide *= (scale_N * np.float32(entry.unit / 255))[:, None]
+            wide += (offset_N * np.float32(entry.unit))[:, None]
+        return wide
+
+    def pooled(self, name: str, ids: Jagged) -> Floats:
+        """One vector a row, `[B, D]`: the sum or mean of its ids' vectors, each times its weight; zero without ids."""
+        if ids.offsets is None and ids.weights is None:
+            return self.rows(name, ids.values)
+        entry, lengths = self._entries[name], ids.lengths
+        vector_BD = np.zeros((len(lengths), entry.dim), dtype=np.float32)
+        filled = lengths > 0
+        if not filled.any():
+            return vector_BD
+        each_ND = self.rows(name, ids.values)
+        if ids.weights is not None:
+            each_ND *= ids.weights[:, None]
+        ends = np.cumsum(lengths)
+        vector_BD[filled] = np.add.reduceat(each_ND, (ends - lengths)[filled], axis=0)
+        if entry.pooling == "mean":
+            vector_BD[filled] /= lengths[filled, None].astype(np.float32)
+        return vector_BD
+
+    def padded(self, name: str, ids: Jagged, length: int) -> Floats:
+        """The vectors of each row's ids in their order, zeros behind them, `[B, L, D]`."""
+        lengths = ids.lengths
+        vector_BLD = np.zeros((len(lengths), length, self._entries[name].dim), dtype=np.float32)
+        if len(ids.values):
+            row = np.repeat(np.arange(len(lengths)), lengths)
+            first = np.cumsum(lengths) - lengths
+            vector_BLD[row, np.arange(len(row)) - first[row]] = self.rows(name, ids.values)
+        return vector_BLD
+
+
+def _mapped(path: Path) -> dict[str, NDArray[Any]]:
+    """The tensors of a safetensors file as read-only views of its pages."""
+    try:
+        with path.open("rb") as stream:
+            pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        size = int.from_bytes(pages[:8], "little")
+        if not 2 <= size <= min(_MAX_HEADER, len(pages) - 8):
+            raise ValueError(f"a header of {size} bytes in a file of {len(pages)}")
+        header = json.loads(pages[8 : 8 + size])
+        header.pop("__metadata__", None)
+        return {name: _view(pages, 8 + size, entry) for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); export again") from None
+
+
+def _view(pages: mmap.mmap, begin: int, entry: Any) -> NDArray[Any]:
+    dtype, shape = _DTYPES[entry["dtype"]], tuple(map(int, entry["shape"]))
+    start, stop = map(int, entry["data_offsets"])
+    count = math.prod(shape)
+    if not 0 <= start <= stop <= len(pages) - begin or stop - start != count * dtype.itemsize:
+        raise ValueError(f"{shape} of {dtype} does not lie at {start} to {stop}")
+    return np.frombuffer(pages, dtype, count, begin + start).reshape(shape)
