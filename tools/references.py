@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -94,7 +93,7 @@ def reference_rows(data: Path, split: str = "test", seed: int = 0, out: Path | N
         for model, score in scores.items():
             columns = PredictionColumns(USER, (), (TASK,))
             with PredictionWriter(out / f"{model}.parquet", columns) as writer:
-                writer.write(columns.table(torch.tensor(scored[USER].to_numpy()), [torch.from_numpy(score)]))
+                writer.write(columns.table(scored[USER].to_numpy(), score[None].astype(np.float32)))
     return [
         row for model, score in scores.items() for row in _rows(model, score, scored, probability=model != "counting")
     ]

@@ -5,7 +5,7 @@ Shape legend: B rows of the batch, B_d rows of domain d, T tasks, A auxiliary sc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +64,11 @@ def task_rows(schema: Schema, batch: Batch) -> dict[str, slice]:
     """Task to the rows of its domain."""
     by_domain = {domain: batch.rows(i) for i, domain in enumerate(schema.domains)}
     return {task.name: by_domain[task.domain] for task in schema.tasks}
+
+
+def scores_on_cpu(score: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+    """Scores by name as float32 `[T, B]`, brought to the CPU by one copy."""
+    return torch.stack([score[name].float() for name in names]).cpu()
 
 
 def score_matrix(schema: Schema, batch: Batch, output: Output, auxiliary: Mapping[str, str]) -> Tensor:

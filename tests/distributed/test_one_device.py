@@ -14,6 +14,7 @@ from torchrec_xd.config import RunConfig
 from torchrec_xd.data.predictions import PredictionColumns
 from torchrec_xd.distributed import sharding
 from torchrec_xd.distributed.process_group import process_group
+from torchrec_xd.outputs import scores_on_cpu
 from torchrec_xd.settings import validate
 from torchrec_xd.training.building import build, plan_sharding, shard_by
 
@@ -61,9 +62,10 @@ def test_predictions_are_copied_from_the_device_once():
     columns = PredictionColumns("user", ("click@post",), ("click@post/own",))
     with pytest.raises(TypeError, match="cuda"):
         torch.tensor([1.0]).as_subclass(OnDevice).float().numpy()
-    before, user_B = OnDevice.copies, torch.tensor([7, 8])
-    scores = [torch.tensor(values).as_subclass(OnDevice) for values in ([0.25, 1.5], [-2.0, 1.5])]
-    table = columns.table(user_B, scores)
+    before, user_B = OnDevice.copies, np.array([7, 8])
+    given = {"click@post": [0.25, 1.5], "click@post/own": [-2.0, 1.5]}
+    scores = {name: torch.tensor(values).as_subclass(OnDevice) for name, values in given.items()}
+    table = columns.table(user_B, scores_on_cpu(scores, tuple(scores)).numpy())
     assert OnDevice.copies == before + 1
     assert table.to_pydict() == {
         "user": [7, 8],

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torchrec_xd.checkpoint import CheckpointChoice, Checkpoints
 from torchrec_xd.config import RunConfig, load_run
@@ -27,7 +26,7 @@ from torchrec_xd.evaluation.metrics import Report
 from torchrec_xd.log import RunLog
 from torchrec_xd.models import find_model
 from torchrec_xd.models.model import Model
-from torchrec_xd.outputs import Output
+from torchrec_xd.outputs import scores_on_cpu
 from torchrec_xd.prepare.raw_rows import encode_raw_rows
 from torchrec_xd.reports.run_report import save_report
 from torchrec_xd.run_folder import RunFolder
@@ -345,7 +344,9 @@ def _predicted(
         with RunLog(None):
             model = load_sharded(config, RunFolder(Path(directory)), checkpoint, processes)
             tables = (
-                columns.table(batch.user_B.numpy(), _on_cpu(output, (*tasks, *scores)).numpy(), kept.take(len(batch)))
+                columns.table(
+                    batch.user_B.numpy(), scores_on_cpu(output.score, (*tasks, *scores)).numpy(), kept.take(len(batch))
+                )
                 for batch, output in predict_batches(model, loader, processes)
             )
             result = consume(columns, tables)
@@ -353,11 +354,6 @@ def _predicted(
             counts = ", ".join(f"{count:,} of '{column}'" for column, count in dropped.items())
             logger.warning("ids outside their tables were left out: %s", counts)
         return result
-
-
-def _on_cpu(output: Output, names: Sequence[str]) -> Tensor:
-    """Scores `[T, B]`, brought to the CPU by one copy."""
-    return torch.stack([output.score[name].float() for name in names]).cpu()
 
 
 def _absolute(rows: str) -> str:
