@@ -139,5 +139,5 @@ def test_towers_refuse_settings_that_they_have_no_use_for(settings, said):
 
 
 def test_towers_have_the_widths_of_stage_1(schema):
-    with pytest.raises(UserError, match=r"head_widths: \[5\].*stage 1's tower_widths: \[4\]"):
+    with pytest.raises(UserError, match=r"head_widths: \[5\].*stage 1's tower_widths, \[4\]"):
         tem(schema, heads="towers", head_widths=[5])

@@ -219,19 +219,16 @@ def build_finetune(
     knowledge = TransferredKnowledge(source.schema, source.settings, target, independent=independent)
     teacher = Teacher(Embeddings(source.schema, source.embeddings, seed, batches=schema), knowledge)
     tables = Embeddings(schema, embeddings, seed)
-    _check_towers(schema, settings, source)
+    if settings.heads == "towers":
+        _check_towers(schema, settings, source)
     net = TargetEntityModel(schema, settings, source.settings, knowledge.dims)
     return Model(tables, net, CrossEntropy(schema), teacher)
 
 
 def _check_towers(schema: Schema, settings: FinetuneSettings, source: SourceRun) -> None:
-    if settings.heads == "own":
-        return
-    widths, theirs = settings.head_widths, source.settings.tower_widths
+    widths, theirs = list(settings.head_widths), list(source.settings.tower_widths)
     if widths != theirs:
-        raise UserError(
-            f"model.head_widths: {list(widths)}, and with heads: towers they are stage 1's tower_widths: {list(theirs)}"
-        )
+        raise UserError(f"model.head_widths: {widths}, and of heads: towers they are stage 1's tower_widths, {theirs}")
     most = max(Counter(task.domain for task in source.schema.tasks).values())
     if source.settings.extractor == "star" and len(schema.tasks) != most:
         raise UserError(
