@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.spark import spark_engine, standalone_cluster
-from torchrec_xd.prepare.engine import EngineSettings
+from torchrec_xd.prepare.engine_settings import EngineSettings
 
 # How long an example takes says something about who else uses the machine, and nothing about the code.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from torchrec_xd.prepare.as_of import DAY, PastTotal, history_as_of, totals_as_of
-from torchrec_xd.prepare.engine import DuckDBSettings, EngineSettings, connect
+from torchrec_xd.prepare.engine import connect
+from torchrec_xd.prepare.engine_settings import DuckDBSettings, EngineSettings
 
 TOTALS = {
     "seen": PastTotal("count"),

@@ -6,7 +6,8 @@ from datetime import datetime, timezone
 import pytest
 
 from torchrec_xd.prepare.dialect import SparkRefusal, spark_sql
-from torchrec_xd.prepare.engine import EngineSettings, connect
+from torchrec_xd.prepare.engine import connect
+from torchrec_xd.prepare.engine_settings import EngineSettings
 from torchrec_xd.prepare.tables import Tables
 
 ROWS = """

@@ -14,7 +14,8 @@ import pytest
 
 from tests.support.raw_shop import goods, prepare, recipe, write_shop
 from torchrec_xd.errors import UserError
-from torchrec_xd.prepare.engine import DuckDBSettings, EngineSettings, connect
+from torchrec_xd.prepare.engine import connect
+from torchrec_xd.prepare.engine_settings import DuckDBSettings, EngineSettings
 from torchrec_xd.prepare.profile.api import profile_data
 from torchrec_xd.prepare.profile.measure import measure
 from torchrec_xd.prepare.profile.result import Profile

@@ -12,7 +12,8 @@ import pytest
 from tests.support.spark import spark_engine
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare import spark
-from torchrec_xd.prepare.engine import EngineSettings, connect, engine_errors
+from torchrec_xd.prepare.engine import connect, engine_errors
+from torchrec_xd.prepare.engine_settings import EngineSettings
 
 SLOW = "SELECT count(*) FROM range(100000000000) WHERE id % 7 = sin(id)"
 
@@ -118,7 +119,8 @@ def test_without_java(tmp_path):
     code = """
         from pathlib import Path
         from torchrec_xd.errors import UserError
-        from torchrec_xd.prepare.engine import EngineSettings, connect
+        from torchrec_xd.prepare.engine import connect
+        from torchrec_xd.prepare.engine_settings import EngineSettings
         try:
             connect(EngineSettings.model_validate("spark"), Path("."))
         except UserError as error:
@@ -134,7 +136,8 @@ def test_ctrl_c_ends_the_job_and_nothing_else_is_on_the_screen(local_spark):
     code = f"""
         import os, signal, threading, time
         from pathlib import Path
-        from torchrec_xd.prepare.engine import EngineSettings, connect, engine_errors
+        from torchrec_xd.prepare.engine import connect, engine_errors
+        from torchrec_xd.prepare.engine_settings import EngineSettings
         connection = connect(EngineSettings.model_validate({local_spark.model_dump()!r}), Path("."))
         tracker = connection._session.sparkContext.statusTracker()
         def stop():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from torchrec_xd.prepare.engine import EngineSettings
+from torchrec_xd.prepare.engine_settings import EngineSettings
 
 START_SECONDS = 240
 """A machine with many other busy processes may need them."""

@@ -20,7 +20,7 @@ def profile(
     memory: Annotated[float, typer.Option(min=0.1, help="GB for DuckDB's buffers; then it uses the disk.")] = 2.0,
 ) -> None:
     """Write what a data set is like: labels, features, drift, overlap of domains, leaks, duplicates."""
-    from torchrec_xd.prepare.engine import DuckDBSettings, EngineSettings
+    from torchrec_xd.prepare.engine_settings import DuckDBSettings, EngineSettings
     from torchrec_xd.prepare.profile.api import profile_data
     from torchrec_xd.writable import check_output_file
 

@@ -16,16 +16,15 @@ from torchrec_xd.prepare.checks import RowCounts
 from torchrec_xd.prepare.encoders import Encoders, encoders_folder, load_encoders
 from torchrec_xd.prepare.engine import connect, engine_errors
 from torchrec_xd.prepare.execution import Preparation, Stages, bucket_count
+from torchrec_xd.prepare.features import features_of, way_of
 from torchrec_xd.prepare.input_errors import input_errors
 from torchrec_xd.prepare.inputs import open_inputs
 from torchrec_xd.prepare.joins import check_joins
-from torchrec_xd.prepare.learning import way_of
 from torchrec_xd.prepare.manifest import Identity, Manifest, SplitRows
 from torchrec_xd.prepare.profile.api import NAME as PROFILE
 from torchrec_xd.prepare.profile.api import write_profile
 from torchrec_xd.prepare.recipe_checks import check_recipe
 from torchrec_xd.prepare.recipe_file import RecipeFile, load_recipe
-from torchrec_xd.prepare.rows import features_of
 from torchrec_xd.prepare.tables import Tables
 
 PROVENANCE = "the user's own files, by a recipe: encoders/recipe.yaml"

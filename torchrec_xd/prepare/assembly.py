@@ -12,30 +12,16 @@ from ibis.expr.types import Table, Value
 
 from torchrec_xd.prepare.as_of import PastTotal, history_as_of, totals_as_of
 from torchrec_xd.prepare.encoders import Encoders, NumberEncoder
-from torchrec_xd.prepare.learning import standardised, table_of, values_of, way_of
+from torchrec_xd.prepare.features import edges_of, features_of, is_read, table_of, way_of
+from torchrec_xd.prepare.learning import standardised, values_of
 from torchrec_xd.prepare.recipe import Recipe, RecipeFeature
-from torchrec_xd.prepare.rows import features_of, is_read, totals_of
+from torchrec_xd.prepare.rows import totals_of
 from torchrec_xd.prepare.tables import Tables
 
 CALENDAR_ROWS = {"hour": 25, "weekday": 8, "day": 32, "month": 13, "hour_of_week": 169}
 """Rows of the tables of calendar parts; row 0 is for rows without a time."""
 _INT32 = dt.int32(nullable=False)
 """DuckDB's parts of times have 64 bits, which Ibis does not know: it would leave out a cast to int32 proper."""
-
-
-def log_edges(top: int) -> tuple[float, ...]:
-    """Edges 1, 2, 3, 4, 6, 8, 12, … up to `top`: two for each doubling."""
-    edges = [1.0, 2.0]
-    while edges[-1] < top:
-        edges += [edges[-1] * 3 // 2, edges[-1] * 2]
-    return tuple(edge for edge in edges if edge <= top)
-
-
-def edges_of(feature: RecipeFeature, encoders: Encoders) -> tuple[float, ...] | None:
-    """Edges of a feature's buckets; None where it has none."""
-    if feature.quantiles is not None:
-        return encoders.numbers[feature.column].edges
-    return log_edges(feature.log_buckets) if feature.log_buckets else feature.buckets
 
 
 def rows_of(feature: RecipeFeature, encoders: Encoders) -> int:

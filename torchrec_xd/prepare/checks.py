@@ -12,10 +12,11 @@ import ibis.expr.datatypes as dt
 from ibis.expr.types import BooleanValue, Table
 
 from torchrec_xd.errors import UserError
-from torchrec_xd.prepare.learning import values_of, way_of
+from torchrec_xd.prepare.features import features_of, is_read, way_of
+from torchrec_xd.prepare.learning import values_of
 from torchrec_xd.prepare.recipe import RecipeFeature
 from torchrec_xd.prepare.recipe_file import Key, RecipeFile
-from torchrec_xd.prepare.rows import SPLITS, features_of, is_read, select
+from torchrec_xd.prepare.rows import SPLITS, select
 from torchrec_xd.prepare.tables import Tables
 from torchrec_xd.settings import MAX_FP32
 

@@ -17,10 +17,11 @@ from torchrec_xd.prepare.assembly import Assembler, total_groups, totals
 from torchrec_xd.prepare.checks import RowCounts, check_events, check_rows, check_splits, check_types, refuse_empty
 from torchrec_xd.prepare.encoders import NAME, RECIPE, Encoders, NumberEncoder, sha256
 from torchrec_xd.prepare.engine import count_rows
+from torchrec_xd.prepare.features import features_of, is_read
 from torchrec_xd.prepare.hashing import hash_of
 from torchrec_xd.prepare.learning import learn_number, learn_vocabulary, vocabulary_tables
 from torchrec_xd.prepare.recipe_file import RecipeFile
-from torchrec_xd.prepare.rows import domain_rows, event_rows, features_of, is_read
+from torchrec_xd.prepare.rows import domain_rows, event_rows
 from torchrec_xd.prepare.tables import Tables
 from torchrec_xd.prepare.writing import write_rows
 

@@ -12,26 +12,14 @@ from ibis import _
 from ibis.expr.types import Table, Value
 
 from torchrec_xd.prepare.encoders import NumberEncoder, VocabularyFile, sha256
+from torchrec_xd.prepare.features import features_of, table_of, way_of
 from torchrec_xd.prepare.recipe import RecipeFeature, Vocabulary
 from torchrec_xd.prepare.recipe_file import RecipeFile
-from torchrec_xd.prepare.rows import features_of
 from torchrec_xd.prepare.tables import Tables
 
 DAY = 86_400_000_000
 DIGITS = 6
 """Of means and deviations: sums of floats differ from engine to engine behind these."""
-
-
-def table_of(feature: RecipeFeature) -> str:
-    """Name of the table that a feature looks up."""
-    return feature.table or feature.column
-
-
-def way_of(feature: RecipeFeature) -> str:
-    """How values become ids: the key that the feature gives; `vocabulary` by default."""
-    ways = ("vocabulary", "buckets", "quantiles", "log_buckets", "hash", "as_is")
-    given = [way for way in ways if getattr(feature, way) is not None]
-    return given[0] if given else "calendar" if feature.calendar else "vocabulary"
 
 
 def values_of(tables: Tables, rows: Table, feature: RecipeFeature) -> Value:

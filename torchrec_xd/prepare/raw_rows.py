@@ -12,14 +12,14 @@ import sqlglot
 
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare.encoders import RECIPE, encoders_folder, load_encoders
-from torchrec_xd.prepare.engine import EngineSettings, connect, engine_errors
+from torchrec_xd.prepare.engine import connect, engine_errors
+from torchrec_xd.prepare.engine_settings import EngineSettings
 from torchrec_xd.prepare.execution import Preparation, Stages
+from torchrec_xd.prepare.features import features_of, is_read, way_of
 from torchrec_xd.prepare.input_errors import input_errors
 from torchrec_xd.prepare.inputs import open_inputs
-from torchrec_xd.prepare.learning import way_of
 from torchrec_xd.prepare.recipe import Input, Recipe
 from torchrec_xd.prepare.recipe_file import RecipeFile, load_recipe
-from torchrec_xd.prepare.rows import features_of, is_read
 from torchrec_xd.prepare.tables import Tables
 
 RAW = "_raw"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from torchrec_xd.feature import Group, Kind
-from torchrec_xd.prepare.engine import MAX_SEED, EngineSettings
+from torchrec_xd.prepare.engine_settings import MAX_SEED, EngineSettings
 from torchrec_xd.settings import Settings
 from torchrec_xd.table_types import MAX_DIM, MAX_ROWS
 

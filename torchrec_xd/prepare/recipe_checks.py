@@ -10,10 +10,10 @@ from typing import Any
 import sqlglot
 
 from torchrec_xd.prepare.dialect import refusal
-from torchrec_xd.prepare.learning import table_of, way_of
+from torchrec_xd.prepare.features import features_of, is_read, table_of, way_of
 from torchrec_xd.prepare.recipe import RecipeDomain, RecipeFeature
 from torchrec_xd.prepare.recipe_file import Key, RecipeFile, choices
-from torchrec_xd.prepare.rows import features_of, is_read, split_moment
+from torchrec_xd.prepare.rows import split_moment
 
 WAYS = ("vocabulary", "buckets", "quantiles", "log_buckets", "hash", "as_is")
 """How a value becomes an id; a feature names one at most."""

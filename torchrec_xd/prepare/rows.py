@@ -10,8 +10,9 @@ import sqlglot
 from ibis import _
 from ibis.expr.types import BooleanValue, IntegerValue, Table, Value
 
+from torchrec_xd.prepare.features import features_of, is_read
 from torchrec_xd.prepare.hashing import hash_of, mix_of
-from torchrec_xd.prepare.recipe import Recipe, RecipeDomain, RecipeFeature, TimeUnit, Total
+from torchrec_xd.prepare.recipe import Recipe, RecipeDomain, TimeUnit, Total
 from torchrec_xd.prepare.recipe_file import Key, RecipeFile, choices
 from torchrec_xd.prepare.tables import Tables, quoted
 
@@ -19,16 +20,6 @@ SPLITS = ("train", "valid", "test")
 HASH_RANGE = 2**31 - 1
 """Hashes lie below it."""
 MICROS = {"s": 1_000_000, "ms": 1_000, "us": 1}
-
-
-def features_of(recipe: Recipe, domain: str) -> list[RecipeFeature]:
-    """The features that rows of a domain have."""
-    return [feature for feature in recipe.features if feature.domains is None or domain in feature.domains]
-
-
-def is_read(feature: RecipeFeature) -> bool:
-    """Whether a feature is made of a value in the domain's rows."""
-    return feature.history is None and feature.total is None and feature.calendar is None
 
 
 def totals_of(recipe: Recipe, domain: str | None = None) -> dict[str, tuple[Total, Key]]:

@@ -9,7 +9,7 @@ import yaml
 
 from torchrec_xd.prepare.assembly import rows_of
 from torchrec_xd.prepare.encoders import FOLDER, Encoders
-from torchrec_xd.prepare.learning import table_of, way_of
+from torchrec_xd.prepare.features import table_of, way_of
 from torchrec_xd.prepare.recipe import Recipe, RecipeFeature
 from torchrec_xd.prepare.rows import SPLITS
 from torchrec_xd.prepare.writing import is_weighted

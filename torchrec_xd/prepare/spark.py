@@ -13,10 +13,9 @@ import threading
 from typing import Any
 
 import ibis
-from pydantic import Field, model_validator
 
 from torchrec_xd.errors import UserError
-from torchrec_xd.settings import Settings
+from torchrec_xd.prepare.engine_settings import SparkSettings
 
 ANSWER_SECONDS = 5
 """What a master has to accept a connection."""
@@ -29,23 +28,6 @@ _VALUES = {
 }
 """What values depend on; a session that is there already gets them too."""
 _interrupted = threading.Event()
-
-
-class SparkSettings(Settings):
-    """Spark: where it runs, and its own configuration."""
-
-    master: str | None = None
-    """`local[4]`: in this process, on so many cores; `spark://HOST:PORT`: a standalone cluster. Default: that of the
-    session which this process has already, else `local[*]`."""
-    conf: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """Spark's own settings: `{spark.executor.memory: 4g, spark.local.dir: /scratch}`."""
-
-    @model_validator(mode="after")
-    def _check(self) -> SparkSettings:
-        for name in ("spark.sql.session.timeZone", "spark.sql.ansi.enabled"):
-            if name in self.conf:
-                raise ValueError(f"'conf': {name} decides what values mean, and is set by prepare; leave it out")
-        return self
 
 
 def ibis_on_spark(settings: SparkSettings) -> Any:

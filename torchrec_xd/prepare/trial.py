@@ -11,16 +11,16 @@ from typing import Any
 from torchrec_xd.prepare.assembly import Assembler, rows_of
 from torchrec_xd.prepare.checks import RowCounts, day
 from torchrec_xd.prepare.encoders import Encoders
-from torchrec_xd.prepare.engine import EngineSettings, connect, engine_errors
+from torchrec_xd.prepare.engine import connect, engine_errors
+from torchrec_xd.prepare.engine_settings import EngineSettings
 from torchrec_xd.prepare.execution import Preparation, Stages
+from torchrec_xd.prepare.features import features_of, is_read, way_of
 from torchrec_xd.prepare.input_errors import input_errors
 from torchrec_xd.prepare.inputs import open_inputs
 from torchrec_xd.prepare.joins import check_joins
-from torchrec_xd.prepare.learning import way_of
 from torchrec_xd.prepare.recipe import Recipe, RecipeFeature, Split
 from torchrec_xd.prepare.recipe_checks import check_recipe
 from torchrec_xd.prepare.recipe_file import load_recipe
-from torchrec_xd.prepare.rows import features_of, is_read
 from torchrec_xd.prepare.tables import Tables
 
 SAMPLE_ROWS = 10_000

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import PositiveInt
 
 from torchrec_xd.datasets.interest_labels.labels import LabelSettings
-from torchrec_xd.prepare.engine import FileSettings
+from torchrec_xd.prepare.engine_settings import FileSettings
 
 
 class PrepareSettings(FileSettings):

@@ -19,7 +19,8 @@ from torchrec_xd.datasets.interest_labels.report import label_counts, write_labe
 from torchrec_xd.datasets.interest_labels.tables import END, Column, Log, staged_types, write_labelled
 from torchrec_xd.datasets.pipeline.dataset import LabelReport
 from torchrec_xd.errors import UserError
-from torchrec_xd.prepare.engine import DataSetEngineSettings, connect, engine_errors
+from torchrec_xd.prepare.engine import connect, engine_errors
+from torchrec_xd.prepare.engine_settings import DataSetEngineSettings
 from torchrec_xd.prepare.manifest import replaced
 from torchrec_xd.settings import Settings
 

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from torchrec_xd.datasets.pipeline.dataset import ORDER, SPLITS, DomainRows
-from torchrec_xd.prepare.engine import FileSettings, count_rows
+from torchrec_xd.prepare.engine import count_rows
+from torchrec_xd.prepare.engine_settings import FileSettings
 from torchrec_xd.prepare.hashing import stable_hash
 from torchrec_xd.prepare.manifest import SplitRows
 

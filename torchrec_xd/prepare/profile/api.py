@@ -10,7 +10,8 @@ from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare import manifest, schema_file
 from torchrec_xd.prepare.encoders import RECIPE, encoders_folder
-from torchrec_xd.prepare.engine import EngineSettings, connect
+from torchrec_xd.prepare.engine import connect
+from torchrec_xd.prepare.engine_settings import EngineSettings
 from torchrec_xd.prepare.profile.measure import SAMPLE_ROWS, measure
 from torchrec_xd.prepare.profile.page import save_profile_page
 from torchrec_xd.prepare.profile.result import Profile
