@@ -252,6 +252,10 @@ def _null_outside(values: pa.Array, feature: Feature) -> pa.Array:
     values = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
     kind = pa.uint64() if values.type == pa.uint64() else pa.int64()
     values = values.cast(kind)
+    if not values.null_count:  # Arrow's own comparisons take ten times as long as one of NumPy, for few rows
+        unsigned = values.to_numpy().view(np.uint64)
+        if not len(unsigned) or int(unsigned.max()) < (feature.rows or 0):
+            return values
     inside = pc.less(values, pa.scalar(feature.rows, kind))
     if kind == pa.int64():
         inside = pc.and_(inside, pc.greater_equal(values, 0))

@@ -1,4 +1,4 @@
-"""Raw values of a request to the columns that training read, by a run's encoders: what `prepare` does, without an engine.
+"""Raw values of a request to the columns that training read, by a run's encoders, as `prepare` does with its engine.
 
 A request has one value for each feature: what the recipe's `value` gives, the raw ids of a history, or the number of a
 total. Parts of the calendar come from `time`.
@@ -96,7 +96,7 @@ class RawEncoder:
             if not lists:
                 return found
             ends = np.cumsum(pc.list_value_length(values).fill_null(0).to_numpy())
-            parts = [[each for each in found[a:b]] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+            parts = [list(found[a:b]) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
             text = feature.separator
             return [text.join(str(x) for x in part if x is not None) if text else part for part in parts]
         edges = edges_of(feature, self._learnt)

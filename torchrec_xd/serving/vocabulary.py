@@ -1,7 +1,7 @@
 """Vocabularies for look-ups: sorted keys and their rows, without a copy of the values.
 
-A text's key is its XXH64, so that one binary search serves texts and integers. A text that the vocabulary lacks shares a
-key with one that it has with a probability of about rows / 2^64.
+A text's key is its XXH64, so that one binary search serves texts and integers. A text that the vocabulary lacks shares
+the key of one that it has with a probability of about rows / 2^64.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Vocabulary:
 def keys_of(values: pa.Array) -> Keys:
     """The keys of texts or integers without nulls."""
     if pa.types.is_integer(values.type):
-        return values.cast(pa.int64()).to_numpy().view(np.uint64)
+        keys: Keys = values.cast(pa.int64()).to_numpy().view(np.uint64)
+        return keys
     indices, hashes = string_hashes(values)
-    keys: Keys = hashes[indices]
-    return keys
+    return hashes[indices]

@@ -1,0 +1,301 @@
+"""JSON in columns to rows that a model scores: the user's once, the candidates' one each, by the training decoder."""
+
+from __future__ import annotations
+
+import difflib
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from torchrec_xd.data.arrow import Decoder, Origin
+from torchrec_xd.data.rows import Integers, Rows
+from torchrec_xd.errors import UserError
+from torchrec_xd.feature import Feature
+from torchrec_xd.schema import Schema
+from torchrec_xd.serving.column_values import arrow_values, request_type
+from torchrec_xd.serving.encoding import TIME, RawEncoder
+from torchrec_xd.serving.sides import Side, side
+
+if TYPE_CHECKING:
+    from torchrec_xd.serving.artifact import Artifact
+
+Columns: TypeAlias = Mapping[str, Sequence[Any]]
+"""Column to its values, one for each row."""
+User: TypeAlias = int | str
+SIDES: tuple[Side, Side] = ("request", "candidate")
+PLACE: dict[Side, str] = {"request": "request", "candidate": "candidates"}
+"""Where the columns of a side stand in a body."""
+_NAMES = 30
+"""Columns that a message lists."""
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """A request as it was read."""
+
+    request: Rows
+    """Features of the request side, a row for each user."""
+    candidates: Rows
+    """Features of the candidate side."""
+    request_of_B: Integers | None
+    """Row of `request` of each candidate; None where there is one."""
+    unseen: Counter[str]
+    """Values without a row of their own, by column."""
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+
+@dataclass(frozen=True)
+class RequestColumn:
+    """What a request has to hold."""
+
+    name: str
+    side: Side
+    type: pa.DataType
+    rule: str
+    """What it is, in words."""
+
+
+class RequestReader:
+    """Reads requests for one version of a model.
+
+    Args:
+        schema: of the one domain that it scores.
+        prepared: types of the columns as training read them.
+        encoder: of raw values; None where requests hold what training read.
+    """
+
+    def __init__(self, schema: Schema, prepared: Mapping[str, pa.DataType], encoder: RawEncoder | None = None):
+        (self._domain,) = schema.domains
+        self._encoder, self.user = encoder, schema.user
+        self._schemas = {own: side_schema(schema, own) for own in SIDES}
+        self._decoders = threading.local()
+        self._sides: dict[Side, dict[str, pa.DataType]] = {"request": {}, "candidate": {}}
+        self._clocks: dict[Side, list[str]] = {"request": [], "candidate": []}
+        self.columns: tuple[RequestColumn, ...] = tuple(self._columns(schema, prepared))
+        """What a request holds besides the user."""
+        self._of_user = encoder.of_user() if encoder else ()
+        self.timed = any(self._clocks.values())
+        """Whether a request may have a `time`."""
+
+    @staticmethod
+    def of(artifact: Artifact) -> RequestReader:
+        """The reader of an artefact: raw values where it has encoders, else columns as training read them.
+
+        Raises:
+            UserError: its encoders are damaged.
+        """
+        rows, _ = artifact.sample()
+        (domain,) = artifact.schema.domains
+        wanted = {name: request_type(rows.schema.field(name).type) for name in _read(artifact.schema)}
+        folder = artifact.folder / "encoders"
+        encoder = None
+        if folder.is_dir():
+            features = {feature.column for feature in artifact.schema.features}
+            encoder = RawEncoder(folder, domain, {name: kind for name, kind in wanted.items() if name in features})
+        return RequestReader(artifact.schema, wanted, encoder)
+
+    def read(self, body: Any, most: int) -> tuple[ScoreRequest, User]:
+        """A body of `/score`: `{"request": {"user": 7, …}, "candidates": {"item": [1, 2], …}}`.
+
+        Args:
+            body: of JSON.
+            most: candidates at most.
+
+        Raises:
+            UserError: one line for each column or value that breaks a rule.
+        """
+        given = _mapping(body, "the body", ("request", "candidates"))
+        request = _mapping(given.get("request", {}), "'request'")
+        candidates = _mapping(given.get("candidates", {}), "'candidates'")
+        for name, values in candidates.items():
+            if not isinstance(values, list):
+                raise UserError(f"candidates: '{name}' is a list with a value for each candidate, not {_shown(values)}")
+        user = request.get(self.user)
+        if isinstance(user, bool) or not isinstance(user, int | str):
+            what = "is missing" if user is None else f"is {_shown(user)}"
+            raise UserError(f"request: '{self.user}' {what}; it names the user, an integer or a text")
+        once = {name: [value] for name, value in request.items()}
+        return self.read_columns(once, candidates, most), user
+
+    def read_columns(self, request: Columns, candidates: Columns, most: int) -> ScoreRequest:
+        """The same of columns: of the request one row, or one for each candidate.
+
+        Raises:
+            UserError: see `read`.
+        """
+        request = dict(request)
+        moment = self._moment(request.pop(TIME, None)) if self.timed else None
+        if self.user not in self._sides["request"]:
+            users = request.pop(self.user, None)
+            request |= {name: users for name in self._of_user if name not in request and users is not None}
+        faults = [*self._presence("request", request), *self._presence("candidate", candidates)]
+        if faults:
+            raise UserError("\n".join(faults))
+        count = _count(candidates, "candidates") if candidates else 1
+        if count > most:
+            raise UserError(f"candidates: {count:,} are more than the {most:,} that a request may have; split it")
+        users_count = _count(request, "request") if request else 1
+        if not candidates:
+            count = users_count
+        if users_count not in (1, count):
+            raise UserError(f"request: {users_count:,} rows for {count:,} candidates; give one, or one for each")
+        unseen: Counter[str] = Counter()
+        once = self._rows("request", request, users_count, moment, unseen)
+        each = self._rows("candidate", candidates, count, moment, unseen)
+        return ScoreRequest(once, each, None if users_count == 1 else np.arange(count), unseen)
+
+    def _columns(self, schema: Schema, prepared: Mapping[str, pa.DataType]) -> list[RequestColumn]:
+        found = []
+        clocks = self._encoder.calendar if self._encoder else ()
+        types = self._encoder.types if self._encoder else prepared
+        for feature in schema.features:
+            own = side(feature)
+            if feature.column in clocks:
+                self._clocks[own].append(feature.column)
+            for name in filter(None, (feature.column, feature.weights)):
+                if name in types and name not in self._sides[own]:
+                    self._sides[own][name] = types[name]
+                    found.append(RequestColumn(name, own, types[name], _rule(feature, types[name])))
+        for own in SIDES:
+            self._decoder(own).check(PLACE[own], pa.schema({**self._decoded_types(own, prepared)}))
+        return found
+
+    def _decoded_types(self, own: Side, prepared: Mapping[str, pa.DataType]) -> dict[str, pa.DataType]:
+        names = _read(self._schemas[own])
+        return {name: prepared[name] for name in names} | {self._schemas[own].user: pa.int64()}
+
+    def _decoder(self, own: Side) -> Decoder:
+        """The thread's own, as decoders count what they drop."""
+        found: Decoder | None = getattr(self._decoders, own, None)
+        if found is None:
+            found = Decoder(self._schemas[own], self._domain, labels=False, extra=())
+            setattr(self._decoders, own, found)
+        return found
+
+    def _moment(self, given: Sequence[Any] | None) -> datetime:
+        """The request's time, by default now."""
+        value = given[0] if given else None
+        if value is None:
+            return datetime.now(timezone.utc)
+        try:
+            if isinstance(value, bool) or not isinstance(value, str | int | float):
+                raise ValueError
+            found = datetime.fromisoformat(value.replace("Z", "+00:00")) if isinstance(value, str) else None
+            found = found or datetime.fromtimestamp(float(value), timezone.utc)
+        except (ValueError, OverflowError, OSError):
+            raise UserError(
+                f"request: '{TIME}' is {_shown(value)}; write ISO 8601 with a zone, as 2026-11-26T12:00:00Z, or seconds "
+                "since 1970"
+            ) from None
+        if found.tzinfo is None:
+            raise UserError(f"request: '{TIME}' is {_shown(value)}, which names no zone; write …Z or …+01:00")
+        return found
+
+    def _presence(self, own: Side, given: Columns) -> list[str]:
+        """Columns that are unknown or missing, all of them."""
+        known, place = self._sides[own], PLACE[own]
+        if given.keys() == known.keys():
+            return []
+        unknown, missing = [name for name in given if name not in known], [name for name in known if name not in given]
+        faults = []
+        for name in unknown[:_NAMES]:
+            other = next((o for o in SIDES if o != own and name in self._sides[o]), None)
+            near = difflib.get_close_matches(name, missing or list(known), n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = f"; it belongs to '{PLACE[other]}'" if other else hint
+            faults.append(f"{place}: unknown column '{name[:60]}'{hint}")
+        if missing:
+            faults.append(f"{place}: missing {_names(missing)}; null stands for what is not known")
+        elif unknown:
+            faults[-1] += f"; columns are: {', '.join(list(known)[:_NAMES]) or 'none'}"
+        return faults
+
+    def _rows(self, own: Side, given: Columns, count: int, moment: datetime | None, unseen: Counter[str]) -> Rows:
+        place, kinds = PLACE[own], self._sides[own]
+        arrays = {name: arrow_values(values, kinds[name], place, name) for name, values in given.items()}
+        if self._encoder is not None:
+            arrays = self._encoder.encode(arrays, unseen)
+            for name in self._clocks[own]:
+                assert moment is not None
+                arrays[name] = pa.repeat(self._encoder.clock(name, moment)[0], count)
+        schema, decoder = self._schemas[own], self._decoder(own)
+        arrays[schema.user] = arrays.get(schema.user, pa.array(np.zeros(count, dtype=np.int64)))
+        decoder.dropped.clear()
+        rows = decoder.decode(pa.RecordBatch.from_pydict(arrays), Origin(place, 0))
+        unseen.update(+decoder.dropped)
+        return rows
+
+
+def side_schema(schema: Schema, own: Side) -> Schema:
+    """The features of one side alone. An id that its table lacks is left out, as an unseen one."""
+    features = []
+    for feature in schema.features:
+        if side(feature) == own:
+            bounded = feature.has_table and feature.hash == "none"
+            features.append(feature.model_copy(update={"hash": "drop"}) if bounded else feature)
+    names = [name for feature in features for name in (feature.column, feature.weights)]
+    user = schema.user if schema.user in names else _free("_user", names)
+    return schema.model_copy(update={"features": tuple(features), "weight": None, "user": user})
+
+
+def _free(name: str, taken: Sequence[str | None]) -> str:
+    while name in taken:
+        name = f"_{name}"
+    return name
+
+
+def _read(schema: Schema) -> list[str]:
+    """Columns of features and of weights of bags."""
+    names = [name for feature in schema.features for name in (feature.column, feature.weights) if name]
+    return list(dict.fromkeys(names))
+
+
+def _mapping(value: Any, what: str, keys: Sequence[str] = ()) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{what} is an object of columns, not {_shown(value)}")
+    unknown = [key for key in value if keys and key not in keys]
+    if unknown:
+        raise UserError(f"{what} has the keys {' and '.join(keys)}, and no {_shown(unknown[0])}")
+    return value
+
+
+def _count(columns: Columns, place: str) -> int:
+    """How many rows columns have."""
+    lengths = {name: len(values) for name, values in columns.items()}
+    count = next(iter(lengths.values()))
+    if any(length != count for length in lengths.values()):
+        first = next(iter(lengths))
+        other = next(name for name, length in lengths.items() if length != count)
+        raise UserError(
+            f"{place}: columns have a value for each row; '{first}' has {count:,}, and '{other}' {lengths[other]:,}"
+        )
+    return count
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:_NAMES])
+    return shown + (f" and {len(names) - _NAMES} more" if len(names) > _NAMES else "")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _rule(feature: Feature, kind: pa.DataType) -> str:
+    """What a column holds, in words."""
+    lists = pa.types.is_list(kind)
+    word = "text" if pa.types.is_string(kind.value_type if lists else kind) else "integer"
+    if feature.kind == "vector":
+        return f"a list of {feature.length} numbers"
+    if lists:
+        return f"a list of {word}s" if feature.kind != "sequence" else f"a list of {word}s, oldest first"
+    return "a number" if pa.types.is_floating(kind) else f"a {word}" if word == "text" else "an integer"
