@@ -29,9 +29,9 @@ from torchrec_xd.data.column_types import (
 )
 from torchrec_xd.data.events import check_aligned
 from torchrec_xd.data.hashing import Hashes, hash_integers
+from torchrec_xd.data.limits import Limits
 from torchrec_xd.data.normalisation import filled
 from torchrec_xd.data.rows import Floats, IdType, Integers, Jagged, Rows, spans
-from torchrec_xd.data.statistics import Limits
 from torchrec_xd.data.strings import string_hashes, user_numbers
 from torchrec_xd.data.vectors import vectors
 from torchrec_xd.data.weights import id_type, ids_and_weights

@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from torchrec_xd.data.limits import Limits, Range
 from torchrec_xd.data.locations import filesystem_of, find_files
 from torchrec_xd.data.shards import RowGroup
-from torchrec_xd.data.statistics import Limits, Range, Statistics, united
+from torchrec_xd.data.statistics import Statistics, united
 from torchrec_xd.errors import UserError
 
 _OPEN_FILES = 32

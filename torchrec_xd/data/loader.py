@@ -21,11 +21,11 @@ from torchrec_xd.data.agreement import FoundKind, agreed
 from torchrec_xd.data.arrow import Decoder, Origin
 from torchrec_xd.data.collate import Collator
 from torchrec_xd.data.files import FileStamp, ParquetFiles
+from torchrec_xd.data.limits import Range
 from torchrec_xd.data.phases import Phase, PhaseSettings, phases
 from torchrec_xd.data.rows import Rows
 from torchrec_xd.data.shards import RowGroup, Shard, ShardSpec, Window
 from torchrec_xd.data.stamps import stamped_columns
-from torchrec_xd.data.statistics import Range
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema, Split
 from torchrec_xd.settings import Settings

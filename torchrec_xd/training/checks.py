@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from torchrec_xd.config import RunConfig
+from torchrec_xd.data.limits import Range
 from torchrec_xd.data.loader import Loader
 from torchrec_xd.data.normalisation import normalised
-from torchrec_xd.data.statistics import Range
 from torchrec_xd.errors import UserError
 from torchrec_xd.feature import Feature
 from torchrec_xd.schema import Schema, Split
