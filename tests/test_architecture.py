@@ -121,7 +121,9 @@ def part_of(path: Path) -> str:
 
 def private_name_faults(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Underscore names of other people's objects; those that the file itself defines are its own."""
-    defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    defined = {
+        node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
             defined.add(node.attr)

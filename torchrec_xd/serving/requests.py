@@ -102,6 +102,10 @@ class RequestReader:
             encoder = RawEncoder(folder, domain, {name: kind for name, kind in wanted.items() if name in features})
         return RequestReader(artifact.schema, wanted, encoder)
 
+    def raw_values(self, name: str, values: pa.Array) -> list[Any]:
+        """What a request would hold, to be read as these values or close to them."""
+        return values.to_pylist() if self._encoder is None else self._encoder.decode(name, values)
+
     def read(self, body: Any, most: int) -> tuple[ScoreRequest, User]:
         """A body of `/score`: `{"request": {"user": 7, …}, "candidates": {"item": [1, 2], …}}`.
 
@@ -192,8 +196,8 @@ class RequestReader:
             found = found or datetime.fromtimestamp(float(value), timezone.utc)
         except (ValueError, OverflowError, OSError):
             raise UserError(
-                f"request: '{TIME}' is {_shown(value)}; write ISO 8601 with a zone, as 2026-11-26T12:00:00Z, or seconds "
-                "since 1970"
+                f"request: '{TIME}' is {_shown(value)}; write ISO 8601 with a zone, as 2026-11-26T12:00:00Z, or "
+                "seconds since 1970"
             ) from None
         if found.tzinfo is None:
             raise UserError(f"request: '{TIME}' is {_shown(value)}, which names no zone; write …Z or …+01:00")

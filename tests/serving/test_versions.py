@@ -1,0 +1,101 @@
+"""Versions: a new one takes over without a lost request, a bad one is refused, a canary is stable by user."""
+
+import threading
+from collections import Counter
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.support.artifacts import OUTPUTS, expected, set_current, write_artifact
+from tests.support.served import BODY, Served, wait_for
+from torchrec_xd.serving.versions import share_of
+
+
+@pytest.fixture
+def out(tmp_path):
+    for version in range(1, 7):
+        write_artifact(tmp_path, version, bias=0.1 * version, current=False)
+    set_current(tmp_path, 1)
+    return tmp_path
+
+
+def scored(version):
+    return expected(7, [1, 2, 3], [4, 5], [0.5, 0.0], 0.1 * version)[OUTPUTS[0]]
+
+
+def test_swaps_lose_no_request_and_bad_versions_are_refused(out):
+    with Served(out) as own:
+        found, failed, going = Counter(), [], threading.Event()
+
+        def ask():
+            with httpx.Client(base_url=own.lines[0]["address"], timeout=60) as client:
+                while not going.is_set():
+                    answer = client.post("/score", json=BODY)
+                    if answer.status_code != 200:
+                        failed.append(answer.text)
+                        continue
+                    content = answer.json()
+                    np.testing.assert_allclose(content["scores"][OUTPUTS[0]], scored(content["version"]), atol=1e-6)
+                    found[content["version"]] += 1
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for version in range(1, 7):
+            set_current(out, version)
+            wait_for(lambda version=version: found[version] >= 30)
+        going.set()
+        for thread in threads:
+            thread.join()
+        assert failed == []
+        assert found.keys() == set(range(1, 7))
+        assert sum(found.values()) >= 150
+        assert [line["version"] for line in own.events("version taken over")] == [2, 3, 4, 5, 6]
+
+        # a damaged one, one whose sample scores otherwise, one that is not there: refused, and 6 stays
+        damaged = write_artifact(out, 7, current=False)
+        (damaged / "tables.safetensors").write_bytes((damaged / "tables.safetensors").read_bytes()[:-4])
+        write_artifact(out, 8, lie=0.01, current=False)
+        for number, words in ((7, "tables.safetensors was cut short or changed"), (8, "scores its sample"), (99, "99")):
+            set_current(out, number)
+            wait_for(lambda words=words: any(words in line["reason"] for line in own.events("version refused")))
+            assert own.client.post("/score", json=BODY).json()["version"] == 6
+            assert own.events("version refused")[-1]["version"] == 6
+        (out / "current.json").write_text("{")
+        wait_for(lambda: any("cannot be read" in line["reason"] for line in own.events("version refused")))
+        assert own.client.get("/v2/health/ready").json() == {"ready": True}
+        assert "torchrec_xd_versions_refused_total 4.0" in own.client.get("/metrics").text
+        set_current(out, 2)  # back to an earlier one
+        wait_for(lambda: own.client.post("/score", json=BODY).json()["version"] == 2)
+
+
+def test_a_canary_answers_its_share_of_the_users_always_the_same(out):
+    with Served(out, "--canary", "3", "--canary-share", "0.3") as own:
+        assert own.lines[0]["versions"] == [1, 3]
+
+        def version_of(user, place="/score"):
+            return own.client.post(place, json={**BODY, "request": {**BODY["request"], "user": user}}).json()["version"]
+
+        found = {user: version_of(user) for user in range(50)}
+        assert found == {user: 3 if share_of(user) < 0.3 else 1 for user in range(50)}
+        assert {1, 3} == set(found.values())
+        assert found == {user: version_of(user) for user in range(50)}
+        user = next(user for user, version in found.items() if version == 3)
+        given = [("user", [1], [user]), ("hist", [1, 1], [1]), ("item", [1], [2]), ("price", [1], [0])]
+        inputs = [{"name": n, "shape": s, "datatype": "INT64", "data": d} for n, s, d in given]
+        for place, version in (("", "3"), ("/versions/1", "1"), ("/versions/3", "3")):
+            answer = own.client.post(f"/v2/models/tiny{place}/infer", json={"inputs": inputs})
+            assert answer.json()["model_version"] == version
+        assert 'torchrec_xd_version{model="tiny",place="canary"} 3.0' in own.client.get("/metrics").text
+        set_current(out, 2)
+        wait_for(lambda: set(map(version_of, range(50))) == {2, 3})
+        assert version_of(user) == 3
+
+
+def test_shares_of_users_are_even_and_do_not_depend_on_the_type():
+    shares = np.array([share_of(user) for user in range(20_000)])
+    assert abs((shares < 0.1).mean() - 0.1) < 0.01
+    assert shares.max() < 1
+    assert share_of(7) == share_of("7")
+    assert share_of("ü") != share_of("u")

@@ -1,0 +1,190 @@
+"""Versions of a model that are served: the current one, a canary, and how a new one takes over.
+
+A request keeps the version that it began with, until it ends; then nothing holds the old one any longer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from torchrec_xd.data.arrow import Decoder, Origin
+from torchrec_xd.errors import UserError
+from torchrec_xd.serving.artifact import CURRENT, VERSIONS, Artifact, current_version
+from torchrec_xd.serving.requests import RequestReader, User
+from torchrec_xd.serving.scorer import Scorer
+from torchrec_xd.serving.server_settings import ServerSettings
+
+SAMPLE_TOLERANCE = 1e-5
+"""Largest difference to the scores of a sample, which may come from another CPU."""
+_SHARES = 1_000_000
+Say: TypeAlias = Callable[[str, Mapping[str, Any]], None]
+"""Told an event and what belongs to it."""
+
+
+@dataclass(frozen=True)
+class ServedVersion:
+    """One version, loaded and checked."""
+
+    artifact: Artifact
+    scorer: Scorer
+    reader: RequestReader
+
+    @property
+    def number(self) -> int:
+        """Of the version."""
+        return self.artifact.version
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self.artifact.manifest.model
+
+    @staticmethod
+    def load(folder: Path, threads: int = 1) -> ServedVersion:
+        """Load a version, and replay its sample.
+
+        Raises:
+            UserError: it is damaged, or scores its sample otherwise than where it was exported.
+        """
+        artifact = Artifact.open(folder)
+        found = ServedVersion(artifact, Scorer(artifact, threads), RequestReader.of(artifact))
+        found.replay()
+        return found
+
+    def replay(self) -> None:
+        """Score the sample.
+
+        Raises:
+            UserError: a score differs from the sample's.
+        """
+        rows, expected = self.artifact.sample()
+        schema = self.artifact.schema.model_copy(update={"weight": None})
+        (domain,) = schema.domains
+        decoder = Decoder(schema, domain, labels=False, extra=())
+        place = str(self.artifact.folder / "sample.parquet")
+        decoder.check(place, rows.schema)
+        batches = pa.Table.from_batches(rows.to_batches()).combine_chunks().to_batches()
+        if not batches:
+            raise UserError(f"{place}: has no rows, so that nothing can be compared; export again")
+        found = self.scorer.score(decoder.decode(batches[0], Origin(place, 0)))
+        tolerance = max(SAMPLE_TOLERANCE, self.artifact.manifest.tolerance)
+        for name in expected.column_names:
+            theirs = expected[name].to_numpy()
+            differ = np.abs(found[name].astype(np.float64) - theirs)
+            if not (differ <= tolerance).all():
+                row = int(np.argmax(np.where(np.isnan(differ), np.inf, differ)))
+                raise UserError(
+                    f"{self.artifact.folder}: scores its sample otherwise than where it was exported: '{name}' of row "
+                    f"{row} is {found[name][row]:.7g}, and was {theirs[row]:.7g} (allowed: {tolerance:g}); export "
+                    "it on a machine like this one, or install the ONNX Runtime of that machine"
+                )
+
+
+class Versions:
+    """The versions that a process serves.
+
+    Args:
+        settings: of the server.
+        say: told what happens to versions.
+    """
+
+    def __init__(self, settings: ServerSettings, say: Say):
+        self._settings, self.say = settings, say
+        self._current: ServedVersion | None = None
+        self._canary: ServedVersion | None = None
+        self._seen: object = None
+        self.reason: str | None = "not loaded yet"
+        """Why it is not ready; None where it is."""
+
+    def load(self) -> None:
+        """Load the current version and the canary.
+
+        Raises:
+            UserError: one of them fails its checks.
+        """
+        try:
+            self._seen = self._stamp()
+            current = self._load(current_version(self._settings.out))
+            canary = None
+            if self._settings.canary is not None:
+                canary = self._load(self._settings.out / VERSIONS / str(self._settings.canary))
+                if canary.model != current.model:
+                    raise UserError(
+                        f"canary: version {canary.number} is a '{canary.model}', and the current version "
+                        f"{current.number} a '{current.model}': one server serves one model"
+                    )
+        except UserError as error:
+            self.reason = str(error)
+            raise
+        self._current, self._canary, self.reason = current, canary, None
+
+    def follow(self) -> bool:
+        """Take over the version that `current.json` names, if that changed; whether it was taken.
+
+        A version that fails its checks is told and refused; the old one stays.
+        """
+        stamp = self._stamp()
+        if stamp == self._seen or stamp is None:
+            return False
+        self._seen = stamp
+        try:
+            folder = current_version(self._settings.out)
+            if self._current is not None and folder == self._current.artifact.folder:
+                return False
+            new = self._load(folder)
+        except UserError as error:
+            kept = None if self._current is None else self._current.number
+            self.say("version refused", {"reason": str(error), "version": kept})
+            return False
+        old = self._current
+        self._current, self.reason = new, None
+        self.say("version taken over", {"version": new.number, "before": old.number if old else None})
+        return True
+
+    def for_user(self, user: User | None) -> ServedVersion:
+        """The version that answers a user: always the same one, as long as the versions and the share stay.
+
+        Raises:
+            UserError: none is ready.
+        """
+        current, canary = self._ready(), self._canary
+        if canary is None or user is None or canary.number == current.number:
+            return current
+        return canary if share_of(user) < self._settings.canary_share else current
+
+    def numbered(self, number: int) -> ServedVersion | None:
+        """A version that is served; None where it is not."""
+        return next((found for found in self.served() if found.number == number), None)
+
+    def served(self) -> tuple[ServedVersion, ...]:
+        """The current version, then the canary."""
+        return tuple(found for found in (self._current, self._canary) if found is not None)
+
+    def _ready(self) -> ServedVersion:
+        if self._current is None:
+            raise UserError(f"no version is ready: {self.reason}")
+        return self._current
+
+    def _load(self, folder: Path) -> ServedVersion:
+        return ServedVersion.load(folder, self._settings.threads)
+
+    def _stamp(self) -> object:
+        """What changes when `current.json` is written anew; None while it is missing."""
+        try:
+            found = (self._settings.out / CURRENT).stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+def share_of(user: User) -> float:
+    """A user's place in [0, 1): the same in every process; 7 and "7" are one user."""
+    found = hashlib.blake2b(str(user).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(found, "little") % _SHARES / _SHARES
