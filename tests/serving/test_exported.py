@@ -1,0 +1,92 @@
+"""A run's own export answers requests of raw values as `score --raw` answers the same rows in a file."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.raw_requests import EVENTS, raw_columns, rows_of
+from tests.support.raw_shop import BERLIN, EVERY_KIND, TYPES, prepare, recipe, write_shop
+from torchrec_xd.config import RunConfig
+from torchrec_xd.errors import UserError
+from torchrec_xd.export.api import export
+from torchrec_xd.serving.examples import example_body
+from torchrec_xd.serving.server_settings import ServerSettings
+from torchrec_xd.serving.versions import Versions
+from torchrec_xd.settings import load_yaml, validate
+from torchrec_xd.training.inference import score_raw
+from torchrec_xd.training.train_run import train
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """The folder, raw events, and the version that a server loads."""
+    folder = tmp_path_factory.mktemp("shop")
+    events = rows_of(400)
+    write_shop(folder, events)
+    data = prepare(folder, recipe(folder, *EVERY_KIND, events=EVENTS))
+    content = {
+        "schema": load_yaml(data / "schema.yaml"),
+        "model": {"name": "single", "widths": [8]},
+        "domains": ["goods"],
+        "embeddings": {"init_std": 0.5},
+        "loader": {"batch_size": 64},
+        "trainer": {"threads": 1},
+    }
+    for feature in content["schema"]["features"]:
+        if isinstance(feature.get("rows"), str):
+            feature["rows"] = pq.read_metadata(data / feature["rows"]).num_rows + 1
+    train(validate(RunConfig, content, "test"), folder / "run")
+    export(folder / "run", folder / "out")
+    versions = Versions(ServerSettings(out=folder / "out"), lambda event, content: None)
+    versions.load()
+    return folder, events, versions.served()[0]
+
+
+def test_raw_requests_score_as_raw_rows_in_a_file(shop):
+    folder, events, version = shop
+    new = rows_of(40, seed=5)
+    pq.write_table(pa.Table.from_pylist(new, TYPES), folder / "new.parquet")
+    score_raw(folder / "run", str(folder / "new.parquet"), folder / "scores.parquet", "goods", parts=True)
+    expected = pq.read_table(folder / "scores.parquet")["score_click@goods"].to_numpy()
+    columns = raw_columns(events, new)
+    sides = {column.name: column.side for column in version.reader.columns}
+    found = []
+    for row, raw in enumerate(new):  # each a request of its own, as each has its own time
+        body = {"request": {"user": raw["user_id"], "time": raw["ts"].replace(tzinfo=BERLIN).isoformat()}}
+        body["request"] |= {name: columns[name][row] for name, side in sides.items() if side == "request"}
+        del body["request"]["user_id"]  # it is the user
+        body["candidates"] = {name: [columns[name][row]] * 2 for name, side in sides.items() if side == "candidate"}
+        read, _ = version.reader.read(body, 10)
+        both = version.scorer.score(read.candidates, read.request, read.request_of_B)["click@goods"]
+        assert both[0] == both[1]
+        found.append(both[0])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.std(found) > 0.01
+
+
+def test_the_example_of_a_version_is_answered_close_to_its_sample(shop):
+    _, _, version = shop
+    body = example_body(version)
+    read, user = version.reader.read(body, 10)
+    assert len(read) == 5
+    assert str(user).startswith("u")
+    rows, expected = version.artifact.sample()
+    own = version.scorer.score(read.candidates, read.request, read.request_of_B)["click@goods"]
+    # the candidate of the first row, with its own user; parts of the calendar are of now
+    assert abs(own[0] - expected["click@goods"][0].as_py()) < 0.2
+
+
+def test_a_time_has_a_zone(shop):
+    _, _, version = shop
+    body = example_body(version)
+    for time, words in (("2024-10-20T12:00:00", "names no zone"), ("noon", "write ISO 8601"), (True, "write ISO 8601")):
+        body["request"]["time"] = time
+        with pytest.raises(UserError, match=words):
+            version.reader.read(body, 10)
+    body["request"]["time"] = 1729418400
+    first, _ = version.reader.read(body, 10)
+    body["request"]["time"] = "2024-10-20T12:00:00+02:00"
+    second, _ = version.reader.read(body, 10)
+    for one, two in zip(first.candidates.ids, second.candidates.ids, strict=True):
+        assert one.values.tolist() == two.values.tolist()
