@@ -71,7 +71,7 @@ def test_the_example_of_a_version_is_answered_close_to_its_sample(shop):
     read, user = version.reader.read(body, 10)
     assert len(read) == 5
     assert str(user).startswith("u")
-    rows, expected = version.artifact.sample()
+    _, expected = version.artifact.sample()
     own = version.scorer.score(read.candidates, read.request, read.request_of_B)["click@goods"]
     # the candidate of the first row, with its own user; parts of the calendar are of now
     assert abs(own[0] - expected["click@goods"][0].as_py()) < 0.2
