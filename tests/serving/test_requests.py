@@ -157,11 +157,18 @@ def test_no_candidates_are_no_rows():
 
 VALUES = {
     "int64": st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1)),
-    "double": st.one_of(st.none(), st.booleans(), st.integers(-(2**60), 2**60), st.floats(allow_nan=False)),
+    "double": st.one_of(st.none(), st.booleans(), st.integers(-(2**53), 2**53), st.floats(allow_nan=False)),
     "string": st.one_of(st.none(), st.text()),
 }
 ANY = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=3)),
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**53), 2**53),
+        st.sampled_from([2**63, 2**70, -(2**64)]),
+        st.floats(allow_nan=False),
+        st.text(max_size=3),
+    ),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=2), inner, max_size=2)),
     max_leaves=6,
 )
@@ -186,6 +193,12 @@ def test_any_other_value_is_refused_in_words(values, name):
     except UserError as error:
         said, found = str(error), None
     assert found == values or re.match(rf"candidates: row \d, column '{name}': .* is not a", said)
+
+
+def test_integers_that_no_float_holds_are_rounded():
+    assert arrow_values([2**53 + 1, None], pa.float64(), "x", "y").to_pylist() == [2.0**53, None]
+    assert arrow_values([[2**53 + 1]], pa.list_(pa.float64()), "x", "y").to_pylist() == [[2.0**53]]
+    assert arrow_values([True, 2**53 + 1, 0.5], pa.float64(), "x", "y").to_pylist() == [1.0, 2.0**53, 0.5]
 
 
 def test_types_of_requests_are_wide():

@@ -46,7 +46,7 @@ def arrow_values(values: Sequence[Any], kind: pa.DataType, place: str, column: s
     """
     found = _as_they_are(values)
     if found is not None and _holds(kind, found.type):
-        return found if found.type == kind else found.cast(kind)
+        return found if found.type == kind else found.cast(kind, safe=False)  # integers beyond 2**53 are rounded
     wrong = next((row for row, value in enumerate(values) if not _fits(value, kind)), None)
     if wrong is None:  # numbers next to truth values, or integers that only a float holds
         return pa.array([_plain(value, kind) for value in values], kind)
