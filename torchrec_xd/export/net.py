@@ -53,6 +53,13 @@ def _embeddings(model: Model) -> dict[str, Embeddings]:
     return own if model.teacher is None else {**own, TEACHER: model.teacher.embeddings}
 
 
+@dataclass(frozen=True)
+class _Owners:
+    """Embeddings by owner, where a module does not take them for parts of its own."""
+
+    embeddings: Mapping[str, Embeddings]
+
+
 class ServedNet(nn.Module):
     """A model's nets on what a server looks up: rows of the request side are taken by index, once a candidate.
 
@@ -71,7 +78,7 @@ class ServedNet(nn.Module):
         self.dense = nn.ModuleList(
             part for each in _embeddings(model).values() for part in (each.numeric, each.projections)
         )
-        object.__setattr__(self, "embeddings", _embeddings(model))
+        self.owners = _Owners(_embeddings(model))
         self.domain, self.inputs, self.outputs = domain, inputs, outputs
 
     def forward(self, request_of_B: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -79,7 +86,7 @@ class ServedNet(nn.Module):
         given = {each.name: tensor for each, tensor in zip(self.inputs, inputs, strict=True)}
         looked_up = {
             owner: self._lookups(owner, embeddings, given, request_of_B)
-            for owner, embeddings in self.embeddings.items()
+            for owner, embeddings in self.owners.embeddings.items()
         }
         taught = () if self.teacher is None else (self.teacher(looked_up[TEACHER]),)
         score = self.net(looked_up[""], *taught).score
@@ -226,7 +233,8 @@ def _examples(model: Model, inputs: list[NetInput]) -> tuple[tuple[Tensor, ...],
         request = each.name.startswith("request/")
         owners = (TEACHER,) if each.name.endswith(f"@{TEACHER}") else ("", TEACHER)
         feature, dim = next(features[owner, each.column] for owner in owners if (owner, each.column) in features)
-        size = {"vector": (feature.width,), "sequence": (feature.length, dim), "id": (dim,), "bag": (dim,)}
+        length = feature.length or 0
+        size = {"vector": (feature.width,), "sequence": (length, dim), "id": (dim,), "bag": (dim,)}
         kind = torch.int32 if each.kind == "length" else torch.float32
         tensors.append(torch.zeros(3 if request else 5, *size.get(each.kind, ()), dtype=kind))
         shapes.append({0: requests if request else candidates})

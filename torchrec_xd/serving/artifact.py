@@ -18,7 +18,7 @@ from torchrec_xd.schema import Schema
 from torchrec_xd.settings import Settings, validate
 from torchrec_xd.strict_yaml import parse_yaml
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 """Of the artefacts that this version writes and reads."""
 MANIFEST, SCHEMA, NET, TABLES, SAMPLE = (
     "manifest.json",

@@ -19,7 +19,7 @@ from torchrec_xd.data.rows import Floats, Jagged
 from torchrec_xd.errors import UserError
 from torchrec_xd.serving.artifact import TableEntry
 
-_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
 _MAX_HEADER = 100_000_000
 """Bytes: what the format allows."""
 
@@ -38,7 +38,7 @@ class Tables:
     def __init__(self, entries: Mapping[str, TableEntry], arrays: Mapping[str, NDArray[Any]]) -> None:
         self._entries, self._arrays = dict(entries), dict(arrays)
         for name, entry in self._entries.items():
-            expected = {name: (entry.rows, entry.dim)}
+            expected: dict[str, tuple[int, ...]] = {name: (entry.rows, entry.dim)}
             if entry.dtype == "int8":
                 expected |= {f"{name}/scale": (entry.rows,), f"{name}/offset": (entry.rows,)}
             for part, shape in expected.items():
@@ -120,4 +120,5 @@ def _view(pages: mmap.mmap, begin: int, entry: Any) -> NDArray[Any]:
     count = math.prod(shape)
     if not 0 <= start <= stop <= len(pages) - begin or stop - start != count * dtype.itemsize:
         raise ValueError(f"{shape} of {dtype} does not lie at {start} to {stop}")
-    return np.frombuffer(pages, dtype, count, begin + start).reshape(shape)
+    whole: NDArray[Any] = np.frombuffer(pages, dtype, count, begin + start)
+    return whole.reshape(shape)
