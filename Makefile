@@ -42,13 +42,16 @@ docs: .venv/.installed  ## set up .venv, then the documentation: build/docs/inde
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-lock:  ## make requirements/cpu.lock anew (asks the package index)
+lock:  ## make requirements/cpu.lock and serve.lock anew (asks the package index)
 	$(PYTHON) -m venv --clear build/uv
 	build/uv/bin/python -m pip --disable-pip-version-check install --quiet uv
 	build/uv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --no-python-downloads \
 	  --excludes requirements/cpu.excludes --extra data --extra dev --extra docs --extra export --extra lake --extra serve --extra spark --annotation-style line \
 	  --custom-compile-command "make lock" --output-file requirements/cpu.lock \
 	  requirements/cpu.in pyproject.toml
+	build/uv/bin/uv pip compile --quiet --universal --python-version 3.10 --no-python-downloads \
+	  --constraint requirements/cpu.lock --annotation-style line --custom-compile-command "make lock" \
+	  --output-file requirements/serve.lock requirements/serve.in
 
 clean:  ## remove .venv, caches and builds (never runs/ or data/)
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -34,11 +34,11 @@ def extra(name: str) -> list[str]:
     return found
 
 
-def locked(python: str) -> dict[str, str]:
+def locked(python: str, name: str = "cpu.lock") -> dict[str, str]:
     """Name → version on Linux with this Python; a name that two lines give a version is an error."""
     environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
     versions: dict[str, str] = {}
-    for requirement in map(Requirement, requirements("cpu.lock")):
+    for requirement in map(Requirement, requirements(name)):
         if requirement.marker is None or requirement.marker.evaluate(environment):
             [pin] = requirement.specifier
             assert pin.operator == "=="
@@ -68,6 +68,16 @@ def test_nothing_excluded_is_locked(python: str) -> None:
     assert not [name for name in locked(python) if name.startswith(("nvidia-", "cuda-"))]
 
 
-def test_the_lock_holds_names_versions_and_markers_alone() -> None:
+@pytest.mark.parametrize("python", PYTHONS)
+def test_what_serves_is_locked_in_the_same_versions_without_torch(python: str) -> None:
+    served = locked(python, "serve.lock")
+    assert served.items() <= locked(python).items()
+    assert not {"torch", "torchrec", "duckdb", "ibis-framework", "pandas"} & set(served)
+    bounds = {Requirement(text).name: text for text in (*project()["dependencies"], *extra("serve"))}
+    assert [line for line in requirements("serve.in") if bounds[Requirement(line).name] != line] == []
+
+
+@pytest.mark.parametrize("lock", ["cpu.lock", "serve.lock"])
+def test_the_lock_holds_names_versions_and_markers_alone(lock: str) -> None:
     """No index, no address, no file: what it names is found wherever its user's pip looks."""
-    assert not [line for line in requirements("cpu.lock") if "://" in line or "@" in line or line.startswith("-")]
+    assert not [line for line in requirements(lock) if "://" in line or "@" in line or line.startswith("-")]

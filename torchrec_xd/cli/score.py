@@ -97,7 +97,7 @@ def _by_run(
 def _by_artifact(
     artifact: Path, rows: str, out: Path, domain: str | None, options: dict[str, Any], inputs: Mapping[str, str] | None
 ) -> int:
-    refuse_missing_packages("serve", "onnxruntime")
+    refuse_missing_packages("serve", "onnxruntime", *(() if inputs is None else ("ibis", "duckdb", "sqlglot")))
     from torchrec_xd.serving.artifact import Artifact, find_artifact
     from torchrec_xd.serving.batch_scoring import ScoreOptions, score_by_artifact, score_raw_by_artifact
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 
-import duckdb
 import pyarrow as pa
 
 from torchrec_xd.data.limits import Limits, Range
@@ -54,7 +53,11 @@ class Statistics:
 
     def __init__(self, limits: Sequence[Limits]):
         self._limits = limits
-        self._engine = duckdb.connect(config={"threads": 1}) if limits else None
+        self._engine = None
+        if limits:
+            import duckdb  # noqa: PLC0415 - what scores without limits needs no engine
+
+            self._engine, self._error = duckdb.connect(config={"threads": 1}), duckdb.Error
 
     def look(self, file: str, schema: pa.Schema) -> Found:
         """What is known of the columns that have limits; nothing where a file has no statistics."""
@@ -71,7 +74,7 @@ class Statistics:
         try:
             with self._engine.cursor() as cursor:
                 rows = cursor.execute(_LOOK, values).fetchall()
-        except duckdb.Error:  # a footer that only PyArrow can read: bad values are found when they are read
+        except self._error:  # a footer that only PyArrow can read: bad values are found when they are read
             return Found()
         columns = {leaf: limit.column for leaf, limit in limits}
         chunks: dict[str, list[Range | None]] = {}

@@ -25,7 +25,6 @@ from torchrec_xd.data.predictions import KeptColumns, PredictionColumns, Predict
 from torchrec_xd.data.rows import Floats, Integers
 from torchrec_xd.data.shards import RowGroup
 from torchrec_xd.errors import UserError
-from torchrec_xd.prepare.raw_rows import encode_raw_rows
 from torchrec_xd.serving.artifact import Artifact, find_artifact
 from torchrec_xd.serving.scorer import Scorer
 from torchrec_xd.writable import check_output_file
@@ -115,6 +114,9 @@ def score_raw_by_artifact(
     Raises:
         UserError: the artefact has no encoders, or what `encode_raw_rows` and `score_by_artifact` raise.
     """
+    # It brings the engines of recipes, which nothing else of serving needs.
+    from torchrec_xd.prepare.raw_rows import encode_raw_rows  # noqa: PLC0415
+
     check_output_file(output, "--out")
     artifact = Artifact.open(find_artifact(Path(place)))
     if artifact.encoders is None:
