@@ -4,14 +4,17 @@ import http.client
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
 import orjson
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -347,3 +350,91 @@ def test_the_page_tries_the_model_in_a_browser(server, tmp_path, width):
     np.testing.assert_allclose(rows[:, 1:], np.stack([wanted[name] for name in OUTPUTS], axis=1), atol=2e-6)
     fields = re.findall('<input [^>]*data-name="([^"]*)"', done.stdout)
     assert sorted(fields) == sorted(["user", "hist", *["item", "price"] * 5])
+
+
+def test_missing_columns_may_be_null_and_are_counted(out):
+    with Served(out, "--missing", "null") as own:
+        body = {"request": {"user": 7}, "candidates": {"item": [4, 5]}}
+        answer = own.client.post("/score", json=body).json()
+        assert answer["missing"] == ["hist", "price"]
+        null = {"request": {"user": 7, "hist": None}, "candidates": {"item": [4, 5], "price": [None, None]}}
+        told = own.client.post("/score", json=null).json()
+        assert "missing" not in told
+        assert answer["scores"] == told["scores"]
+        wanted = expected(7, [], [4, 5], [0.0, 0.0], BIAS)
+        for name in OUTPUTS:
+            np.testing.assert_allclose(answer["scores"][name], wanted[name], atol=1e-6)
+        inputs = [each for each in tensors() if each["name"] in ("user", "item")]
+        answer = own.client.post("/v2/models/tiny/infer", json={"inputs": inputs}).json()
+        assert answer["parameters"] == {"missing": ["hist", "price"]}
+        assert answer["outputs"][0]["data"] == told["scores"][OUTPUTS[0]]
+        text = own.client.get("/metrics").text
+        assert 'torchrec_xd_missing_columns_total{feature="price"} 2.0' in text
+        for wrong, words in (
+            ({"request": {"user": 7}, "candidates": {}}, "candidates: missing 'item', 'price'"),
+            ({"request": {"user": 7, "hst": []}, "candidates": {"item": [4]}}, "unknown column 'hst'; did you mean"),
+        ):
+            refused = own.client.post("/score", json=wrong)
+            assert refused.status_code == 422
+            assert words in refused.json()["error"]
+
+
+def test_a_worker_that_is_killed_loses_only_its_own_requests(out):
+    """The other goes on, a new one comes, and the gauge forgets what the dead one was doing."""
+    with Served(out, "--workers", "2", "--timeout", "60") as own:
+
+        def wait(condition):
+            wait_for(condition, 300)  # a worker imports a lot
+
+        def workers():
+            children = psutil.Process(own.process.pid).children()
+            return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+        wait(lambda: answers(own))
+        address, going, done = own.lines[0]["address"], threading.Event(), []
+
+        def ask():
+            while not going.is_set():
+                done.append(status_of_a_new_connection(address))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        wait(lambda: len(done) > 10)
+        workers()[0].kill()
+        wait(lambda: own.events("worker ended"))
+        before = len(done)
+        wait(lambda: len(done) > before + 10)
+        going.set()
+        for thread in threads:
+            thread.join()
+        assert set(done) <= {200, "lost"}
+        assert done.count("lost") <= len(threads)
+        assert done.count(200) > 20
+        assert own.events("worker ended")[0]["exit_code"] == -signal.SIGKILL
+        wait(lambda: len(workers()) == 2)
+
+        connection, _ = half_request(own)
+        wait(lambda: "torchrec_xd_requests_in_flight 1.0" in metrics(address))
+        for worker in workers():
+            worker.kill()
+        wait(lambda: len(own.events("worker ended")) == 3)
+        connection.close()
+        wait(lambda: "torchrec_xd_requests_in_flight" in metrics(address))
+        assert "torchrec_xd_requests_in_flight 0.0" in metrics(address)
+        assert own.stop() == 0
+
+
+def status_of_a_new_connection(address):
+    """The workers share a socket, so that whoever lives takes a new connection."""
+    try:
+        return httpx.post(f"{address}/score", json=BODY, timeout=60).status_code
+    except httpx.TransportError:
+        return "lost"
+
+
+def metrics(address):
+    try:
+        return httpx.get(f"{address}/metrics", timeout=60).text
+    except httpx.TransportError:  # of a worker that was killed
+        return ""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -27,6 +27,12 @@ def serve(
     canary_share: Annotated[
         float | None, typer.Option(help="Share of the users that the canary answers. Default: 0.1.")
     ] = None,
+    missing: Annotated[
+        Literal["refuse", "null"], typer.Option(help="A column that a request lacks: an error, or null and counted.")
+    ] = "refuse",
+    user_features: Annotated[
+        Path | None, typer.Option(help="Parquet file of users' features, for what a request does not say.")
+    ] = None,
     max_candidates: Annotated[int, typer.Option(help="Candidates of a request at most.")] = 2000,
     max_body_mb: Annotated[float, typer.Option(help="MiB of a body at most.")] = 8.0,
     timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 2.0,
@@ -46,6 +52,8 @@ def serve(
         "workers": workers,
         "threads": threads,
         "canary": canary,
+        "missing": missing,
+        "user_features": user_features,
         "max_candidates": max_candidates,
         "max_body_mb": max_body_mb,
         "timeout": timeout,

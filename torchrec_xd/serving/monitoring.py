@@ -6,13 +6,13 @@ import os
 import sys
 import threading
 from collections import Counter as Counts
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Seconds."""
@@ -48,6 +48,12 @@ class Monitoring:
         self._unseen = Counter(
             "torchrec_xd_unseen_ids", "Ids without a row of their own.", ("feature",), registry=registry
         )
+        self._missing = Counter(
+            "torchrec_xd_missing_columns",
+            "Requests without a column, read as null.",
+            ("feature",),
+            registry=registry,
+        )
         self._refused = Counter("torchrec_xd_versions_refused", "Versions that failed their checks.", registry=registry)
         self._version = Gauge(
             "torchrec_xd_version",
@@ -62,9 +68,11 @@ class Monitoring:
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def scored(self, version: int, candidates: int, unseen: Counts[str]) -> None:
-        """Count candidates, and ids without a row, by feature."""
+    def scored(self, version: int, candidates: int, unseen: Counts[str], missing: Sequence[str] = ()) -> None:
+        """Count candidates; ids without a row and columns that were missing, by feature."""
         self._candidates.labels(str(version)).inc(candidates)
+        for feature in missing:
+            self._missing.labels(feature).inc()
         for feature, count in unseen.items():
             self._unseen.labels(feature).inc(count)
 
@@ -83,6 +91,11 @@ class Monitoring:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
+
+
+def forget_worker(process: int, shared: str) -> None:
+    """Drop the gauges of a worker that died: it answers nothing any longer. What it counted stays."""
+    mark_process_dead(process, shared)  # type: ignore[no-untyped-call]
 
 
 _lock = threading.Lock()

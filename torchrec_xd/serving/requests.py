@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from torchrec_xd.schema import Schema
 from torchrec_xd.serving.column_values import arrow_values, request_type
 from torchrec_xd.serving.encoding import TIME, RawEncoder
 from torchrec_xd.serving.sides import Side, side
+from torchrec_xd.serving.user_features import ParquetUserFeatures, UserFeatures
 
 if TYPE_CHECKING:
     from torchrec_xd.serving.artifact import Artifact
@@ -28,9 +30,12 @@ if TYPE_CHECKING:
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
 """Column to its values, one for each row."""
 User: TypeAlias = int | str
+Missing: TypeAlias = Literal["refuse", "null"]
 SIDES: tuple[Side, Side] = ("request", "candidate")
 PLACE: dict[Side, str] = {"request": "request", "candidate": "candidates"}
 """Where the columns of a side stand in a body."""
+USER_FEATURES = "user features"
+"""Under which users without any are counted."""
 _NAMES = 30
 """Columns that a message lists."""
 
@@ -47,6 +52,8 @@ class ScoreRequest:
     """Row of `request` of each candidate; None where there is one."""
     unseen: Counter[str]
     """Values without a row of their own, by column."""
+    missing: tuple[str, ...] = ()
+    """Columns that it lacked, read as null."""
 
     def __len__(self) -> int:
         return len(self.candidates)
@@ -73,6 +80,8 @@ class RequestReader:
     """
 
     def __init__(self, schema: Schema, prepared: Mapping[str, pa.DataType], encoder: RawEncoder | None = None):
+        self.user_features: UserFeatures | None = None
+        """Where columns come from that a request leaves to its user."""
         (self._domain,) = schema.domains
         self._encoder, self.user = encoder, schema.user
         self._schemas = {own: side_schema(schema, own) for own in SIDES}
@@ -86,11 +95,15 @@ class RequestReader:
         """Whether a request may have a `time`."""
 
     @staticmethod
-    def of(artifact: Artifact) -> RequestReader:
+    def of(artifact: Artifact, user_features: Path | None = None) -> RequestReader:
         """The reader of an artefact: raw values where it has encoders, else columns as training read them.
 
+        Args:
+            artifact: of the model.
+            user_features: Parquet file with columns of a request's side, a row for each user.
+
         Raises:
-            UserError: its encoders are damaged.
+            UserError: its encoders are damaged, or the file does not fit.
         """
         rows, _ = artifact.sample()
         (domain,) = artifact.schema.domains
@@ -100,18 +113,22 @@ class RequestReader:
         if folder.is_dir():
             features = {feature.column for feature in artifact.schema.features}
             encoder = RawEncoder(folder, domain, {name: kind for name, kind in wanted.items() if name in features})
-        return RequestReader(artifact.schema, wanted, encoder)
+        found = RequestReader(artifact.schema, wanted, encoder)
+        if user_features is not None:
+            found.user_features = ParquetUserFeatures(user_features, found.user, found._sides["request"])
+        return found
 
     def raw_values(self, name: str, values: pa.Array) -> list[Any]:
         """What a request would hold, to be read as these values or close to them."""
         return values.to_pylist() if self._encoder is None else self._encoder.decode(name, values)
 
-    def read(self, body: Any, most: int) -> tuple[ScoreRequest, User]:
+    def read(self, body: Any, most: int, missing: Missing = "refuse") -> tuple[ScoreRequest, User]:
         """A body of `/score`: `{"request": {"user": 7, …}, "candidates": {"item": [1, 2], …}}`.
 
         Args:
             body: of JSON.
             most: candidates at most.
+            missing: `null` reads columns that are not there as null.
 
         Raises:
             UserError: one line for each column or value that breaks a rule.
@@ -127,19 +144,29 @@ class RequestReader:
             what = "is missing" if user is None else f"is {_shown(user)}"
             raise UserError(f"request: '{self.user}' {what}; it names the user, an integer or a text")
         once = {name: [value] for name, value in request.items()}
-        return self.read_columns(once, candidates, most), user
+        return self.read_columns(once, candidates, most, missing), user
 
-    def read_columns(self, request: Columns, candidates: Columns, most: int) -> ScoreRequest:
+    def read_columns(
+        self, request: Columns, candidates: Columns, most: int, missing: Missing = "refuse"
+    ) -> ScoreRequest:
         """The same of columns: of the request one row, or one for each candidate.
 
         Raises:
             UserError: see `read`.
         """
-        request = dict(request)
+        request, unseen = dict(request), Counter[str]()
+        if self.user_features is not None and (users := request.get(self.user)):
+            kept = self.user_features.lookup(users)
+            unseen.update(_without_any(kept))
+            request = {**kept.to_pydict(), **request}
         moment = self._moment(request.pop(TIME, None)) if self.timed else None
         if self.user not in self._sides["request"]:
             users = request.pop(self.user, None)
             request |= {name: users for name in self._of_user if name not in request and users is not None}
+        lost: list[str] = []
+        if missing == "null":
+            request = self._with_nulls("request", request, lost)
+            candidates = self._with_nulls("candidate", candidates, lost)
         faults = [*self._presence("request", request), *self._presence("candidate", candidates)]
         if faults:
             raise UserError("\n".join(faults))
@@ -151,10 +178,9 @@ class RequestReader:
             count = users_count
         if users_count not in (1, count):
             raise UserError(f"request: {users_count:,} rows for {count:,} candidates; give one, or one for each")
-        unseen: Counter[str] = Counter()
         once = self._rows("request", request, users_count, moment, unseen)
         each = self._rows("candidate", candidates, count, moment, unseen)
-        return ScoreRequest(once, each, None if users_count == 1 else np.arange(count), unseen)
+        return ScoreRequest(once, each, None if users_count == 1 else np.arange(count), unseen, tuple(lost))
 
     def _columns(self, schema: Schema, prepared: Mapping[str, pa.DataType]) -> list[RequestColumn]:
         found = []
@@ -202,6 +228,15 @@ class RequestReader:
         if found.tzinfo is None:
             raise UserError(f"request: '{TIME}' is {_shown(value)}, which names no zone; write …Z or …+01:00")
         return found
+
+    def _with_nulls(self, own: Side, given: Columns, lost: list[str]) -> Columns:
+        """With nulls for columns that are not there. How many candidates there are, some column has to say."""
+        if not given and own == "candidate":
+            return given
+        rows = len(next(iter(given.values()))) if given else 1
+        absent = [name for name in self._sides[own] if name not in given]
+        lost += absent
+        return {**given, **dict.fromkeys(absent, [None] * rows)}
 
     def _presence(self, own: Side, given: Columns) -> list[str]:
         """Columns that are unknown or missing, all of them."""
@@ -282,6 +317,12 @@ def _count(columns: Columns, place: str) -> int:
             f"{place}: columns have a value for each row; '{first}' has {count:,}, and '{other}' {lengths[other]:,}"
         )
     return count
+
+
+def _without_any(rows: pa.RecordBatch) -> dict[str, int]:
+    """How many users have no feature at all."""
+    missing = np.all([column.is_null().to_numpy(zero_copy_only=False) for column in rows.columns], axis=0)
+    return {USER_FEATURES: int(missing.sum())} if missing.any() else {}
 
 
 def _names(names: Sequence[str]) -> str:

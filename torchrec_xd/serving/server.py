@@ -16,7 +16,7 @@ import uvicorn
 
 from torchrec_xd.errors import UserError
 from torchrec_xd.serving.app import create_app
-from torchrec_xd.serving.monitoring import SHARED, log_line
+from torchrec_xd.serving.monitoring import SHARED, forget_worker, log_line
 from torchrec_xd.serving.server_settings import ServerSettings
 from torchrec_xd.serving.versions import Versions
 
@@ -110,6 +110,8 @@ def _run_workers(settings: ServerSettings, listening: socket.socket) -> None:
             wait([worker.sentinel for worker in workers], timeout=1)
             for worker in [each for each in workers if not each.is_alive()]:
                 workers.remove(worker)
+                assert worker.pid is not None
+                forget_worker(worker.pid, shared)
                 if not ended.is_set():
                     log_line("worker ended", {"pid": worker.pid, "exit_code": worker.exitcode})
                     ended.wait(1)  # one that cannot start is not started without end

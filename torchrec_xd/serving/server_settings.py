@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -26,6 +27,10 @@ class ServerSettings(Settings):
     """A second version that is served."""
     canary_share: float = Field(default=0.1, gt=0, lt=1)
     """Share of the users that it answers."""
+    missing: Literal["refuse", "null"] = "refuse"
+    """What becomes of a request that lacks a column: `null` reads it as null and counts it."""
+    user_features: Path | None = None
+    """Parquet file with features of users, for what a request does not say; read again with every version."""
     max_candidates: PositiveInt = 2000
     """Of one request."""
     max_body_mb: float = Field(default=8.0, gt=0, le=1024)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -33,6 +33,7 @@ class Answer:
     version: ServedVersion | None = None
     candidates: int = 0
     unseen: Counter[str] = field(default_factory=Counter)
+    missing: Sequence[str] = ()
 
 
 Work: TypeAlias = Callable[[Any], Answer]
@@ -68,12 +69,14 @@ class Service:
         if isinstance(given, dict):
             user = given.get(self.version(None).reader.user)
         version = self.versions.for_user(user if isinstance(user, int | str) else None)
-        read, _ = version.reader.read(body, self.settings.max_candidates)
+        read, _ = version.reader.read(body, self.settings.max_candidates, self.settings.missing)
         scores = version.scorer.score(read.candidates, read.request, read.request_of_B)
         content: dict[str, Any] = {"model": version.model, "version": version.number, "scores": scores}
         if read.unseen:
             content["unseen"] = dict(read.unseen)
-        return Answer(content, version, len(read), read.unseen)
+        if read.missing:
+            content["missing"] = read.missing
+        return Answer(content, version, len(read), read.unseen, read.missing)
 
     def infer(self, body: Any, number: int | None) -> Answer:
         """`/v2/models/…/infer`, of one version or the one that answers the user."""
@@ -85,7 +88,7 @@ class Service:
             if chosen is not version:
                 version = chosen
                 request, candidates = open_inference.columns_of(body, version.reader)
-        read = version.reader.read_columns(request, candidates, self.settings.max_candidates)
+        read = version.reader.read_columns(request, candidates, self.settings.max_candidates, self.settings.missing)
         scores = version.scorer.score(read.candidates, read.request, read.request_of_B)
         outputs = open_inference.outputs_of(scores, body.get("outputs"))
         content: dict[str, Any] = {
@@ -95,9 +98,10 @@ class Service:
         }
         if isinstance(body.get("id"), str):
             content["id"] = body["id"]
-        if read.unseen:
-            content["parameters"] = {"unseen": dict(read.unseen)}
-        return Answer(content, version, len(read), read.unseen)
+        parameters = {"unseen": dict(read.unseen), "missing": read.missing}
+        if any(parameters.values()):
+            content["parameters"] = {name: value for name, value in parameters.items() if value}
+        return Answer(content, version, len(read), read.unseen, read.missing)
 
     def version(self, number: int | None) -> ServedVersion:
         """A version that is served; by default the current one.
@@ -138,7 +142,7 @@ class Service:
         self.monitoring.request(route, status, seconds)
         line: dict[str, Any] = {"route": route, "status": status, "ms": round(seconds * 1000, 3)}
         if answer.version is not None:
-            self.monitoring.scored(answer.version.number, answer.candidates, answer.unseen)
+            self.monitoring.scored(answer.version.number, answer.candidates, answer.unseen, answer.missing)
             line |= {"model": answer.version.model, "version": answer.version.number}
             line |= {"candidates": answer.candidates} | ({"unseen": dict(answer.unseen)} if answer.unseen else {})
         elif status != 200:

@@ -47,14 +47,14 @@ class ServedVersion:
         return self.artifact.manifest.model
 
     @staticmethod
-    def load(folder: Path, threads: int = 1) -> ServedVersion:
+    def load(folder: Path, threads: int = 1, user_features: Path | None = None) -> ServedVersion:
         """Load a version, and replay its sample.
 
         Raises:
             UserError: it is damaged, or scores its sample otherwise than where it was exported.
         """
         artifact = Artifact.open(folder)
-        found = ServedVersion(artifact, Scorer(artifact, threads), RequestReader.of(artifact))
+        found = ServedVersion(artifact, Scorer(artifact, threads), RequestReader.of(artifact, user_features))
         found.replay()
         return found
 
@@ -173,7 +173,7 @@ class Versions:
         return self._current
 
     def _load(self, folder: Path) -> ServedVersion:
-        return ServedVersion.load(folder, self._settings.threads)
+        return ServedVersion.load(folder, self._settings.threads, self._settings.user_features)
 
     def _stamp(self) -> object:
         """What changes when `current.json` is written anew; None while it is missing."""
