@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from torchrec_xd.serving.requests import PLACE
 
 if TYPE_CHECKING:
@@ -12,13 +14,19 @@ if TYPE_CHECKING:
 CANDIDATES = 5
 
 
-def example_body(version: ServedVersion) -> dict[str, dict[str, Any]]:
-    """A body of `/score`: the first row's user, and the candidates of the first rows.
+def example_body(version: ServedVersion, row: int = 0, count: int | None = None) -> dict[str, dict[str, Any]]:
+    """A body of `/score`: the user of a row of the sample, and the candidates of that row and the ones after it.
 
     Where a run has encoders, values are ones that are encoded to the sample's, or close to them.
+
+    Args:
+        version: whose sample.
+        row: of the user; past the last row the sample begins again.
+        count: of candidates. Default: 5, or as many as the sample has.
     """
     rows, _ = version.artifact.sample()
-    rows = rows.slice(0, CANDIDATES).combine_chunks()
+    count = min(CANDIDATES, len(rows)) if count is None else count
+    rows = rows.take(np.arange(row, row + count) % len(rows)).combine_chunks()
     user = rows[version.reader.user][0].as_py() if version.reader.user in rows.column_names else "1"
     body: dict[str, dict[str, Any]] = {"request": {version.reader.user: user}, "candidates": {}}
     for column in version.reader.columns:

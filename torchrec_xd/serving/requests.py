@@ -21,6 +21,7 @@ from torchrec_xd.feature import Feature
 from torchrec_xd.schema import Schema
 from torchrec_xd.serving.column_values import arrow_values, request_type
 from torchrec_xd.serving.encoding import TIME, RawEncoder
+from torchrec_xd.serving.number_columns import NumberColumns
 from torchrec_xd.serving.sides import Side, side
 from torchrec_xd.serving.user_features import ParquetUserFeatures, UserFeatures
 
@@ -90,6 +91,7 @@ class RequestReader:
         self._clocks: dict[Side, list[str]] = {"request": [], "candidate": []}
         self.columns: tuple[RequestColumn, ...] = tuple(self._columns(schema, prepared))
         """What a request holds besides the user."""
+        self._numbers = {own: NumberColumns(self._schemas[own], prepared) for own in SIDES}
         self._of_user = encoder.of_user() if encoder else ()
         self.timed = any(self._clocks.values())
         """Whether a request may have a `time`."""
@@ -259,6 +261,10 @@ class RequestReader:
 
     def _rows(self, own: Side, given: Columns, count: int, moment: datetime | None, unseen: Counter[str]) -> Rows:
         place, kinds = PLACE[own], self._sides[own]
+        if self._encoder is None and self._numbers[own].fits:
+            plain = self._numbers[own].read(given, count, unseen)
+            if plain is not None:
+                return plain
         arrays = {name: arrow_values(values, kinds[name], place, name) for name, values in given.items()}
         if self._encoder is not None:
             arrays = self._encoder.encode(arrays, unseen)

@@ -5,7 +5,8 @@ Shape legend: B candidates, R rows of the request side.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,8 @@ class Scorer:
                 f"{artifact.folder / NET}: its inputs are not those of the manifest ({differ}); export again"
             )
         places = _Places(artifact.schema)
-        self._inputs = [(each.name, places.side_of(each), self._read(each, places)) for each in manifest.inputs]
+        self._inputs = {each.name: (places.side_of(each), self._read(each, places)) for each in manifest.inputs}
+        self._gathers = self._all_gathers(manifest.inputs, places)
 
     def score(
         self, candidates: Rows, request: Rows | None = None, request_of_B: NDArray[np.int64] | None = None
@@ -59,18 +61,44 @@ class Scorer:
             request: R rows with the features of the request side.
             request_of_B: each candidate's row of `request`. Default: R is 1.
         """
-        count = len(candidates)
-        if not count:
+        if not len(candidates):
             return {name: np.zeros(0, dtype=np.float32) for name in self.outputs}
+        return self.run(self.feeds(candidates, request, request_of_B))
+
+    def feeds(
+        self, candidates: Rows, request: Rows | None = None, request_of_B: NDArray[np.int64] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """What the net reads of rows, by input; arguments of `score`, at least one candidate."""
+        count = len(candidates)
         if request is None:
             request, request_of_B = candidates, np.arange(count)
         elif request_of_B is None:
             assert len(request) == 1
             request_of_B = np.zeros(count, dtype=np.int64)
-        sides = {"request": request, "candidate": candidates}
-        feeds: dict[str, NDArray[Any]] = {name: read(sides[own]) for name, own, read in self._inputs}
-        feeds[REQUEST_OF] = request_of_B
+        sides: dict[Side, Rows] = {"request": request, "candidate": candidates}
+        feeds: dict[str, NDArray[Any]] = {REQUEST_OF: request_of_B}
+        for gather in self._gathers:
+            feeds |= gather.vectors(sides[gather.side])
+        for name, (own, read) in self._inputs.items():
+            if name not in feeds:
+                feeds[name] = read(sides[own])
+        return feeds
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """Outputs by name, of what `feeds` made."""
         return dict(zip(self.outputs, self._session.run(list(self.outputs), feeds), strict=True))
+
+    def _all_gathers(self, inputs: Sequence[NetInput], places: _Places) -> list[_Gather]:
+        """Of each side, the ids whose tables lie in one stack."""
+        found = []
+        for stack in self._tables.stacks:
+            for own in ("request", "candidate"):
+                mine = [i for i in inputs if i.kind == "id" and i.table in stack.first and places.side_of(i) == own]
+                if mine:
+                    at = [places.of(places.features[i.column], "ids") for i in mine]
+                    first = [stack.first[i.table or ""] for i in mine]
+                    found.append(_Gather(own, stack.rows_ND, tuple(i.name for i in mine), tuple(at), np.array(first)))
+        return found
 
     def _read(self, given: NetInput, places: _Places) -> Callable[[Rows], NDArray[Any]]:
         """What makes an input of rows that hold all features, or those of its side."""
@@ -92,6 +120,30 @@ class Scorer:
             length = feature.length or 0
             return lambda rows: tables.padded(name, ids(rows), length)
         return lambda rows: tables.pooled(name, ids(rows))
+
+
+@dataclass(frozen=True)
+class _Gather:
+    """Inputs of one side whose vectors are gathered at once."""
+
+    side: Side
+    rows_ND: NDArray[np.float32]
+    names: tuple[str, ...]
+    places: tuple[Callable[[int], int], ...]
+    """Of their ids."""
+    first_F: NDArray[np.int64]
+    """First row of each one's table."""
+
+    def vectors(self, rows: Rows) -> dict[str, NDArray[np.float32]]:
+        """`[B, D]` by input, of those that have an id in every row."""
+        count = len(rows.ids)
+        ids = [rows.ids[place(count)] for place in self.places]
+        here = [i for i, each in enumerate(ids) if each.offsets is None]
+        if not here:
+            return {}
+        id_FB = np.stack([ids[i].values for i in here], dtype=np.int64) + self.first_F[here, None]
+        vector_FBD = np.take(self.rows_ND, id_FB, axis=0)
+        return {self.names[i]: vector_BD for i, vector_BD in zip(here, vector_FBD, strict=True)}
 
 
 class _Places:

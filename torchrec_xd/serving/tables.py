@@ -9,6 +9,7 @@ import json
 import math
 import mmap
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,32 @@ _MAX_HEADER = 100_000_000
 """Bytes: what the format allows."""
 
 
+@dataclass(frozen=True)
+class Stack:
+    """Several tables as one, so that one gather serves them all."""
+
+    rows_ND: Floats
+    """The file from the first of them on, in rows of their width."""
+    first: Mapping[str, int]
+    """Table to its first row there."""
+
+
 class Tables:
     """Tables by name, looked up by row.
 
     Args:
         entries: what each of them is.
         arrays: its rows `[rows, D]`; of int8 also `NAME/scale` and `NAME/offset` `[rows]`.
+        stacks: of those tables that lie in one file.
 
     Raises:
         UserError: an array is missing or of another size.
     """
 
-    def __init__(self, entries: Mapping[str, TableEntry], arrays: Mapping[str, NDArray[Any]]) -> None:
-        self._entries, self._arrays = dict(entries), dict(arrays)
+    def __init__(
+        self, entries: Mapping[str, TableEntry], arrays: Mapping[str, NDArray[Any]], stacks: tuple[Stack, ...] = ()
+    ) -> None:
+        self._entries, self._arrays, self.stacks = dict(entries), dict(arrays), stacks
         for name, entry in self._entries.items():
             expected: dict[str, tuple[int, ...]] = {name: (entry.rows, entry.dim)}
             if entry.dtype == "int8":
@@ -53,7 +67,19 @@ class Tables:
         Raises:
             UserError: the file is damaged, or does not hold these tables.
         """
-        return Tables(entries, _mapped(path))
+        try:
+            with path.open("rb") as stream:
+                pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            size = int.from_bytes(pages[:8], "little")
+            if not 2 <= size <= min(_MAX_HEADER, len(pages) - 8):
+                raise ValueError(f"a header of {size} bytes in a file of {len(pages)}")
+            header = json.loads(pages[8 : 8 + size])
+            header.pop("__metadata__", None)
+            arrays = {name: _view(pages, 8 + size, entry) for name, entry in header.items()}
+            begins = {name: 8 + size + int(entry["data_offsets"][0]) for name, entry in header.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: not a readable safetensors file ({error}); export again") from None
+        return Tables(entries, arrays, _stacks(pages, begins, entries))
 
     def rows(self, name: str, ids: NDArray[Any]) -> Floats:
         """Rows of a table in float32, `[N] -> [N, D]`."""
@@ -99,19 +125,20 @@ class Tables:
         return vector_BLD
 
 
-def _mapped(path: Path) -> dict[str, NDArray[Any]]:
-    """The tensors of a safetensors file as read-only views of its pages."""
-    try:
-        with path.open("rb") as stream:
-            pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        size = int.from_bytes(pages[:8], "little")
-        if not 2 <= size <= min(_MAX_HEADER, len(pages) - 8):
-            raise ValueError(f"a header of {size} bytes in a file of {len(pages)}")
-        header = json.loads(pages[8 : 8 + size])
-        header.pop("__metadata__", None)
-        return {name: _view(pages, 8 + size, entry) for name, entry in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); export again") from None
+def _stacks(pages: mmap.mmap, begins: Mapping[str, int], entries: Mapping[str, TableEntry]) -> tuple[Stack, ...]:
+    """Tables of fp32 by width, as far as they lie whole rows apart."""
+    found: dict[tuple[int, int], list[str]] = {}
+    for name, entry in entries.items():
+        if entry.dtype == "fp32" and name in begins:
+            found.setdefault((entry.dim, begins[name] % (4 * entry.dim)), []).append(name)
+    stacks = []
+    for (dim, _), names in found.items():
+        start = min(begins[name] for name in names)
+        stop = max(begins[name] + 4 * dim * entries[name].rows for name in names)
+        if len(names) > 1 and stop <= len(pages):
+            rows_ND = np.frombuffer(pages, _DTYPES["F32"], (stop - start) // 4, start).reshape(-1, dim)
+            stacks.append(Stack(rows_ND, {name: (begins[name] - start) // (4 * dim) for name in names}))
+    return tuple(stacks)
 
 
 def _view(pages: mmap.mmap, begin: int, entry: Any) -> NDArray[Any]:
