@@ -15,6 +15,7 @@ from torchrec_xd.benchmark.preparing import prepare
 from torchrec_xd.benchmark.reading import reader, train
 from torchrec_xd.benchmark.report import report
 from torchrec_xd.benchmark.scale import scale
+from torchrec_xd.benchmark.serving import serve
 from torchrec_xd.benchmark.step import counts, step
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -33,5 +34,6 @@ for command in (
     counts,
     history,
     report,
+    serve,
 ):
     app.command()(command)
