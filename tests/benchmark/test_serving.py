@@ -55,7 +55,7 @@ def test_failed_requests_are_counted_with_their_reason(out: Path) -> None:
         assert load.requests == load.failed.total()
         assert 1 <= load.requests <= 40
         assert all(reason.startswith("UserError: 422: ") for reason in load.failed)
-        with connected(server.address) as connection, pytest.raises(UserError, match="422: .*no JSON"):
+        with connected(server.address) as connection, pytest.raises(UserError, match=r"422: .*no JSON"):
             post(connection, b"{")
     assert not process.is_running()
 
