@@ -29,7 +29,7 @@ def test_an_example_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
 
 
 def test_every_example_is_run():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, "wide_and_deep"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, "wide_and_deep", "client"}
 
 
 def test_own_data_learns_the_taste_that_both_domains_share(tmp_path, monkeypatch):
