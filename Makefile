@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart exit-quickstart test lint docs lock clean
+.PHONY: help quickstart exit-quickstart serve-quickstart test lint docs lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 26
@@ -15,6 +15,9 @@ quickstart: .venv/.installed  ## set up .venv, then run the tour: data, training
 
 exit-quickstart: .venv/.installed  ## the same tour for EXIT
 	$(BIN)/python -m tools.quickstart exit
+
+serve-quickstart: .venv/.installed  ## after quickstart: export MKT, serve it, compare its scores, measure
+	$(BIN)/python -m tools.serve_quickstart
 
 test: lint  ## set up .venv, then run everything that CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
