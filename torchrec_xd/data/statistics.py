@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
+from typing import Any
 
 import pyarrow as pa
 
@@ -53,7 +54,7 @@ class Statistics:
 
     def __init__(self, limits: Sequence[Limits]):
         self._limits = limits
-        self._engine = None
+        self._engine: Any = None
         if limits:
             import duckdb  # noqa: PLC0415 - what scores without limits needs no engine
 

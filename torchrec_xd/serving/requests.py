@@ -156,7 +156,8 @@ class RequestReader:
         Raises:
             UserError: see `read`.
         """
-        request, unseen = dict(request), Counter[str]()
+        request = dict(request)
+        unseen: Counter[str] = Counter()
         if self.user_features is not None and (users := request.get(self.user)):
             kept = self.user_features.lookup(users)
             unseen.update(_without_any(kept))
