@@ -244,14 +244,19 @@ class Embeddings(nn.Module):
 
     def runs(self, vectors_BV: Tensor, columns: Iterable[str]) -> dict[ColumnRun, Tensor]:
         """Vectors that lie side by side, cut only where what is read together ends: few wide views, hardly a copy."""
+        runs = self.read_together(columns)
+        widths = [sum(self.dims[column] for column in run) for run in runs]
+        return dict(zip(runs, torch.split_with_sizes(vectors_BV, widths, dim=1), strict=True))
+
+    def read_together(self, columns: Iterable[str]) -> list[ColumnRun]:
+        """Columns in their order, those that are read together as one."""
         runs: list[ColumnRun] = []
         for column in columns:
             if runs and self.next_of.get(runs[-1][-1]) == column:
                 runs[-1] = (*runs[-1], column)
             else:
                 runs.append((column,))
-        widths = [sum(self.dims[column] for column in run) for run in runs]
-        return dict(zip(runs, torch.split_with_sizes(vectors_BV, widths, dim=1), strict=True))
+        return runs
 
     def _specific(self, vectors: Mapping[ColumnRun, Tensor], domain: str, own: slice, like_BN: Tensor) -> Tensor:
         members = [f.column for f in self.read.features_of(domain, "specific")]

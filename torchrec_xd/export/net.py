@@ -100,12 +100,11 @@ class ServedNet(nn.Module):
         alone = {t.name for t in embeddings.read.tables() if t.sequential}
         pooled: dict[ColumnRun, Tensor] = {}
         for which in ("request", "candidate"):
-            own = [f for f in features if side(f) == which and f.kind in ("id", "bag")]
-            together = [f for f in own if f.table_name not in alone]
-            if together:
-                whole_BV = rows.taken(which, torch.cat([rows.given(f) for f in together], dim=1))
-                pooled |= embeddings.runs(whole_BV, [f.column for f in together])
-            pooled |= {(f.column,): rows.of(f) for f in own if f.table_name in alone}
+            own = {f.column: f for f in features if side(f) == which and f.kind in ("id", "bag")}
+            # By run, not all in one: what no output depends on can then be left out of the graph.
+            for run in embeddings.read_together(c for c, f in own.items() if f.table_name not in alone):
+                pooled[run] = rows.taken(which, torch.cat([rows.given(own[column]) for column in run], dim=1))
+            pooled |= {(c,): rows.of(f) for c, f in own.items() if f.table_name in alone}
         sequences = [f for f in features if f.kind == "sequence"]
         tables = TableVectors(
             pooled, {f.column: rows.of(f) for f in sequences}, {f.column: rows.of(f, "/length") for f in sequences}
