@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -136,6 +137,39 @@ def test_an_interrupted_export_leaves_the_old_version_current(run, out, monkeypa
     assert export(run, out).version == 2
     assert current_version(out).name == "2"
     (out / "current.json").write_text('{"version": 1}')
+
+
+KILLED = """
+import sys, time
+from torchrec_xd.export import api
+
+def wait(*_):
+    print("half way", flush=True)
+    time.sleep(300)
+
+api.Checked.write_sample = wait
+api.export(*sys.argv[1:])
+"""
+
+
+def test_an_export_that_is_killed_leaves_the_old_version_current(run, out, tmp_path):
+    place = shutil.copytree(out, tmp_path / "out")
+    command = [sys.executable, "-c", KILLED, str(run), str(place)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "half way\n"
+            assert (place / "versions" / ".partial" / "tables.safetensors").is_file()
+            with pytest.raises(UserError, match="in use"):
+                export(run, place)
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert (place / "versions" / ".partial").is_dir()
+    assert Artifact.open(current_version(place)).version == 1
+    artifact = export(run, place)
+    assert artifact.version == 2
+    assert Artifact.open(current_version(place)).manifest.files == artifact.manifest.files
+    assert sorted(path.name for path in (place / "versions").iterdir()) == ["1", "2"]
 
 
 def test_a_net_that_scores_otherwise_is_refused(run, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from tests.support.raw_shop import BERLIN, EVERY_KIND, TYPES, prepare, recipe, w
 from torchrec_xd.config import RunConfig
 from torchrec_xd.errors import UserError
 from torchrec_xd.export.api import export
+from torchrec_xd.serving.batch_scoring import ScoreOptions, score_raw_by_artifact
 from torchrec_xd.serving.examples import example_body
 from torchrec_xd.serving.server_settings import ServerSettings
 from torchrec_xd.serving.versions import Versions
@@ -63,6 +64,29 @@ def test_raw_requests_score_as_raw_rows_in_a_file(shop):
         found.append(both[0])
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert np.std(found) > 0.01
+
+
+def test_raw_rows_score_by_the_artefact_as_by_the_run(shop):
+    folder, _, _ = shop
+    new = rows_of(30, seed=6)
+    pq.write_table(pa.Table.from_pylist(new, TYPES), folder / "more.parquet")
+    paths = {name: folder / f"{name}.parquet" for name in ("by_run", "by_artefact")}
+    said = {name: [] for name in paths}
+    given = (str(folder / "more.parquet"), *paths.values())
+    keep = {"item": "item"}
+    count = score_raw(folder / "run", given[0], given[1], "goods", parts=True, keep=["item"], say=said["by_run"].append)
+    options = ScoreOptions(parts=True, keep=keep)
+    say = said["by_artefact"].append
+    assert score_raw_by_artifact(folder / "out", given[0], given[2], options, {}, say=say) == count == len(new)
+    run, artefact = (pq.read_table(path) for path in paths.values())
+    assert artefact.schema == run.schema
+    assert artefact["user_id"].to_pylist() == run["user_id"].to_pylist() == [row["user_id"] for row in new]
+    assert artefact["item"].to_pylist() == [row["item"] for row in new]
+    for name in ("prob_click@goods", "score_click@goods"):
+        np.testing.assert_allclose(artefact[name].to_numpy(), run[name].to_numpy(), atol=1e-6)
+    assert run["prob_click@goods"].to_numpy().std() > 0.01
+    assert said["by_artefact"] == said["by_run"]
+    assert any(line.startswith("category: ") for line in said["by_run"])
 
 
 def test_the_example_of_a_version_is_answered_close_to_its_sample(shop):
