@@ -50,7 +50,7 @@ def serve_quickstart(
     version = ServedVersion.load(current_version(exports))
     shutil.copytree(version.artifact.folder, exports / VERSIONS / "2")  # swapped with its equal
     bodies = [orjson.dumps(example_body(version, row, CANDIDATES)) for row in range(BODIES)]
-    with serving(exports, "--poll", "0.1") as server:
+    with serving(exports, "--poll", "0.1", "--timeout", "30") as server:
         apart = difference(server, version)
         single = cpu_of_requests(server, bodies, SINGLE)
         load, memory = apply_load(server, exports, bodies, plan), server.memory()

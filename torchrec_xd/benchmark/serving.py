@@ -41,7 +41,8 @@ def serve(
     version = ServedVersion.load(current_version(out))
     versions_of(out, swaps)
     bodies = bodies_of(version, candidates, BODIES)
-    with serving(out, "--poll", "0.1", "--max-candidates", str(candidates)) as server:
+    options = ("--poll", "0.1", "--timeout", "30", "--max-candidates", str(candidates))  # a busy machine is no failure
+    with serving(out, *options) as server:
         alone = cpu_of_requests(server, bodies, single)
         load = apply_load(server, out, bodies, plan)
         taken_over, refused = (len(server.events(f"version {what}")) for what in ("taken over", "refused"))
