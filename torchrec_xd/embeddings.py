@@ -170,16 +170,11 @@ class Embeddings(nn.Module):
         unpooled = [EmbeddingConfig(**described(t)) for t in tables if t.collection == "sequences"]
         self.sequences = EmbeddingCollection(tables=unpooled, device=meta) if unpooled else None
         dense = [f for f in self.read.features if f.kind == "dense"]
-        self.numeric = nn.ModuleDict(
-            {
-                f"dim_{dim}": NumericEmbedding([f.column for f in dense if schema.dim_of(f) == dim], dim)
-                for dim in sorted({schema.dim_of(f) for f in dense})
-            }
-        )
+        lines = {schema.dim_of(f): [g.column for g in dense if schema.dim_of(g) == schema.dim_of(f)] for f in dense}
+        self.numeric = nn.ModuleDict({f"dim_{dim}": NumericEmbedding(lines[dim], dim) for dim in sorted(lines)})
         self.batch_vectors = {f.column: f.width for f in (batches or schema).features if f.kind == "vector"}
-        self.projections = VectorProjection(
-            {f.column: (f.width, schema.dim_of(f)) for f in self.read.features if f.kind == "vector"}
-        )
+        widths = {f.column: (f.width, schema.dim_of(f)) for f in self.read.features if f.kind == "vector"}
+        self.projections = VectorProjection(widths)
         self.queries = {
             f.column: [(other.column,) for other in table.features if other.kind == "id"]
             for table in tables

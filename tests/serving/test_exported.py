@@ -38,8 +38,8 @@ def shop(tmp_path_factory):
         if isinstance(feature.get("rows"), str):
             feature["rows"] = pq.read_metadata(data / feature["rows"]).num_rows + 1
     train(validate(RunConfig, content, "test"), folder / "run")
-    export(folder / "run", folder / "out")
-    versions = Versions(ServerSettings(out=folder / "out"), lambda event, content: None)
+    export(folder / "run", folder / "models")
+    versions = Versions(ServerSettings(out=folder / "models"), lambda event, content: None)
     versions.load()
     return folder, events, versions.served()[0]
 
@@ -77,10 +77,10 @@ def test_raw_rows_score_by_the_artefact_as_by_the_run(shop):
     count = score_raw(folder / "run", given[0], given[1], "goods", parts=True, keep=["item"], say=said["by_run"].append)
     options = ScoreOptions(parts=True, keep=keep)
     say = said["by_artefact"].append
-    assert score_raw_by_artifact(folder / "out", given[0], given[2], options, {}, say=say) == count == len(new)
+    assert score_raw_by_artifact(folder / "models", given[0], given[2], options, {}, say=say) == count == len(new)
     run, artefact = (pq.read_table(path) for path in paths.values())
     assert artefact.schema == run.schema
-    assert artefact["user_id"].to_pylist() == run["user_id"].to_pylist() == [row["user_id"] for row in new]
+    assert artefact["user"].to_pylist() == run["user"].to_pylist() == [row["user_id"] for row in new], run.column_names
     assert artefact["item"].to_pylist() == [row["item"] for row in new]
     for name in ("prob_click@goods", "score_click@goods"):
         np.testing.assert_allclose(artefact[name].to_numpy(), run[name].to_numpy(), atol=1e-6)

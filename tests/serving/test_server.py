@@ -1,26 +1,21 @@
 """The server as its own process: what it answers, what it refuses, and what it says about itself."""
 
-import http.client
 import json
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import threading
 from urllib.parse import urlsplit
 
-import httpx
 import numpy as np
 import orjson
-import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.artifacts import OUTPUTS, expected, write_artifact
-from tests.support.served import BODY, Served, wait_for
+from tests.support.served import BODY, Served, half_request, wait_for
 from torchrec_xd.data.arrow import Decoder, Origin
 from torchrec_xd.serving.artifact import Artifact
 from torchrec_xd.serving.scorer import Scorer
@@ -202,17 +197,6 @@ def test_odd_bodies_are_no_error_of_the_server(server):
     assert server.client.post("/score", json=none).json()["scores"] == {name: [] for name in OUTPUTS}
 
 
-def half_request(server, body=None, length=None):
-    """A request whose body has not come yet."""
-    content = orjson.dumps(body or BODY)
-    address = urlsplit(server.lines[0]["address"])
-    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=30)
-    connection.putrequest("POST", "/score")
-    connection.putheader("Content-Length", str(length or len(content)))
-    connection.endheaders()
-    return connection, content
-
-
 def test_limits(out):
     with Served(
         out, "--max-concurrent", "1", "--timeout", "1.5", "--max-body-mb", "0.01", "--max-candidates", "3"
@@ -252,28 +236,6 @@ def test_sigterm_lets_requests_end(out):
         answer = connection.getresponse()
         assert (answer.status, json.loads(answer.read())["version"]) == (200, 1)
         assert own.stop() == 0
-
-
-def test_workers_share_a_port_and_add_up(out):
-    with Served(out, "--workers", "2") as own:
-        wait_for(lambda: answers(own))
-        before = counted(own)
-        for _ in range(20):  # each on a new connection, so that both workers have some
-            assert httpx.post(f"{own.lines[0]['address']}/score", json=BODY).status_code == 200
-        assert counted(own) - before == 20
-        assert own.stop() == 0
-
-
-def answers(served):
-    try:
-        return served.client.get("/v2/health/ready").status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
-def counted(served):
-    text = served.client.get("/metrics").text
-    return sum(float(n) for n in re.findall(r'requests_total\{route="/score",status="200"\} (\S+)', text))
 
 
 @pytest.mark.parametrize(
@@ -377,64 +339,3 @@ def test_missing_columns_may_be_null_and_are_counted(out):
             refused = own.client.post("/score", json=wrong)
             assert refused.status_code == 422
             assert words in refused.json()["error"]
-
-
-def test_a_worker_that_is_killed_loses_only_its_own_requests(out):
-    """The other goes on, a new one comes, and the gauge forgets what the dead one was doing."""
-    with Served(out, "--workers", "2", "--timeout", "60") as own:
-
-        def wait(condition):
-            wait_for(condition, 300)  # a worker imports a lot
-
-        def workers():
-            children = psutil.Process(own.process.pid).children()
-            return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-
-        wait(lambda: answers(own))
-        address, going, done = own.lines[0]["address"], threading.Event(), []
-
-        def ask():
-            while not going.is_set():
-                done.append(status_of_a_new_connection(address))
-
-        threads = [threading.Thread(target=ask) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        wait(lambda: len(done) > 10)
-        workers()[0].kill()
-        wait(lambda: own.events("worker ended"))
-        before = len(done)
-        wait(lambda: len(done) > before + 10)
-        going.set()
-        for thread in threads:
-            thread.join()
-        assert set(done) <= {200, "lost"}
-        assert done.count("lost") <= len(threads)
-        assert done.count(200) > 20
-        assert own.events("worker ended")[0]["exit_code"] == -signal.SIGKILL
-        wait(lambda: len(workers()) == 2)
-
-        connection, _ = half_request(own)
-        wait(lambda: "torchrec_xd_requests_in_flight 1.0" in metrics(address))
-        for worker in workers():
-            worker.kill()
-        wait(lambda: len(own.events("worker ended")) == 3)
-        connection.close()
-        wait(lambda: "torchrec_xd_requests_in_flight" in metrics(address))
-        assert "torchrec_xd_requests_in_flight 0.0" in metrics(address)
-        assert own.stop() == 0
-
-
-def status_of_a_new_connection(address):
-    """The workers share a socket, so that whoever lives takes a new connection."""
-    try:
-        return httpx.post(f"{address}/score", json=BODY, timeout=60).status_code
-    except httpx.TransportError:
-        return "lost"
-
-
-def metrics(address):
-    try:
-        return httpx.get(f"{address}/metrics", timeout=60).text
-    except httpx.TransportError:  # of a worker that was killed
-        return ""

@@ -10,8 +10,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.support.artifacts import OUTPUTS, expected, write_artifact
+from tests.support.locks import locked, requirements
 from tests.support.served import BODY
-from tests.test_requirements import locked, requirements
 
 CHILD = """
 import json, sys, threading, urllib.request

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -12,8 +13,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
+import orjson
 
 BODY: dict[str, Any] = {"request": {"user": 7, "hist": [1, 2, 3]}, "candidates": {"item": [4, 5], "price": [0.5, None]}}
 
@@ -81,3 +84,14 @@ class Served:
     def __exit__(self, *_: object) -> None:
         self.client.close()
         self.stop()
+
+
+def half_request(server, body=None, length=None):
+    """A request whose body has not come yet."""
+    content = orjson.dumps(body or BODY)
+    address = urlsplit(server.lines[0]["address"])
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=30)
+    connection.putrequest("POST", "/score")
+    connection.putheader("Content-Length", str(length or len(content)))
+    connection.endheaders()
+    return connection, content
