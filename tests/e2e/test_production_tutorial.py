@@ -30,7 +30,8 @@ def test_the_commands_do_what_the_page_says(tmp_path, monkeypatch):
     body = re.search(r"^```json\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)[1]
     Path("body.json").write_text(body)
     shutil.copy(ROOT / "examples" / "client.py", "client.py")
-    lines = re.findall(r"^    (\S.*)", PAGE.replace("\\\n", " "), re.MULTILINE)
+    commands_alone = re.sub(r"^```.*?^```", "", PAGE, flags=re.MULTILINE | re.DOTALL)
+    lines = re.findall(r"^    (\S.*)", commands_alone.replace("\\\n", " "), re.MULTILINE)
     served, seen = [], []
     try:
         for line in lines:
