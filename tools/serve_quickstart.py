@@ -61,8 +61,8 @@ def serve_quickstart(
         "cpu_ms_p50": round(median(single), 3),
         "wall_ms_p50": round(load.percentile(0.5), 3),
         "wall_ms_p99": round(load.percentile(0.99), 3),
-        "resident_mb": round(memory.resident, 1),
-        "tables_mb": round(memory.tables, 1),
+        "resident_mb": round(memory.resident, 3),
+        "tables_mb": round(memory.tables, 3),
         "seconds_until_ready": round(server.seconds_until_ready, 2),
     }
     write_json(out / "summary.json", summary)
