@@ -220,7 +220,7 @@ class Embeddings(nn.Module):
     def _numeric_vectors(self, dense_BN: Tensor) -> dict[ColumnRun, Tensor]:
         vectors: dict[ColumnRun, Tensor] = {}
         for module in self.numeric.values():
-            columns = [name.removeprefix("n_") for name in cast(NumericEmbedding, module).names]
+            columns = cast(NumericEmbedding, module).columns
             if columns != self.batch_dense:
                 # Not indexed by a list, which would be copied to the device and waited for.
                 dense = dense_BN.unbind(1)

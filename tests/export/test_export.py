@@ -202,7 +202,7 @@ def change(path, old, new):
         (lambda f: (f / "net.onnx").write_bytes(b"x"), "net.onnx was cut short or changed"),
         (lambda f: (f / "tables.safetensors").open("ab").write(b"0"), "tables.safetensors was cut short or changed"),
         (lambda f: (f / "schema.yaml").write_text("name: x"), "schema.yaml was cut short or changed"),
-        (lambda f: change(f / "manifest.json", "format", 2), "format 2, and this version of torchrec-xd reads 1"),
+        (lambda f: change(f / "manifest.json", "format", 3), "format 3, and this version of torchrec-xd reads 2"),
         (lambda f: change(f / "manifest.json", "files", {"../x": "0"}), r"'\.\./x' lies outside its folder"),
         (lambda f: change(f / "manifest.json", "outputs", 3), "manifest.json: 'outputs'"),
         (lambda f: (f / "manifest.json").write_text("{"), "manifest.json: cannot be read"),

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
 from torchrec_xd.prepare.encoders import sha256
+from torchrec_xd.serving.artifact import FORMAT
 
 OUTPUTS = ("click@goods", "click@goods/part")
 LENGTH, DIM, ROWS = 3, 4, 50
@@ -37,10 +38,10 @@ TABLES = {
     for seed, name in enumerate(("t_user", "t_item"))
 }
 _INPUTS = [
-    {"name": "request/user", "column": "user", "kind": "id", "table": "t_user"},
-    {"name": "request/hist", "column": "hist", "kind": "sequence", "table": "t_item"},
-    {"name": "candidate/item", "column": "item", "kind": "id", "table": "t_item"},
-    {"name": "candidate/price", "column": "price", "kind": "dense"},
+    {"name": "request/user", "columns": ["user"], "kind": "pooled", "tables": ["t_user"]},
+    {"name": "request/hist", "columns": ["hist"], "kind": "sequence", "tables": ["t_item"]},
+    {"name": "candidate/item", "columns": ["item"], "kind": "pooled", "tables": ["t_item"]},
+    {"name": "candidate/price", "columns": ["price"], "kind": "dense"},
 ]
 
 
@@ -62,7 +63,7 @@ def write_artifact(out: Path, version: int, bias: float = 0.0, *, current: bool 
     pq.write_table(_sample(bias, lie), folder / "sample.parquet")
     table = {"rows": ROWS, "dim": DIM, "dtype": "fp32"}
     manifest = {
-        "format": 1,
+        "format": FORMAT,
         "written_by": "0",
         "model": "tiny",
         "run": "runs/tiny",
@@ -113,7 +114,8 @@ def _net(bias: float) -> onnx.ModelProto:
         node("Add", ["user", "hist"], ["once"]),
         node("Gather", ["once", "request_of"], ["each"]),
         node("ReduceSum", ["candidate/item", "last"], ["item"], keepdims=0),
-        node("Mul", ["candidate/price", "tenth"], ["price"]),
+        node("ReduceSum", ["candidate/price", "last"], ["number"], keepdims=0),
+        node("Mul", ["number", "tenth"], ["price"]),
         node("Sum", ["each", "item", "price"], [OUTPUTS[1]]),
         node("Add", [OUTPUTS[1], "bias"], ["logit"]),
         node("Sigmoid", ["logit"], [OUTPUTS[0]]),
@@ -125,7 +127,7 @@ def _net(bias: float) -> onnx.ModelProto:
             tensor("request/user", "R", DIM),
             tensor("request/hist", "R", LENGTH, DIM),
             tensor("candidate/item", "B", DIM),
-            tensor("candidate/price", "B"),
+            tensor("candidate/price", "B", 1),
             helper.make_tensor_value_info("request_of", TensorProto.INT64, ["B"]),
         ],
         [tensor(name, "B") for name in OUTPUTS],

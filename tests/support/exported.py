@@ -24,9 +24,10 @@ def scorer_of(
     folder.mkdir(parents=True)
     (folder / NET).write_bytes(net)
     own = schema.only((domain,))
-    read = {given.column for given in inputs}
+    read = {column for given in inputs for column in given.columns}
     own = own.without(tuple(f.column for f in own.features if f.column not in read))
-    weights = {name: each for name, each in table_weights(model).items() if name in {given.table for given in inputs}}
+    tables = {name for given in inputs for name in given.tables}
+    weights = {name: each for name, each in table_weights(model).items() if name in tables}
     manifest = ArtifactManifest(
         written_by="test",
         model="test",

@@ -29,7 +29,7 @@ from torchrec_xd.data.shards import ShardSpec
 from torchrec_xd.distributed.process_group import process_group
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.schema import Split
-from torchrec_xd.serving.artifact import NET, TABLES
+from torchrec_xd.serving.artifact import NET, REQUEST_OF, TABLES
 from torchrec_xd.serving.examples import example_body
 from torchrec_xd.serving.requests import ScoreRequest
 from torchrec_xd.serving.sides import side
@@ -83,28 +83,32 @@ def _cpu_ms(call: Callable[[], object]) -> float:
 def tables_inside(version: ServedVersion, given: ScoreRequest) -> Callable[[], list[NDArray[Any]]] | None:
     """A call of the same net with its tables as constants of the graph, fed with ids; None where it reads bags."""
     manifest = version.artifact.manifest
-    if any(each.kind == "bag" for each in manifest.inputs):
+    features = {feature.column: feature for feature in version.artifact.schema.features}
+    if any(features[column].kind == "bag" for each in manifest.inputs for column in each.columns):
         return None
     proto = onnx.load(str(version.artifact.folder / NET))
     tables = Tables.open(version.artifact.folder / TABLES, manifest.tables)
-    lengths = {feature.column: feature.length or 0 for feature in version.artifact.schema.features}
     constants, nodes, looked_up = [], [], {}
     for name, entry in manifest.tables.items():
         rows = tables.rows(name, np.arange(entry.rows))
         # one row of zeros more, for positions without an id
         constants.append(numpy_helper.from_array(np.concatenate([rows, np.zeros_like(rows[:1])]), f"table/{name}"))
     for each in manifest.inputs:
-        if each.table is not None:
-            looked_up[each.name] = (manifest.tables[each.table].rows, lengths[each.column])
-            nodes.append(helper.make_node("Gather", [f"table/{each.table}", f"{each.name}/ids"], [each.name]))
+        vectors = []
+        for column, table in zip(each.columns, each.tables, strict=each.kind in ("pooled", "sequence")):
+            ids, length = f"{each.name}/{column}/ids", features[column].length or 0
+            looked_up[ids] = (column, manifest.tables[table].rows, length)
+            vectors.append(each.name if len(each.columns) == 1 else f"{each.name}/{column}")
+            nodes.append(helper.make_node("Gather", [f"table/{table}", ids], [vectors[-1]]))
+        if len(vectors) > 1:
+            nodes.append(helper.make_node("Concat", vectors, [each.name], axis=1))
     proto.graph.initializer.extend(constants)
-    kept = [each for each in proto.graph.input if each.name not in looked_up]
-    kept += [
-        helper.make_tensor_value_info(
-            f"{name}/ids", onnx.TensorProto.INT64, [name.partition("/")[0], length] if length else [name]
-        )
-        for name, (_, length) in looked_up.items()
-    ]
+    plain = {each.name for each in manifest.inputs if not each.tables} | {REQUEST_OF}
+    kept = [each for each in proto.graph.input if each.name in plain]
+    for name, (_, _, length) in looked_up.items():
+        rows_of = name.partition("/")[0]
+        size: list[str | int | None] = [rows_of, length] if length else [rows_of]
+        kept.append(helper.make_tensor_value_info(name, onnx.TensorProto.INT64, size))
     every = [*nodes, *proto.graph.node]
     for part, content in ((proto.graph.input, kept), (proto.graph.node, every)):
         del part[:]
@@ -113,27 +117,26 @@ def tables_inside(version: ServedVersion, given: ScoreRequest) -> Callable[[], l
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    plain = version.scorer.feeds(given.candidates, given.request, given.request_of_B)
-    plain = {name: value for name, value in plain.items() if name not in looked_up}
-    ids = ids_by_input(version, given)
+    feeds = version.scorer.feeds(given.candidates, given.request, given.request_of_B)
+    numbers = {name: feeds[name] for name in plain}
+    ids_of = ids_by_column(version, given)
 
     def call() -> list[NDArray[Any]]:
-        feeds = {f"{name}/ids": padded_ids(ids[name], *size) for name, size in looked_up.items()} | plain
-        found: list[NDArray[Any]] = session.run(list(version.scorer.outputs), feeds)
+        found: list[NDArray[Any]] = session.run(
+            list(version.scorer.outputs),
+            {name: padded_ids(ids_of[column], *size) for name, (column, *size) in looked_up.items()} | numbers,
+        )
         return found
 
     return call
 
 
-def ids_by_input(version: ServedVersion, given: ScoreRequest) -> dict[str, Jagged]:
-    """The ids of every input that is looked up."""
-    found = {}
+def ids_by_column(version: ServedVersion, given: ScoreRequest) -> dict[str, Jagged]:
+    """The ids of every feature with a table."""
+    found: dict[str, Jagged] = {}
     for own, rows in (("request", given.request), ("candidate", given.candidates)):
         features = [f.column for f in version.artifact.schema.features if f.has_table and side(f) == own]
-        columns = dict(zip(features, rows.ids, strict=True))
-        for each in version.artifact.manifest.inputs:
-            if each.table is not None and each.column in columns:
-                found[each.name] = columns[each.column]
+        found |= zip(features, rows.ids, strict=True)
     return found
 
 

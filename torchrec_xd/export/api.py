@@ -106,7 +106,7 @@ class _Exported:
     def schema(self, inputs: list[NetInput]) -> Schema:
         """Of the domain alone, without features that its net does not read."""
         schema = self.config.schema_in_use.only((self.domain,))
-        read = {each.column for each in inputs}
+        read = {column for each in inputs for column in each.columns}
         return schema.without(tuple(f.column for f in schema.features if f.column not in read))
 
 
@@ -130,7 +130,8 @@ def _write(own: _Exported, place: Path, max_auc_change: float) -> None:
     (place / files.NET).write_bytes(net)
     schema = own.schema(inputs)
     write_text(place / files.SCHEMA, files.dump_schema(_served(schema)))
-    weights = {n: each for n, each in table_weights(model).items() if n in {given.table for given in inputs}}
+    tables = {name for each in inputs for name in each.tables}
+    weights = {name: each for name, each in table_weights(model).items() if name in tables}
     manifest = ArtifactManifest(
         written_by=torchrec_xd.__version__,
         model=own.config.model.name,

@@ -10,20 +10,24 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.onnx import OnnxExporterError
 from torchrec.modules.embedding_configs import PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from torchrec_xd.embeddings import ColumnRun, Embeddings, Lookups, TableVectors, table_collections
 from torchrec_xd.errors import UserError
+from torchrec_xd.export.attention import with_flat_attention
+from torchrec_xd.export.once import once_a_request
 from torchrec_xd.feature import Feature
 from torchrec_xd.models.model import Model
-from torchrec_xd.serving.artifact import REQUEST_OF, TEACHER, NetInput, TableEntry
+from torchrec_xd.modules.numeric import NumericEmbedding
+from torchrec_xd.serving.artifact import REQUEST_OF, TEACHER, InputKind, NetInput, TableEntry
 from torchrec_xd.serving.sides import side
 
 OPSET = 18
@@ -31,21 +35,48 @@ OPSET = 18
 
 
 def net_inputs(model: Model, domain: str) -> list[NetInput]:
-    """What a net reads on rows of one domain: by embeddings, then in schema order."""
+    """What a net reads on rows of one domain.
+
+    What is read together is one input: a graph of many small inputs spends its time on joining them.
+    """
     found: dict[str, NetInput] = {}
     for owner, embeddings in _embeddings(model).items():
-        for feature in embeddings.read.features_of(domain):
-            name = f"{side(feature)}/{feature.column}"
-            if not feature.has_table:
-                found[name] = NetInput(name=name, column=feature.column, kind=feature.kind)
-                continue
+        features = {f.column: f for f in embeddings.read.features_of(domain)}
+        runs: list[tuple[InputKind, ColumnRun]] = [("pooled", run) for run in _pooled_runs(embeddings, domain)]
+        runs += [("dense", run) for _, run in _dense_runs(embeddings) if run[0] in features]
+        for column, feature in features.items():
             if feature.kind == "sequence":
-                length = f"{name}/length"
-                found[length] = NetInput(name=length, column=feature.column, kind="length")
-            name += f"@{owner}" if owner else ""
-            table = f"{owner}/{feature.table_name}" if owner else feature.table_name
-            found[name] = NetInput(name=name, column=feature.column, kind=feature.kind, table=table)
+                runs += [("sequence", (column,)), ("length", (column,))]
+            elif feature.kind == "vector":
+                runs.append(("vector", (column,)))
+        for kind, run in runs:
+            name = input_name(kind, features[run[0]], owner)
+            tables = [features[column].table_name for column in run] if kind in ("pooled", "sequence") else []
+            tables = [f"{owner}/{table}" if owner else table for table in tables]
+            found[name] = NetInput(name=name, columns=run, kind=kind, tables=tuple(tables))
     return list(found.values())
+
+
+def input_name(kind: InputKind, feature: Feature, owner: str = "") -> str:
+    """Name of the input that a feature is in, or begins."""
+    shared = kind in ("length", "vector")
+    return f"{side(feature)}/{kind}/{feature.column}" + (f"@{owner}" if owner and not shared else "")
+
+
+def _pooled_runs(embeddings: Embeddings, domain: str) -> list[ColumnRun]:
+    """Ids and bags of a domain; by run, not all in one, so that what no output depends on can be left out."""
+    alone = {t.name for t in embeddings.read.tables() if t.sequential}
+    features = [f for f in embeddings.read.features_of(domain) if f.kind in ("id", "bag")]
+    runs: list[ColumnRun] = [(f.column,) for f in features if f.table_name in alone]
+    for own in ("request", "candidate"):
+        runs += embeddings.read_together(f.column for f in features if side(f) == own and f.table_name not in alone)
+    return runs
+
+
+def _dense_runs(embeddings: Embeddings) -> list[tuple[NumericEmbedding, ColumnRun]]:
+    """Dense numbers of all domains, with what embeds them."""
+    modules = [cast(NumericEmbedding, module) for module in embeddings.numeric.values()]
+    return [(module, run) for module in modules for run in embeddings.read_together(module.columns)]
 
 
 def _embeddings(model: Model) -> dict[str, Embeddings]:
@@ -73,8 +104,10 @@ class ServedNet(nn.Module):
     def __init__(self, model: Model, domain: str, inputs: list[NetInput], outputs: tuple[str, ...]) -> None:
         super().__init__()
         # Not the model itself: its tables would be part of the graph.
-        self.net = model.net
-        self.teacher = None if model.teacher is None else model.teacher.net
+        self.net = with_flat_attention(model.net, model.embeddings.schema)
+        self.teacher = None
+        if model.teacher is not None:
+            self.teacher = with_flat_attention(model.teacher.net, model.teacher.embeddings.schema)
         self.dense = nn.ModuleList(
             part for each in _embeddings(model).values() for part in (each.numeric, each.projections)
         )
@@ -83,44 +116,44 @@ class ServedNet(nn.Module):
 
     def forward(self, request_of_B: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Each output `[B]`."""
-        given = {each.name: tensor for each, tensor in zip(self.inputs, inputs, strict=True)}
+        given = {
+            each.name: tensor.index_select(0, request_of_B) if each.name.startswith("request/") else tensor
+            for each, tensor in zip(self.inputs, inputs, strict=True)
+        }
         looked_up = {
-            owner: self._lookups(owner, embeddings, given, request_of_B)
+            owner: self._lookups(owner, embeddings, given, request_of_B.shape[0])
             for owner, embeddings in self.owners.embeddings.items()
         }
         taught = () if self.teacher is None else (self.teacher(looked_up[TEACHER]),)
         score = self.net(looked_up[""], *taught).score
         return tuple(score[name].float() for name in self.outputs)
 
-    def _lookups(
-        self, owner: str, embeddings: Embeddings, given: Mapping[str, Tensor], request_of_B: Tensor
-    ) -> Lookups:
-        rows = _Rows(request_of_B, given, f"@{owner}" if owner else "")
-        features = embeddings.read.features_of(self.domain)
-        alone = {t.name for t in embeddings.read.tables() if t.sequential}
-        pooled: dict[ColumnRun, Tensor] = {}
-        for which in ("request", "candidate"):
-            own = {f.column: f for f in features if side(f) == which and f.kind in ("id", "bag")}
-            # By run, not all in one: what no output depends on can then be left out of the graph.
-            for run in embeddings.read_together(c for c, f in own.items() if f.table_name not in alone):
-                pooled[run] = rows.taken(which, torch.cat([rows.given(own[column]) for column in run], dim=1))
-            pooled |= {(c,): rows.of(f) for c, f in own.items() if f.table_name in alone}
-        sequences = [f for f in features if f.kind == "sequence"]
+    def _lookups(self, owner: str, embeddings: Embeddings, given: Mapping[str, Tensor], count: int) -> Lookups:
+        features = {f.column: f for f in embeddings.read.features_of(self.domain)}
+
+        def of(kind: InputKind, column: str) -> Tensor:
+            return given[input_name(kind, features[column], owner)]
+
+        sequences = [f.column for f in features.values() if f.kind == "sequence"]
+        pooled = {run: of("pooled", run[0]) for run in _pooled_runs(embeddings, self.domain)}
+        for module, run in _dense_runs(embeddings):
+            dense_BN = of("dense", run[0]) if run[0] in features else torch.zeros(count, len(run))
+            pooled[run] = _embedded(module, run, dense_BN)
         tables = TableVectors(
-            pooled, {f.column: rows.of(f) for f in sequences}, {f.column: rows.of(f, "/length") for f in sequences}
+            pooled,
+            {column: of("sequence", column) for column in sequences},
+            {column: of("length", column) for column in sequences},
         )
-        columns = {f.column: f for f in features}
-        zero_B = request_of_B.new_zeros(request_of_B.shape[0], dtype=torch.float32)
-        dense = [rows.of(columns[c]) if c in columns else zero_B for c in embeddings.batch_dense]
-        vector = [
-            rows.of(columns[c]) if c in columns else zero_B.unsqueeze(1).expand(-1, width)
-            for c, width in embeddings.batch_vectors.items()
+        zero_B1 = torch.zeros(count, 1)
+        vectors = [
+            of("vector", column) if column in features else zero_B1.expand(-1, width)
+            for column, width in embeddings.batch_vectors.items()
         ]
         return embeddings.arranged(
             tables,
-            torch.stack(dense, dim=1) if dense else zero_B.unsqueeze(1)[:, :0],
-            torch.cat(vector, dim=1) if vector else zero_B.unsqueeze(1)[:, :0],
-            self._slices(embeddings, request_of_B.shape[0]),
+            zero_B1.expand(-1, len(embeddings.batch_dense)),  # they are among the vectors already
+            torch.cat(vectors, dim=1) if vectors else zero_B1[:, :0],
+            self._slices(embeddings, count),
         )
 
     def _slices(self, embeddings: Embeddings, count: int) -> dict[str, slice]:
@@ -132,24 +165,11 @@ class ServedNet(nn.Module):
         return {d: slice(start, end) for d, start, end in zip(domains, starts, ends, strict=True)}
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Inputs by feature, those of the request side as many as candidates."""
-
-    request_of_B: Tensor
-    inputs: Mapping[str, Tensor]
-    suffix: str
-
-    def given(self, feature: Feature) -> Tensor:
-        name = f"{side(feature)}/{feature.column}"
-        return self.inputs[name + self.suffix if feature.has_table else name]
-
-    def taken(self, which: str, rows: Tensor) -> Tensor:
-        return rows.index_select(0, self.request_of_B) if which == "request" else rows
-
-    def of(self, feature: Feature, part: str = "") -> Tensor:
-        which = side(feature)
-        return self.taken(which, self.inputs[f"{which}/{feature.column}{part}"] if part else self.given(feature))
+def _embedded(module: NumericEmbedding, run: ColumnRun, dense_BN: Tensor) -> Tensor:
+    """`NumericEmbedding` of some columns, `[B, N] -> [B, N * D]`, as one product; ONNX Runtime broadcasts slowly."""
+    weight_ND, bias_ND = torch.stack([module.line(column).detach() for column in run], dim=1)
+    each_NND = torch.eye(len(run)).unsqueeze(2) * weight_ND
+    return functional.linear(dense_BN, each_NND.flatten(1).T, bias_ND.flatten())
 
 
 def as_onnx(model: Model, domain: str, outputs: tuple[str, ...]) -> tuple[bytes, list[NetInput]]:
@@ -186,7 +206,7 @@ def as_onnx(model: Model, domain: str, outputs: tuple[str, ...]) -> tuple[bytes,
             "tensor.shape[0], not by len(tensor), and no value of a tensor decides what is computed"
         ) from error
     assert program is not None
-    return _trimmed(program.model_proto, inputs)
+    return _trimmed(once_a_request(program.model_proto), inputs)
 
 
 def _trimmed(proto: onnx.ModelProto, inputs: list[NetInput]) -> tuple[bytes, list[NetInput]]:
@@ -231,11 +251,17 @@ def _examples(model: Model, inputs: list[NetInput]) -> tuple[tuple[Tensor, ...],
     for each in inputs:
         request = each.name.startswith("request/")
         owners = (TEACHER,) if each.name.endswith(f"@{TEACHER}") else ("", TEACHER)
-        feature, dim = next(features[owner, each.column] for owner in owners if (owner, each.column) in features)
-        length = feature.length or 0
-        size = {"vector": (feature.width,), "sequence": (length, dim), "id": (dim,), "bag": (dim,)}
+        found = [next(features[o, column] for o in owners if (o, column) in features) for column in each.columns]
+        feature, dim = found[0]
+        size: dict[InputKind, tuple[int, ...]] = {
+            "pooled": (sum(width for _, width in found),),
+            "sequence": (feature.length or 0, dim),
+            "length": (),
+            "dense": (len(found),),
+            "vector": (feature.width,),
+        }
         kind = torch.int32 if each.kind == "length" else torch.float32
-        tensors.append(torch.zeros(3 if request else 5, *size.get(each.kind, ()), dtype=kind))
+        tensors.append(torch.zeros(3 if request else 5, *size[each.kind], dtype=kind))
         shapes.append({0: requests if request else candidates})
     return tuple(tensors), (shapes[0], tuple(shapes[1:]))
 

@@ -20,10 +20,16 @@ class NumericEmbedding(nn.Module):
 
     def __init__(self, columns: Sequence[str], dim: int) -> None:
         super().__init__()
+        self.columns = list(columns)
         self.names = [f"n_{column}" for column in columns]
         self.lines = nn.ParameterDict({name: nn.Parameter(torch.zeros(2, dim)) for name in self.names})
         for line in self.lines.values():
             nn.init.normal_(line[0], std=dim**-0.5)
+
+    def line(self, column: str) -> Tensor:
+        """`(w_n, b_n)` of a column, `[2, D]`."""
+        line: Tensor = self.lines[f"n_{column}"]
+        return line
 
     def forward(self, dense_BN: Tensor) -> Tensor:
         """`[B, N] -> [B, N, D]`."""

@@ -18,7 +18,7 @@ from torchrec_xd.schema import Schema
 from torchrec_xd.settings import Settings, validate
 from torchrec_xd.strict_yaml import parse_yaml
 
-FORMAT: Literal[1] = 1
+FORMAT: Literal[2] = 2
 """Of the artefacts that this version writes and reads."""
 MANIFEST, SCHEMA, NET, TABLES, SAMPLE = (
     "manifest.json",
@@ -32,20 +32,21 @@ REQUEST_OF = "request_of"
 """Input of the net: each candidate's row of the request side, int64 `[B]`."""
 TEACHER = "teacher"
 """Marks inputs and tables of a frozen teacher."""
+InputKind = Literal["pooled", "sequence", "length", "dense", "vector"]
 TablesDtype = Literal["fp32", "fp16", "int8"]
 
 
 class NetInput(Settings):
-    """One input of the net: `SIDE/COLUMN`, of a teacher's tables `SIDE/COLUMN@teacher`."""
+    """One input of the net: `SIDE/KIND/COLUMN`, of a teacher's tables `SIDE/KIND/COLUMN@teacher`."""
 
     name: str
     """Of the input."""
-    column: str
-    """Of the feature."""
-    kind: Literal["id", "bag", "sequence", "length", "dense", "vector"]
-    """Of the feature; `length` is that of a sequence."""
-    table: str | None = None
-    """Where its vectors are looked up."""
+    columns: tuple[str, ...]
+    """Of the features whose vectors or numbers lie side by side in it."""
+    kind: InputKind
+    """`pooled`: ids and bags, a vector of each; `length`: of a sequence; `dense`: numbers, one of each."""
+    tables: tuple[str, ...] = ()
+    """Where the vectors of each column are looked up."""
 
 
 class TableEntry(Settings):
@@ -65,7 +66,7 @@ class TableEntry(Settings):
 class ArtifactManifest(Settings):
     """manifest.json: what an artefact holds, where it comes from and what was measured."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[2] = FORMAT
     """Version of the layout."""
     written_by: str
     """Version of torchrec-xd."""

@@ -6,7 +6,6 @@ Shape legend: B candidates, R rows of the request side.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,6 @@ class Scorer:
             )
         places = _Places(artifact.schema)
         self._inputs = {each.name: (places.side_of(each), self._read(each, places)) for each in manifest.inputs}
-        self._gathers = self._all_gathers(manifest.inputs, places)
 
     def score(
         self, candidates: Rows, request: Rows | None = None, request_of_B: NDArray[np.int64] | None = None
@@ -77,35 +75,21 @@ class Scorer:
             request_of_B = np.zeros(count, dtype=np.int64)
         sides: dict[Side, Rows] = {"request": request, "candidate": candidates}
         feeds: dict[str, NDArray[Any]] = {REQUEST_OF: request_of_B}
-        for gather in self._gathers:
-            feeds |= gather.vectors(sides[gather.side])
-        for name, (own, read) in self._inputs.items():
-            if name not in feeds:
-                feeds[name] = read(sides[own])
-        return feeds
+        return feeds | {name: read(sides[own]) for name, (own, read) in self._inputs.items()}
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         """Outputs by name, of what `feeds` made."""
         return dict(zip(self.outputs, self._session.run(list(self.outputs), feeds), strict=True))
 
-    def _all_gathers(self, inputs: Sequence[NetInput], places: _Places) -> list[_Gather]:
-        """Of each side, the ids whose tables lie in one stack."""
-        found = []
-        for stack in self._tables.stacks:
-            for own in ("request", "candidate"):
-                mine = [i for i in inputs if i.kind == "id" and i.table in stack.first and places.side_of(i) == own]
-                if mine:
-                    at = [places.of(places.features[i.column], "ids") for i in mine]
-                    first = [stack.first[i.table or ""] for i in mine]
-                    found.append(_Gather(own, stack.rows_ND, tuple(i.name for i in mine), tuple(at), np.array(first)))
-        return found
-
     def _read(self, given: NetInput, places: _Places) -> Callable[[Rows], NDArray[Any]]:
         """What makes an input of rows that hold all features, or those of its side."""
-        feature, tables, name = places.features[given.column], self._tables, given.table or ""
+        features, tables = [places.features[column] for column in given.columns], self._tables
+        if given.kind == "pooled":
+            return self._pooled(given, [places.of(feature, "ids") for feature in features])
         if given.kind == "dense":
-            dense = places.of(feature, "dense")
-            return lambda rows: rows.dense_BN[:, dense(rows.dense_BN.shape[1])]
+            numbers = [places.of(feature, "dense") for feature in features]
+            return lambda rows: rows.dense_BN[:, [place(rows.dense_BN.shape[1]) for place in numbers]]
+        feature = features[0]
         if given.kind == "vector":
             vector = places.of(feature, "vectors")
             return lambda rows: rows.vectors[vector(len(rows.vectors))].astype(np.float32, copy=False)
@@ -116,34 +100,25 @@ class Scorer:
 
         if given.kind == "length":
             return lambda rows: ids(rows).lengths.astype(np.int32)
-        if given.kind == "sequence":
-            length = feature.length or 0
-            return lambda rows: tables.padded(name, ids(rows), length)
-        return lambda rows: tables.pooled(name, ids(rows))
+        length, table = feature.length or 0, given.tables[0]
+        return lambda rows: tables.padded(table, ids(rows), length)
 
+    def _pooled(self, given: NetInput, places: Sequence[Callable[[int], int]]) -> Callable[[Rows], NDArray[Any]]:
+        """What makes an input of several vectors; with one gather where all tables lie in one stack."""
+        tables = self._tables
+        stack = next((each for each in tables.stacks if all(name in each.first for name in given.tables)), None)
+        first_F = np.array([] if stack is None else [stack.first[name] for name in given.tables], dtype=np.int64)
 
-@dataclass(frozen=True)
-class _Gather:
-    """Inputs of one side whose vectors are gathered at once."""
+        def vectors(rows: Rows) -> NDArray[np.float32]:
+            count = len(rows.ids)
+            ids = [rows.ids[place(count)] for place in places]
+            if stack is None or any(each.offsets is not None or each.weights is not None for each in ids):
+                pooled = [tables.pooled(name, each) for name, each in zip(given.tables, ids, strict=True)]
+                return np.concatenate(pooled, axis=1)
+            id_BF = np.stack([each.values for each in ids], axis=1, dtype=np.int64) + first_F
+            return np.take(stack.rows_ND, id_BF, axis=0).reshape(len(id_BF), -1)
 
-    side: Side
-    rows_ND: NDArray[np.float32]
-    names: tuple[str, ...]
-    places: tuple[Callable[[int], int], ...]
-    """Of their ids."""
-    first_F: NDArray[np.int64]
-    """First row of each one's table."""
-
-    def vectors(self, rows: Rows) -> dict[str, NDArray[np.float32]]:
-        """`[B, D]` by input, of those that have an id in every row."""
-        count = len(rows.ids)
-        ids = [rows.ids[place(count)] for place in self.places]
-        here = [i for i, each in enumerate(ids) if each.offsets is None]
-        if not here:
-            return {}
-        id_FB = np.stack([ids[i].values for i in here], dtype=np.int64) + self.first_F[here, None]
-        vector_FBD = np.take(self.rows_ND, id_FB, axis=0)
-        return {self.names[i]: vector_BD for i, vector_BD in zip(here, vector_FBD, strict=True)}
+        return vectors
 
 
 class _Places:
@@ -153,7 +128,7 @@ class _Places:
         self.features = {feature.column: feature for feature in schema.features}
 
     def side_of(self, given: NetInput) -> Side:
-        return side(self.features[given.column])
+        return side(self.features[given.columns[0]])
 
     def of(self, feature: Feature, part: str) -> Callable[[int], int]:
         """The place of a feature among as many of the same part."""
