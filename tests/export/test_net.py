@@ -1,5 +1,6 @@
 """Every model without its tables: the scores of the whole model, whatever the number of rows."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from torchrec_xd.errors import UserError
 from torchrec_xd.export.net import as_onnx, table_weights
 from torchrec_xd.models import find_model
 from torchrec_xd.models.single import build_single
+from torchrec_xd.modules.gates import GatedLinearUnit
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ROWS = 1000
@@ -36,6 +38,20 @@ def whole_batch(schema):
     return batch
 
 
+@contextmanager
+def watched_gates(net, opened):
+    """Collects how far the gates of a net stand open, by the names that their outputs have."""
+
+    def watch(path, gate):
+        name = f"gate/{path.split('.')[-1].removeprefix('m_')}"
+        return gate.register_forward_hook(lambda m, given, _: opened.update({name: m.openness(*given).mean(1)}))
+
+    handles = [watch(path, m) for path, m in net.named_modules() if isinstance(m, GatedLinearUnit)]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_net_alone_scores_as_the_whole_model(name, schemas, tmp_path):
     spec, settings, schema, model = built(CASES[name], schemas)
@@ -45,9 +61,11 @@ def test_the_net_alone_scores_as_the_whole_model(name, schemas, tmp_path):
     auxiliary = [score for score, task in spec.auxiliary_scores(settings).items() if task in tasks]
     scorer, own = scorer_of(model, schema, domain, (*tasks, *auxiliary), tmp_path / "out")
     rows = decoded(own, Path(schema.root) / domain / "train.parquet")
-    with torch.no_grad():
-        expected = model(whole_batch(schema), with_loss=False).score
-    assert scorer.outputs == (*tasks, *auxiliary)
+    opened = {}
+    with torch.no_grad(), watched_gates(model.net, opened):
+        expected = model(whole_batch(schema), with_loss=False).score | opened
+    assert scorer.outputs == (*tasks, *auxiliary, *opened)
+    assert (settings.name in ("mkt_finetune", "ctnet")) == bool(opened)
     for size in SIZES:
         found = scorer.score(rows.slice(0, size))
         for output in scorer.outputs:
@@ -81,7 +99,7 @@ def test_a_model_of_ones_own_exports(schemas, tmp_path, monkeypatch):
 def test_of_mkt_only_what_feeds_the_target_is_read(schemas, tmp_path):
     _, _, schema, model = built(CASES["mkt_finetune"], schemas)
     materialise(model)
-    _, inputs = as_onnx(model, "post", ("click@post",))
+    inputs = as_onnx(model, "post", ("click@post",)).inputs
     tables = {table for given in inputs for table in given.tables}
     assert {name.removeprefix("teacher/") for name in tables} == {table.name for table in schema.tables()}
     assert tables <= set(table_weights(model))
@@ -92,7 +110,7 @@ def test_of_mkt_only_what_feeds_the_target_is_read(schemas, tmp_path):
 def test_features_that_no_output_reads_are_no_inputs(schemas):
     """Without SSN, EXIT reads no scene; its tables stay behind."""
     _, _, _, model = built(CASES["exit, transfer"], schemas)
-    _, inputs = as_onnx(materialise(model), "home", ("click@home",))
+    inputs = as_onnx(materialise(model), "home", ("click@home",)).inputs
     columns = {column for given in inputs for column in given.columns}
     assert "slot" not in columns
     assert "item" in columns
@@ -100,7 +118,7 @@ def test_features_that_no_output_reads_are_no_inputs(schemas):
 
 def test_the_graph_tells_nothing_of_the_machine_that_made_it(schemas):
     _, _, _, model = built(CASES["single"], schemas)
-    net, _ = as_onnx(materialise(model), "post", ("click@post",))
+    net = as_onnx(materialise(model), "post", ("click@post",)).onnx
     assert b"torchrec_xd/" not in net
     assert str(Path(__file__).parents[2]).encode() not in net
 

@@ -20,13 +20,13 @@ def scorer_of(
     model: Model, schema: Schema, domain: str, outputs: tuple[str, ...], folder: Path
 ) -> tuple[Scorer, Schema]:
     """What scores rows of a domain without torch, and the schema by which it reads them."""
-    net, inputs = as_onnx(model, domain, outputs)
+    net = as_onnx(model, domain, outputs)
     folder.mkdir(parents=True)
-    (folder / NET).write_bytes(net)
+    (folder / NET).write_bytes(net.onnx)
     own = schema.only((domain,))
-    read = {column for given in inputs for column in given.columns}
+    read = {column for given in net.inputs for column in given.columns}
     own = own.without(tuple(f.column for f in own.features if f.column not in read))
-    tables = {name for given in inputs for name in given.tables}
+    tables = {name for given in net.inputs for name in given.tables}
     weights = {name: each for name, each in table_weights(model).items() if name in tables}
     manifest = ArtifactManifest(
         written_by="test",
@@ -36,8 +36,8 @@ def scorer_of(
         domain=domain,
         fingerprint=schema.fingerprint(),
         tasks=tuple(task.name for task in own.tasks),
-        outputs=outputs,
-        inputs=tuple(inputs),
+        outputs=net.outputs,
+        inputs=tuple(net.inputs),
         tables={name: entry for name, (_, entry) in weights.items()},
         tables_dtype="fp32",
         tolerance=1e-6,

@@ -126,11 +126,11 @@ def _write(own: _Exported, place: Path, max_auc_change: float) -> None:
         if processes.size > 1:
             raise UserError("export runs in one process; start it without torchrun")
         model, name = load_plain(own.config, own.folder, own.checkpoint, processes)
-    net, inputs = as_onnx(model, own.domain, own.outputs())
-    (place / files.NET).write_bytes(net)
-    schema = own.schema(inputs)
+    net = as_onnx(model, own.domain, own.outputs())
+    (place / files.NET).write_bytes(net.onnx)
+    schema = own.schema(net.inputs)
     write_text(place / files.SCHEMA, files.dump_schema(_served(schema)))
-    tables = {name for each in inputs for name in each.tables}
+    tables = {name for each in net.inputs for name in each.tables}
     weights = {name: each for name, each in table_weights(model).items() if name in tables}
     manifest = ArtifactManifest(
         written_by=torchrec_xd.__version__,
@@ -140,8 +140,8 @@ def _write(own: _Exported, place: Path, max_auc_change: float) -> None:
         domain=own.domain,
         fingerprint=own.config.schema_in_use.fingerprint(),
         tasks=tuple(task.name for task in schema.tasks),
-        outputs=own.outputs(),
-        inputs=tuple(inputs),
+        outputs=net.outputs,
+        inputs=tuple(net.inputs),
         tables={name: entry for name, (_, entry) in weights.items()},
         tables_dtype=own.tables,
         id_kinds=_id_kinds(own, schema),

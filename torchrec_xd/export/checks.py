@@ -90,8 +90,9 @@ def difference(scorer: Scorer, checked: Checked, schema: Schema, tolerance: floa
     rows = decoded(checked.rows, Decoder(schema, domain, labels=False, extra=()))
     worst, where = 0.0, ""
     for size in SIZES:
-        for name, score_B in scorer.score(rows.slice(0, size)).items():
-            found = float(np.abs(score_B - checked.scores[name][:size]).max())
+        score = scorer.score(rows.slice(0, size))
+        for name, expected_B in checked.scores.items():
+            found = float(np.abs(score[name] - expected_B[:size]).max())
             if not found <= worst:
                 worst, where = found, f"{name}, {size} rows"
     if not worst <= tolerance:

@@ -26,8 +26,9 @@ from torchrec_xd.export.attention import with_flat_attention
 from torchrec_xd.export.once import once_a_request
 from torchrec_xd.feature import Feature
 from torchrec_xd.models.model import Model
+from torchrec_xd.modules.gates import GatedLinearUnit
 from torchrec_xd.modules.numeric import NumericEmbedding
-from torchrec_xd.serving.artifact import REQUEST_OF, TEACHER, InputKind, NetInput, TableEntry
+from torchrec_xd.serving.artifact import GATE, REQUEST_OF, TEACHER, InputKind, NetInput, TableEntry
 from torchrec_xd.serving.sides import side
 
 OPSET = 18
@@ -91,6 +92,21 @@ class _Owners:
     embeddings: Mapping[str, Embeddings]
 
 
+class _WatchedGate(nn.Module):
+    """A gate that says how far it stands open, on average over its width."""
+
+    def __init__(self, gate: GatedLinearUnit, name: str, opened: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.gate, self.name, self._opened = gate, name, opened
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        """Called like the gate."""
+        openness = self.gate.openness(x, state)
+        self._opened[self.name] = openness.mean(1)
+        passed: Tensor = self.gate.value(x) * openness
+        return passed
+
+
 class ServedNet(nn.Module):
     """A model's nets on what a server looks up: rows of the request side are taken by index, once a candidate.
 
@@ -112,10 +128,15 @@ class ServedNet(nn.Module):
             part for each in _embeddings(model).values() for part in (each.numeric, each.projections)
         )
         self.owners = _Owners(_embeddings(model))
-        self.domain, self.inputs, self.outputs = domain, inputs, outputs
+        gates = {path: m for path, m in self.net.named_modules() if isinstance(m, GatedLinearUnit)}
+        names = {path: GATE + path.rpartition(".")[2].removeprefix("m_") for path in gates}
+        self._opened: dict[str, Tensor] = {}
+        for path, gate in gates.items():
+            self.net.set_submodule(path, _WatchedGate(gate, names[path], self._opened))
+        self.domain, self.inputs, self.outputs = domain, inputs, (*outputs, *names.values())
 
     def forward(self, request_of_B: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Each output `[B]`."""
+        """Each output `[B]`: scores, then gates."""
         given = {
             each.name: tensor.index_select(0, request_of_B) if each.name.startswith("request/") else tensor
             for each, tensor in zip(self.inputs, inputs, strict=True)
@@ -125,8 +146,8 @@ class ServedNet(nn.Module):
             for owner, embeddings in self.owners.embeddings.items()
         }
         taught = () if self.teacher is None else (self.teacher(looked_up[TEACHER]),)
-        score = self.net(looked_up[""], *taught).score
-        return tuple(score[name].float() for name in self.outputs)
+        found = {**self.net(looked_up[""], *taught).score, **self._opened}
+        return tuple(found[name].float() for name in self.outputs)
 
     def _lookups(self, owner: str, embeddings: Embeddings, given: Mapping[str, Tensor], count: int) -> Lookups:
         features = {f.column: f for f in embeddings.read.features_of(self.domain)}
@@ -172,8 +193,19 @@ def _embedded(module: NumericEmbedding, run: ColumnRun, dense_BN: Tensor) -> Ten
     return functional.linear(dense_BN, each_NND.flatten(1).T, bias_ND.flatten())
 
 
-def as_onnx(model: Model, domain: str, outputs: tuple[str, ...]) -> tuple[bytes, list[NetInput]]:
-    """A model's nets for one domain as ONNX, and those inputs that some output depends on.
+@dataclass(frozen=True)
+class ServedGraph:
+    """A model's nets for one domain."""
+
+    onnx: bytes
+    inputs: list[NetInput]
+    """That some output depends on."""
+    outputs: tuple[str, ...]
+    """The scores that were asked for, then `gate/NAME`: how far each gate of MKT stands open, from 0 to 1."""
+
+
+def as_onnx(model: Model, domain: str, outputs: tuple[str, ...]) -> ServedGraph:
+    """A model's nets for one domain as ONNX.
 
     Raises:
         UserError: the model or its net cannot be exported; the message says why.
@@ -194,7 +226,7 @@ def as_onnx(model: Model, domain: str, outputs: tuple[str, ...]) -> tuple[bytes,
                 examples,
                 dynamo=True,
                 input_names=[REQUEST_OF, *(each.name for each in inputs)],
-                output_names=list(outputs),
+                output_names=list(served.outputs),
                 dynamic_shapes=shapes,
                 opset_version=OPSET,
                 verbose=False,
@@ -206,7 +238,7 @@ def as_onnx(model: Model, domain: str, outputs: tuple[str, ...]) -> tuple[bytes,
             "tensor.shape[0], not by len(tensor), and no value of a tensor decides what is computed"
         ) from error
     assert program is not None
-    return _trimmed(once_a_request(program.model_proto), inputs)
+    return ServedGraph(*_trimmed(once_a_request(program.model_proto), inputs), served.outputs)
 
 
 def _trimmed(proto: onnx.ModelProto, inputs: list[NetInput]) -> tuple[bytes, list[NetInput]]:

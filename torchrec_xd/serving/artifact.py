@@ -32,6 +32,8 @@ REQUEST_OF = "request_of"
 """Input of the net: each candidate's row of the request side, int64 `[B]`."""
 TEACHER = "teacher"
 """Marks inputs and tables of a frozen teacher."""
+GATE = "gate/"
+"""Begins the outputs that say how far a gate stands open."""
 InputKind = Literal["pooled", "sequence", "length", "dense", "vector"]
 TablesDtype = Literal["fp32", "fp16", "int8"]
 
@@ -83,7 +85,7 @@ class ArtifactManifest(Settings):
     tasks: tuple[str, ...]
     """Of the domain."""
     outputs: tuple[str, ...]
-    """Of the net: tasks, then auxiliary scores."""
+    """Of the net: tasks, then auxiliary scores, then `gate/NAME`: how far each gate stands open, from 0 to 1."""
     inputs: tuple[NetInput, ...]
     """Of the net, besides `request_of`."""
     tables: dict[str, TableEntry]
@@ -156,7 +158,7 @@ class Artifact:
         """
         path = self.folder / SAMPLE
         try:
-            table = pq.read_table(path)
+            table = pq.ParquetFile(path).read()  # read_table would import all of pyarrow.dataset
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path} cannot be read: {error}; export again") from None
         names = [f"score_{name}" for name in self.manifest.outputs]

@@ -36,7 +36,7 @@ class Scorer:
     def __init__(self, artifact: Artifact, threads: int = 1, tables: Tables | None = None) -> None:
         manifest = artifact.manifest
         self.outputs: tuple[str, ...] = manifest.outputs
-        """Tasks, then auxiliary scores."""
+        """Tasks, then auxiliary scores, then gates."""
         self._tables = Tables.open(artifact.folder / TABLES, manifest.tables) if tables is None else tables
         self._session = _session(artifact, threads)
         given = {each.name for each in self._session.get_inputs()}

@@ -36,7 +36,7 @@ class Vocabulary:
         Raises:
             UserError: two texts share a key, which is as likely as rows^2 / 2^65.
         """
-        table = pq.read_table(path, columns=["value", "row"], memory_map=True)
+        table = pq.ParquetFile(path, memory_map=True).read(["value", "row"])
         keys = keys_of(table["value"].combine_chunks())
         order = np.argsort(keys)
         keys = keys[order]
@@ -52,7 +52,7 @@ class Vocabulary:
 
     def values(self, path: Path, rows: Integers) -> list[object]:
         """The values of rows, from the file that it was loaded from; None for row 0."""
-        table = pq.read_table(path, columns=["value", "row"], memory_map=True)
+        table = pq.ParquetFile(path, memory_map=True).read(["value", "row"])
         place_of_row = np.zeros(int(self.row_of_key.max()) + 1, dtype=np.int64)
         place_of_row[table["row"].to_numpy()] = np.arange(len(table))
         found: list[object] = table["value"].take(place_of_row[rows]).to_pylist()
