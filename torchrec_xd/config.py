@@ -57,6 +57,10 @@ class RunConfig(Settings):
     """Run folder that the model starts from (mkt_finetune: the stage-1 run; single: the source's, to fine-tune it)."""
     init_checkpoint: Literal["last", "best"] = "best"
     """Which checkpoint of it: the one with the best validation score, or the last."""
+    continue_from: Path | None = None
+    """Run folder whose model this run goes on with, on new rows (`train --continue-from`): all weights and optimizer
+    states are those of its last checkpoint, and steps count on. Model, features and tasks are the same; tables may have
+    more rows. Reading, and the schedule of learning rates, begin anew."""
     train_on_valid: bool = False
     """Train on the validation rows too, and validate nothing: for the last run, when all settings are chosen."""
     evaluate_on: Split = "test"

@@ -57,6 +57,11 @@ class RunFolder:
         return self.path / "transfer.json"
 
     @property
+    def continued(self) -> Path:
+        """Which checkpoint of `continue_from` the run began with, and which tables have grown."""
+        return self.path / "continued.json"
+
+    @property
     def source(self) -> Path:
         """The resolved config of the run whose model this one starts from: that run is not needed again."""
         return self.path / "source.yaml"

@@ -10,6 +10,7 @@ from torchrec_xd.checkpoint.checkpoints import (
     read_saved,
     write_saved,
 )
+from torchrec_xd.checkpoint.restoring import check_fits
 from torchrec_xd.checkpoint.scores import Scores
 from torchrec_xd.checkpoint.transfer import TransferReport, transfer
 
@@ -21,6 +22,7 @@ __all__ = [
     "Saved",
     "Scores",
     "TransferReport",
+    "check_fits",
     "checksum",
     "read_saved",
     "transfer",

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 from torchrec_xd.batch import LoaderState
 from torchrec_xd.checkpoint.generators import generator_states, held_states, restore_generators
 from torchrec_xd.checkpoint.reading import Reader, causes, load
-from torchrec_xd.checkpoint.resharding import convert, moved_states
+from torchrec_xd.checkpoint.restoring import restore, state_of
 from torchrec_xd.checkpoint.scores import Scores
 from torchrec_xd.distributed.lookups import forget_cached_rows
 from torchrec_xd.distributed.process_group import Processes
@@ -99,7 +99,7 @@ class Checkpoints:
         """
         final, partial = (self.directory / f"{kind}_{step:09d}" for kind in ("step", "partial"))
         rank = self.processes.rank
-        state = _state(model, optimizers)
+        state = state_of(model, optimizers)
         state |= generator_states(self.processes)  # last: writing cached rows back, which is done by now, may draw
         self._refuse_infinite(state, step)
 
@@ -160,25 +160,33 @@ class Checkpoints:
             return None
         saved = read_saved(folder)
         self._check_schema(folder, saved)
-        optimizers.init_state()
-        state = _state(model, optimizers)
-        moved = moved_states(state, folder)
-        same = {
-            name: {part: value for part, value in parts.items() if (name, part) not in moved}
-            for name, parts in state["optimizer"].items()
-        }
-        same = {name: parts for name, parts in same.items() if parts}
         generators: dict[str, dict[str, torch.Tensor]] = {}
         if saved.world_size == self.processes.size:
             entries = Reader(folder).read_metadata().state_dict_metadata
             generators = held_states(self.processes, entries, saved.step, say)
-        load({"model": state["model"], "optimizer": same, **generators}, folder)
-        forget_cached_rows(model)
-        for (name, _), source in moved.items():
-            if source is not None:
-                convert(source, name, folder)
-        optimizers.state.load_state_dict({"state": state["optimizer"]})
+        restore(model, optimizers, folder, generators)
         restore_generators(self.processes, generators, saved.step)
+        return saved
+
+    def hand_over(self, model: nn.Module, optimizers: Optimizers, folder: Path, *, without: tuple[str, ...]) -> Saved:
+        """Load a checkpoint into the model of another run, which goes on from it (a collective).
+
+        Its tables may have more rows: these keep their first weights, with an optimizer state of zero. Random
+        generators start anew, from seed, step and rank.
+
+        Args:
+            model: to be filled.
+            optimizers: to be filled.
+            folder: a whole checkpoint, as `choose` finds it.
+            without: prefixes of weights that stay as they are.
+
+        Raises:
+            UserError: the checkpoint is of another schema than this run's, or was written by another kind of optimizer.
+        """
+        saved = read_saved(folder)
+        self._check_schema(folder, saved)
+        restore(model, optimizers, folder, without=without, grown=True)
+        restore_generators(self.processes, {}, saved.step)
         return saved
 
     def load(self, model: nn.Module, folder: Path, *, checked: bool = False) -> None:
@@ -365,8 +373,3 @@ def checksum(path: Path) -> int:
         while block := stream.read(1 << 24):
             value = zlib.crc32(block, value)
     return value
-
-
-def _state(model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
-    # Parameter groups hold settings alone, which the config has; a state of pure tensors needs no pickle.
-    return {"model": model.state_dict(), "optimizer": optimizers.state.state_dict()["state"]}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 
@@ -26,14 +27,21 @@ from torchrec_xd.private_names import INDEX_CLASSES, checkpoint_index
 DTYPES = {name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)}
 
 
-def load(state: dict[str, Any], folder: Path, *, alone: bool = False) -> None:
-    """Fill `state` from a checkpoint: all ranks together, or this one alone."""
+def load(state: dict[str, Any], folder: Path, *, alone: bool = False, grown: bool = False) -> None:
+    """Fill `state` from a checkpoint: all ranks together, or this one alone.
+
+    Args:
+        state: names to tensors, nested.
+        folder: the checkpoint.
+        alone: no other rank takes part.
+        grown: tensors may have more rows than the checkpoint; rows that it lacks stay as they are.
+    """
     reader = Reader(folder)
     try:
         with warnings.catch_warnings():
             # Torchrec's tables are ShardedTensors, which torch will replace some day: nothing that a user can act on.
             warnings.filterwarnings("ignore", "Please use DTensor instead", FutureWarning)
-            load_distributed(state, storage_reader=reader, planner=_TensorsOnly(), no_dist=alone)
+            load_distributed(state, storage_reader=reader, planner=_TensorsOnly(grown), no_dist=alone)
     except CheckpointException as error:
         raise UserError(f"{folder} cannot be loaded: {causes(error)}") from error
 
@@ -55,8 +63,40 @@ def shape(entry: Any) -> tuple[int, ...] | None:
 class _TensorsOnly(DefaultLoadPlanner):
     """Refuses anything but tensors: the rest would be unpickled."""
 
+    def __init__(self, grown: bool) -> None:
+        super().__init__()
+        self.grown = grown
+
+    def set_up_planner(
+        self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
+    ) -> None:
+        """Tensors with more rows than the checkpoint's pass for equally large ones: the parts that it has are read."""
+        super().set_up_planner(state_dict, metadata, is_coordinator)
+        if self.grown and metadata is not None:
+            sizes = _sizes(state_dict)
+            entries = {name: _as_large(entry, sizes.get(name)) for name, entry in metadata.state_dict_metadata.items()}
+            self.metadata = replace(metadata, state_dict_metadata=entries)
+
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         raise UserError(f"checkpoint entry '{read_item.dest_index.fqn}' is a pickle; only tensors are loaded")
+
+
+def _sizes(state: Any, begin: str = "") -> dict[str, tuple[int, ...]]:
+    """Every tensor's size, by its name in the index."""
+    found: dict[str, tuple[int, ...]] = {}
+    for key, value in state.items():
+        if isinstance(value, dict):
+            found |= _sizes(value, f"{begin}{key}.")
+        elif (size := shape(value)) is not None:
+            found[f"{begin}{key}"] = size
+    return found
+
+
+def _as_large(entry: Any, wanted: tuple[int, ...] | None) -> Any:
+    """An entry of the index, with the rows of a tensor that differs from it in having more of them."""
+    if not isinstance(entry, TensorStorageMetadata) or not wanted or wanted[1:] != entry.size[1:]:
+        return entry
+    return replace(entry, size=torch.Size(wanted)) if wanted[0] > entry.size[0] else entry
 
 
 class Reader(FileSystemReader):

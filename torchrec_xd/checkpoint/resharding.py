@@ -1,7 +1,7 @@
-"""Optimizer states from one plan to another.
+"""Optimizer states from one plan to another, and of tables that have more rows than the checkpoint's.
 
 Weights, and states with an entry per weight, fit any plan as they are. Two forms depend on it: row-wise Adagrad keeps a
-state per row and column shard, and replicated tables have an optimizer of their own.
+state per row and column shard, and replicated tables have an optimizer of their own. New rows have a state of zero.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from torchrec_xd.checkpoint.reading import Reader, load, shape
 from torchrec_xd.errors import UserError
@@ -28,7 +29,9 @@ class Moved:
     size: tuple[int, ...]
     """Its size there."""
     rows: int
-    """Of the table."""
+    """Of the table there."""
+    rows_here: int
+    """Of the table here, as many or more."""
 
 
 ACCUMULATORS = ("momentum1", "sum")
@@ -49,20 +52,34 @@ def moved_states(state: dict[str, Any], folder: Path) -> dict[tuple[str, str], M
     for name, parts in state["optimizer"].items():
         begin = f"optimizer.{name}."
         sources = [key for key in index if key.startswith(begin) and key.rpartition(".")[2] in ACCUMULATORS]
-        rows = (shape(state["model"].get(name.partition(".")[2])) or (0,))[0]
+        table = name.partition(".")[2]
+        rows_here, rows = (
+            (shape(entry) or (0,))[0] for entry in (state["model"].get(table), index.get(f"model.{table}"))
+        )
         for part, value in parts.items():
-            found = shape(index.get(begin + part))
-            if found == shape(value):
+            found, wanted = shape(index.get(begin + part)), shape(value)
+            if _fits(found, wanted, rows, rows_here):
                 continue
             if part == "step":  # of Adagrad, which uses it for learning rate decay only
                 moved[name, part] = None
             elif part.rpartition(".")[2] in ACCUMULATORS and len(sources) == 1 and rows:
-                moved[name, part] = Moved(value, sources[0].removeprefix(begin), shape(index[sources[0]]) or (), rows)
+                source = sources[0].removeprefix(begin)
+                moved[name, part] = Moved(value, source, shape(index[sources[0]]) or (), rows, rows_here)
             else:
-                faults.append(f"'{begin}{part}': {shape(value)} expected, {found} found")
+                faults.append(f"'{begin}{part}': {wanted} expected, {found} found")
     if faults:
         raise UserError(f"{folder} cannot go on with this optimizer:\n" + "\n".join(f"  {fault}" for fault in faults))
     return moved
+
+
+def _fits(found: tuple[int, ...] | None, wanted: tuple[int, ...] | None, rows: int, rows_here: int) -> bool:
+    """Whether a state can be read as the weights are: it is of equal size, or has an entry per row of a grown table.
+
+    Sizes alone do not tell: two column shards of 60 rows have as many row states as one of 120.
+    """
+    if rows == rows_here or not wanted:
+        return found == wanted
+    return found is not None and found[:1] == (rows,) and wanted == (rows_here, *found[1:])
 
 
 def convert(moved: Moved, name: str, folder: Path) -> None:
@@ -71,7 +88,10 @@ def convert(moved: Moved, name: str, folder: Path) -> None:
     load({"optimizer": {name: {moved.source: saved}}}, folder, alone=True)  # other ranks hold other tables
     if saved.dim() == 1 or saved.shape[1] == 1:
         size = shape(moved.value) or ()
-        saved = recut(saved.reshape(-1, moved.rows), math.prod(size) // moved.rows).reshape(size)
+        states_CR = recut(saved.reshape(-1, moved.rows), math.prod(size) // moved.rows_here)
+        saved = pad(states_CR, (0, moved.rows_here - moved.rows)).reshape(size)
+    elif moved.rows < moved.rows_here:
+        saved = pad(saved, (0, 0, 0, moved.rows_here - moved.rows))
     if not hasattr(moved.value, "local_shards"):
         moved.value.copy_(saved)
         return

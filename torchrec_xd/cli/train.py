@@ -26,6 +26,9 @@ def train(
     accept_changed_data: Annotated[
         bool, typer.Option("--accept-changed-data", help="Resume although the data files have changed.")
     ] = False,
+    continue_from: Annotated[
+        Path | None, typer.Option(help="Run folder whose model this run goes on with, on new rows.")
+    ] = None,
 ) -> None:
     """Train, validate and evaluate one model."""
     from torchrec_xd.config import load_config
@@ -34,7 +37,12 @@ def train(
 
     settings = load_config(config_file(config), assign, schema)
     content = run_train(
-        settings, run_dir, resume=resume, restartable=restartable, accept_changed_data=accept_changed_data
+        settings,
+        run_dir,
+        resume=resume,
+        restartable=restartable,
+        accept_changed_data=accept_changed_data,
+        continue_from=continue_from,
     )
     if is_main_process():
         show_report(content, f"{run_dir}: {settings.model.name}, {content['split']}")

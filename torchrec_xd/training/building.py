@@ -35,6 +35,10 @@ def source_config(config: RunConfig, folder: RunFolder | None = None) -> RunConf
         return None
     if folder is not None and folder.source.is_file():
         return load_config(folder.source)
+    if config.continue_from is not None and not RunFolder(config.init_from).exists():
+        before = load_run(config.continue_from)
+        if before.init_from == config.init_from:  # that run is gone, and its weights are in this one's checkpoints
+            return source_config(before, RunFolder(config.continue_from))
     source = load_run(config.init_from)
     if continues(config, source):
         return source_config(source, RunFolder(config.init_from))

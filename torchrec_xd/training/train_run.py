@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +11,12 @@ from torch import nn
 
 from torchrec_xd.atomic_write import write_json, write_text
 from torchrec_xd.batch import LoaderState
-from torchrec_xd.checkpoint import POSITION, Saved, Scores, checksum, transfer
+from torchrec_xd.checkpoint import Saved, Scores
 from torchrec_xd.config import RunConfig, load_run
 from torchrec_xd.data.agreement import FoundKind, agreed, read_kinds, refuse_shared_files, save_kinds
 from torchrec_xd.data.loader import Loader
 from torchrec_xd.data.shards import ShardSpec
-from torchrec_xd.data.stamps import DataStamps, current_stamps, data_changes, read_stamps, save_stamps
+from torchrec_xd.data.stamps import DataStamps, data_changes, read_stamps, save_stamps
 from torchrec_xd.distributed.memory import peak_memory
 from torchrec_xd.distributed.optimizers import Optimizers
 from torchrec_xd.distributed.process_group import Processes, process_group
@@ -27,29 +24,18 @@ from torchrec_xd.distributed.sharding import table_bytes
 from torchrec_xd.errors import UserError
 from torchrec_xd.evaluation.findings import training_findings
 from torchrec_xd.log import RunLog
-from torchrec_xd.models import find_model
-from torchrec_xd.models.transfer import EVERYTHING
 from torchrec_xd.planner import RankMeasured, RunPlan
 from torchrec_xd.prepare.encoders import copy_encoders
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.run_lock import LOCK, run_lock
 from torchrec_xd.schema import Split
-from torchrec_xd.training.building import (
-    build,
-    continues,
-    plan_sharding,
-    shard_by,
-    source_config,
-    source_run,
-    trained_by,
-)
+from torchrec_xd.training.building import build, plan_sharding, shard_by, source_config, source_run
 from torchrec_xd.training.checks import check_data
 from torchrec_xd.training.compilation import refuse_missing_compiler
 from torchrec_xd.training.inference import checkpoints_of, choose_checkpoint
+from torchrec_xd.training.origins import Origin, check_continuation, load_source_weights, origin_of
 from torchrec_xd.training.split_evaluation import SplitEvaluation, has_rows
 from torchrec_xd.training.trainer import Summary, Training, fit
-
-logger = logging.getLogger(__name__)
 
 
 def train(
@@ -59,6 +45,7 @@ def train(
     resume: bool = False,
     restartable: bool = False,
     accept_changed_data: bool = False,
+    continue_from: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train, validate after every epoch, evaluate at the end; returns the content of metrics.json.
 
@@ -72,13 +59,16 @@ def train(
             launchers that may start a job any number of times.
         accept_changed_data: resume although the files are not those that the run began with: at the same share of the
             epoch.
+        continue_from: run folder whose model this run goes on with, in place of the config's `continue_from`.
 
     Raises:
-        UserError: the folder holds another run or is in use, config and data do not fit together, or the data have
-            changed since the run began; nothing is written.
+        UserError: the folder holds another run or is in use, config and data do not fit together, the data have
+            changed since the run began, or the run to continue from has another model; nothing is written.
     """
     folder = RunFolder(Path(directory))
+    _refuse_both(resume, continue_from, folder)
     resume = resume or (restartable and folder.exists())
+    config = _continuing(config, folder, resume, continue_from)
     _check_folder(config, folder, resume)
     schema = config.schema_in_use
     with process_group(config.trainer) as processes, _only_job(folder, processes):
@@ -93,31 +83,29 @@ def train(
         final = SplitEvaluation(config, config.evaluate_on, processes)
         loaders = [loader, *(evaluation.loader for evaluation in (valid, final) if evaluation)]
         own = [kind for each in loaders for kind in each.id_kinds.values()]
-        before = [folder, *([RunFolder(config.init_from)] if config.init_from else [])]
+        before = [folder, *(RunFolder(path) for path in (config.init_from, config.continue_from) if path)]
         id_kinds = agreed([*(kind for run in before for kind in read_kinds(run.id_kinds)), *own])
-        stamps: DataStamps = {"train": loader.stamps(), config.evaluate_on: final.loader.stamps()}
-        if valid is not None:
-            stamps["valid"] = valid.loader.stamps()
-        changed = _changed_data(folder, stamps, accept_changed_data) if resume else ""
         splits: dict[Split, Loader] = {config.evaluate_on: final.loader, "train": loader}
-        doubts = check_data(config, splits if valid is None else {**splits, "valid": valid.loader})
+        splits |= {} if valid is None else {"valid": valid.loader}
+        stamps: DataStamps = {split: each.stamps() for split, each in splits.items()}
+        changed = _changed_data(folder, stamps, accept_changed_data) if resume else ""
+        doubts = check_data(config, splits)
         built = build(config, source_run(config, folder))
+        checkpoints = checkpoints_of(config, folder, processes)
+        begins = not (resume and processes.any(checkpoints.last() is not None))
+        origin = origin_of(config, built, folder, processes) if begins else None
         parameters = built.parameter_counts()
         plan = plan_sharding(built, config, processes)
         processes.on_main(lambda: _begin_folder(config, plan, folder, stamps, id_kinds.values()))
         with RunLog(folder.path, processes.rank) as log:
             model, optimizers = shard_by(plan, built, config, processes)
-            checkpoints = checkpoints_of(config, folder, processes)
             saved = checkpoints.resume(model, optimizers, log.say) if resume else None
-            if saved is None and config.init_from is not None:
-                _load_source_weights(config, config.init_from, model, folder, processes, log)
+            first = saved.step if saved else _begin(config, origin, model, optimizers, folder, processes, log)
             start = _loader_state(saved, loader, config, log) if saved else LoaderState(0, 0)
-            log.truncate_after(saved.step if saved else 0)
-            if changed:
-                log.say(f"the data have changed since the run began:\n{changed}")
+            log.truncate_after(first)
             log.say(f"{directory}: {config.model.name} on {', '.join(schema.domains)}, {loader.rows:,} rows an epoch")
             training = Training(model, optimizers, config.trainer, processes)
-            _tell(log, training, doubts)
+            _tell(log, training, changed, doubts)
             summary = fit(
                 training,
                 loader,
@@ -125,7 +113,7 @@ def train(
                 checkpoints,
                 lambda: None if valid is None else valid.monitored(model, config),
                 start=start,
-                step=saved.step if saved else 0,
+                step=first,
                 scores=saved.scores if saved else Scores(),
             )
             doubts += _doubts(loader, processes, doubts, log)
@@ -150,8 +138,26 @@ def train(
     return content
 
 
-def _tell(log: RunLog, training: Training, doubts: Sequence[str]) -> None:
-    for line in filter(None, [training.how, *(f"warning: {doubt}" for doubt in doubts)]):
+def _begin(
+    config: RunConfig,
+    origin: Origin | None,
+    model: nn.Module,
+    optimizers: Optimizers,
+    folder: RunFolder,
+    processes: Processes,
+    log: RunLog,
+) -> int:
+    """Load what a run that begins takes from others; returns the steps that its model has been trained for."""
+    if origin is not None:
+        return origin.load(model, optimizers, folder, log)
+    if config.init_from is not None:
+        load_source_weights(config, config.init_from, model, folder, processes, log)
+    return 0
+
+
+def _tell(log: RunLog, training: Training, changed: str, doubts: Sequence[str]) -> None:
+    since = changed and f"the data have changed since the run began:\n{changed}"
+    for line in filter(None, [since, training.how, *(f"warning: {doubt}" for doubt in doubts)]):
         log.say(line)
 
 
@@ -191,13 +197,30 @@ def _training_loader(config: RunConfig, processes: Processes) -> Loader:
     return loader
 
 
+def _refuse_both(resume: bool, continue_from: str | Path | None, folder: RunFolder) -> None:
+    if resume and continue_from is not None:
+        raise UserError(
+            f"--resume goes on with the run in {folder.path}, --continue-from begins another one with the model of "
+            f"{continue_from}; leave one of them out"
+        )
+
+
+def _continuing(config: RunConfig, folder: RunFolder, resume: bool, given: str | Path | None) -> RunConfig:
+    """The config with the run that it goes on from: as given, else as the folder began with."""
+    if given is None and resume and config.continue_from is None and folder.exists():
+        given = load_run(folder.path).continue_from
+    return config if given is None else config.model_copy(update={"continue_from": Path(given)})
+
+
 def _check_folder(config: RunConfig, folder: RunFolder, resume: bool) -> None:
     if resume and not folder.exists():
         raise UserError(f"--resume: {folder.path} holds no run; leave --resume out to begin one")
     if resume:
         _check_config(config, folder)
-    elif folder.path.exists() and any(path.name != LOCK for path in folder.path.iterdir()):
+        return
+    if folder.path.exists() and any(path.name != LOCK for path in folder.path.iterdir()):
         raise UserError(f"--run-dir {folder.path} is not empty; name another folder, or go on with --resume")
+    check_continuation(config)
 
 
 def _check_config(config: RunConfig, folder: RunFolder) -> None:
@@ -280,49 +303,3 @@ def _begin_folder(
     save_kinds(folder.id_kinds, id_kinds)
     plan.plan.save(folder.plan)
     write_text(folder.config, config.dump())  # last: it makes the folder a run
-
-
-def _weights_before(folder: RunFolder) -> int | None:
-    """The checksum of what a run loaded from its source when it began; None where it begins now."""
-    try:
-        content = json.loads(folder.transfer.read_text(encoding="utf-8"))
-        checksum_before: int | None = content.get("checksum")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder.transfer} is damaged: {error}; begin another run") from None
-    return checksum_before
-
-
-def _changes_since(config: RunConfig, folder: RunFolder) -> str:
-    """What has become of the files that a run was trained on; empty where they are not here any more."""
-    try:
-        return data_changes(read_stamps(folder.data), current_stamps(config.schema_in_use, ["train"]))
-    except UserError as error:
-        logger.info("the data of %s cannot be looked at: %s", folder.path, error)
-        return ""
-
-
-def _load_source_weights(
-    config: RunConfig, source: Path, model: nn.Module, folder: RunFolder, processes: Processes, log: RunLog
-) -> None:
-    """Load the declared weights of the source run, and write down what became of all of them: transfer.json."""
-    declared = find_model(config.model.name).transfer
-    assert declared is not None
-    trained = load_run(source)
-    checkpoint = choose_checkpoint(checkpoints_of(trained, RunFolder(source), processes), config.init_checkpoint)
-    weights = checksum(checkpoint / POSITION)
-    if _weights_before(folder) not in (None, weights):
-        raise UserError(
-            f"init_from: {source} has been trained again since {folder.path} began; begin another run, or put it back"
-        )
-    if changed := _changes_since(trained, RunFolder(source)):
-        log.say(f"init_from: the data that {source} was trained on have changed since:\n{changed}")
-    if continues(config, trained):
-        report = transfer(model, checkpoint, EVERYTHING, ())
-    else:
-        prefixes = {**declared.prefixes, **declared.further(trained_by(config), trained_by(trained))}
-        report = transfer(model, checkpoint, prefixes, declared.prunable)
-    content = {"from": str(checkpoint), "checksum": weights, **asdict(report)}
-    processes.on_main(lambda: write_json(folder.transfer, content))
-    logger.info("transfer: %d loaded, %d fresh, %d pruned", *(len(part) for part in asdict(report).values()))
