@@ -20,6 +20,7 @@ from pydantic_core import PydanticUndefined
 
 from torchrec_xd.config import RunConfig
 from torchrec_xd.datasets import LabelStepSettings, PrepareSettings
+from torchrec_xd.datasets.planted.clock_settings import FeedClockSettings, HomepageClockSettings
 from torchrec_xd.datasets.planted.settings import FeedSettings, HomepageSettings
 from torchrec_xd.models import MODELS
 from torchrec_xd.planner import Cluster, TableList
@@ -88,6 +89,16 @@ PAGES: dict[str, tuple[str, tuple[Section, ...]]] = {
                 "Planted worlds: homepages",
                 HomepageSettings,
                 "The same for the presets `homepage` and `homepage_flat`.",
+            ),
+            Section(
+                "Planted worlds over days: feeds",
+                FeedClockSettings,
+                "The same for the preset `feed_days` ([](../data.md#worlds-with-a-clock)).",
+            ),
+            Section(
+                "Planted worlds over days: homepages",
+                HomepageClockSettings,
+                "The same for the preset `homepage_days`.",
             ),
             Section("Interest labels for your own logs", LabelStepSettings, "What `torchrec-xd label CONFIG` reads."),
         ),

@@ -72,7 +72,7 @@ class FeedWorld:
             taste, seen = self.users.taste[domain], self.users.seen[domain]
             self.items.append(items)
             self._vectors.append(_vectors(items, settings, np.random.default_rng([*self._key, VECTORS, domain])))
-            self._interests.append(Interest(taste, items, settings.click_rate, seen, settings, key))
+            self._interests.append(Interest(taste, items, settings.strength).calibrated(settings.click_rate, seen, key))
 
     def columns(self, domain: int, split: str, chunk: int, count: int) -> Mapping[str, Array | pa.Array]:
         """The first `count` rows of a chunk."""
@@ -86,7 +86,7 @@ class FeedWorld:
             **user_columns(self.users, settings.names, user_R),
             COLD: self.users.cold_U[user_R],
             **{column: values_N[item_R] for column, values_N in items.values.items()},
-            _item_column(settings.names[domain]): item_R,
+            item_column(settings.names[domain]): item_R,
             **self._vector_column(domain, item_R),
             **{
                 column: generator.integers(ATTRIBUTE_VALUES, size=count, dtype=np.int32)
@@ -105,9 +105,9 @@ class FeedWorld:
 
     def schema(self, name: str) -> Schema:
         """What the columns mean."""
-        features = [*user_features(self.settings), *shared_features(self.shared, self.settings)]
+        features = [*user_features(self.settings, self.settings.users), *shared_features(self.shared, self.settings)]
         for domain, telling, noise in zip(self.settings.names, self._telling, self._noise, strict=True):
-            features.append(id_feature(_item_column(domain), self.settings.items, "specific", domain))
+            features.append(id_feature(item_column(domain), self.settings.items, "specific", domain))
             features += [id_feature(column, ATTRIBUTE_VALUES, "specific", domain) for column in (*telling, *noise)]
             if self.settings.vector:
                 features.append(
@@ -122,7 +122,8 @@ class FeedWorld:
         return world_schema(name, self.settings, self.tasks, features)
 
 
-def _item_column(domain: str) -> str:
+def item_column(domain: str) -> str:
+    """Name of the id of a domain's items."""
     return f"{domain}_item"
 
 

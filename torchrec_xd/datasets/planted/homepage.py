@@ -33,7 +33,7 @@ from torchrec_xd.datasets.planted.rows import (
     with_noise,
     world_schema,
 )
-from torchrec_xd.datasets.planted.settings import SPLITS, TARGET, HomepageSettings
+from torchrec_xd.datasets.planted.settings import SPLITS, TARGET, HomepageScenes, HomepageSettings
 from torchrec_xd.feature import Feature
 from torchrec_xd.schema import Schema, Task
 
@@ -58,20 +58,15 @@ class HomepageWorld:
         self.settings, self._key = settings, (settings.seed, KIND)
         self.noise_features: tuple[str, ...] = ()
         self.shared = attribute_names("", (CATEGORY, BRAND), settings.features)
-        self.tasks: Mapping[Task, str] = _tasks(settings.names)
+        self.tasks: Mapping[Task, str] = homepage_tasks(settings.names)
         generator = np.random.default_rng([*self._key, MEANINGS])
         meanings = {column: draw_meaning(column, settings, generator) for column in self.shared}
         self.users = draw_users(meanings[CATEGORY], settings, [*self._key, USERS])
         self.items = draw_items(meanings, settings, np.random.default_rng([*self._key, ITEMS]))
         rates = [settings.own_rate, *[settings.click_rate] * (settings.domains - 1)]
         self.interests = tuple(
-            Interest(
-                self.users.taste[domain],
-                self.items,
-                rate,
-                self.users.seen[domain],
-                settings,
-                [*self._key, CALIBRATION, domain],
+            Interest(self.users.taste[domain], self.items, settings.strength).calibrated(
+                rate, self.users.seen[domain], [*self._key, CALIBRATION, domain]
             )
             for domain, rate in enumerate(rates)
         )
@@ -83,7 +78,7 @@ class HomepageWorld:
             np.flatnonzero(self._in_sources_N), self.items.weight_N[self._in_sources_N]
         )
         self.fit_SLC = tuple(
-            np.where(self._never_C, 0.0, _fit_prob(settings, np.random.default_rng([*self._key, FIT, source])))
+            np.where(self._never_C, 0.0, fit_prob(settings, np.random.default_rng([*self._key, FIT, source])))
             for source in range(1, settings.domains)
         )
 
@@ -135,7 +130,7 @@ class HomepageWorld:
         """What the columns mean."""
         settings = self.settings
         features: list[Feature] = [
-            *user_features(settings),
+            *user_features(settings, settings.users),
             *shared_features(self.shared, settings),
             id_feature(ITEM, settings.items, "shared"),
             id_feature(SLOT, settings.slots, "scene", TARGET),
@@ -144,7 +139,7 @@ class HomepageWorld:
         return world_schema(name, settings, self.tasks, features)
 
 
-def _tasks(names: tuple[str, ...]) -> dict[Task, str]:
+def homepage_tasks(names: tuple[str, ...]) -> dict[Task, str]:
     """Labels and the columns with their true probabilities; `source` needs no suffix, `source_2` has `_2`."""
     tasks = {Task(label=CLICK, domain=TARGET): PROB}
     for source in names[1:]:
@@ -154,7 +149,7 @@ def _tasks(names: tuple[str, ...]) -> dict[Task, str]:
     return tasks | {Task(label=CLICK, domain=source): PROB for source in names[1:]}
 
 
-def _fit_prob(settings: HomepageSettings, generator: np.random.Generator) -> Array:
+def fit_prob(settings: HomepageScenes, generator: np.random.Generator) -> Array:
     """True transfer probability of one source, [S, L, C]."""
     slots, places, categories = settings.slots, settings.places, settings.categories
     # slot, place, and what the slot means to the category: no factorisation into scene and item gives it away

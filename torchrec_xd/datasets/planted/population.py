@@ -6,14 +6,14 @@ Shape legend: U users, N items, K taste dimensions, V values of a feature, C cat
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from torchrec_xd.datasets.planted.settings import WorldSettings
+from torchrec_xd.datasets.planted.settings import PopulationSettings, WorldSettings
 
 Array = NDArray[Any]
 
@@ -26,14 +26,14 @@ POISON = 1_000
 """Seeds who is turned round; domains' histories have the numbers from 1."""
 
 
-def num_values(column: str, settings: WorldSettings) -> int:
+def num_values(column: str, settings: PopulationSettings) -> int:
     """How many values a feature of items has."""
     return {CATEGORY: settings.categories, BRAND: settings.categories * BRANDS_PER_CATEGORY}.get(
         column, ATTRIBUTE_VALUES
     )
 
 
-def draw_meaning(column: str, settings: WorldSettings, generator: np.random.Generator) -> Array:
+def draw_meaning(column: str, settings: PopulationSettings, generator: np.random.Generator) -> Array:
     """What each value of a feature means to tastes, [V, K]; its product with a taste has variance 1."""
     values_VK = generator.standard_normal((num_values(column, settings), settings.taste_dim))
     return np.asarray(values_VK / np.sqrt(settings.taste_dim), dtype=np.float32)
@@ -112,7 +112,12 @@ class Users:
 
 
 def draw_users(
-    meaning_CK: Array, settings: WorldSettings, key: Sequence[int], *, cold_share: float = 0.0, poisoned: float = 0.0
+    meaning_CK: Array,
+    settings: PopulationSettings,
+    key: Sequence[int],
+    *,
+    cold_share: float = 0.0,
+    poisoned: float = 0.0,
 ) -> Users:
     """Users with a taste per domain, more or less the same, and their events before the first row.
 
@@ -149,26 +154,26 @@ def draw_users(
         segment_U=_segments(taste[0], settings.segments, generator),
         cold_U=cold_U.astype(np.int8),
         histories=tuple(
-            _history(taste[d], meaning_CK, np.minimum(lengths[d], settings.history), [*key, 1 + d])
+            draw_history(taste[d], meaning_CK, np.minimum(lengths[d], settings.history), [*key, 1 + d])
             for d in range(settings.domains)
         ),
         activity_U=np.stack(lengths).sum(axis=0, dtype=np.int32),
     )
 
 
-def _tastes(settings: WorldSettings, generator: np.random.Generator) -> tuple[Array, ...]:
+def _tastes(settings: PopulationSettings, generator: np.random.Generator) -> tuple[Array, ...]:
     """A source's taste is `a target + sqrt(1 - a^2) fresh`; the target's does not depend on the agreement a."""
     agreement, dim = settings.agreement, settings.taste_dim
-    target_K = _direction(generator, dim)
+    target_K = direction(generator, dim)
     target_UK = _taste(target_K, settings, generator)
     tastes = [target_UK]
     for _source in range(1, settings.domains):
-        fresh_UK = _taste(_direction(generator, dim, target_K), settings, generator)
+        fresh_UK = _taste(direction(generator, dim, target_K), settings, generator)
         tastes.append((agreement * target_UK + np.sqrt(1 - agreement**2) * fresh_UK).astype(np.float32))
     return tuple(tastes)
 
 
-def _taste(popular_K: Array, settings: WorldSettings, generator: np.random.Generator) -> Array:
+def _taste(popular_K: Array, settings: PopulationSettings, generator: np.random.Generator) -> Array:
     """What all users like, a unit vector, and what each of them likes: variance 1 per dimension, [U, K]."""
     share = settings.popular_taste
     personal_UK = generator.standard_normal((settings.users, settings.taste_dim), dtype=np.float32)
@@ -176,7 +181,7 @@ def _taste(popular_K: Array, settings: WorldSettings, generator: np.random.Gener
     return np.asarray(taste_UK, dtype=np.float32)
 
 
-def _direction(generator: np.random.Generator, dim: int, away_from: Array | None = None) -> Array:
+def direction(generator: np.random.Generator, dim: int, away_from: Array | None = None) -> Array:
     """A random unit vector, at right angles to another; in one dimension there is none, and zero stands for it."""
     vector_K = generator.standard_normal(dim)
     if away_from is not None:
@@ -189,16 +194,21 @@ def _direction(generator: np.random.Generator, dim: int, away_from: Array | None
 def _segments(taste_UK: Array, count: int, generator: np.random.Generator) -> Array:
     """The nearest of `count` random users' tastes; tastes are seen through noise of half their deviation."""
     centre_SK = generator.choice(taste_UK, count, axis=0)
-    half_square_S = (centre_SK**2).sum(axis=1) / 2
     blocks = []
     for start in range(0, len(taste_UK), USER_BLOCK):
         block_UK = taste_UK[start : start + USER_BLOCK]
         seen_UK = block_UK + 0.5 * generator.standard_normal(block_UK.shape, dtype=np.float32)
-        blocks.append((seen_UK @ centre_SK.T - half_square_S).argmax(axis=1).astype(np.int32))
+        blocks.append(nearest(seen_UK, centre_SK))
     return np.concatenate(blocks)
 
 
-def _history(taste_UK: Array, meaning_CK: Array, length_U: Array, key: Sequence[int]) -> pa.Array:
+def nearest(seen_UK: Array, centre_SK: Array) -> Array:
+    """The nearest centre of each, int32 [U]."""
+    half_square_S = (centre_SK**2).sum(axis=1) / 2
+    return np.asarray((seen_UK @ centre_SK.T - half_square_S).argmax(axis=1).astype(np.int32))
+
+
+def draw_history(taste_UK: Array, meaning_CK: Array, length_U: Array, key: Sequence[int]) -> pa.Array:
     """Events, each in a category with a chance proportional to `exp(1.5 taste * meaning)`."""
     blocks = []
     for number, start in enumerate(range(0, len(taste_UK), USER_BLOCK)):
@@ -216,34 +226,39 @@ def _history(taste_UK: Array, meaning_CK: Array, length_U: Array, key: Sequence[
     return pa.LargeListArray.from_arrays(offsets, np.concatenate(blocks))
 
 
+@dataclass(frozen=True)
 class Interest:
-    """How likely a user clicks an item of a domain, from taste and quality alone.
+    """How likely a user clicks an item of a domain, from taste and quality alone."""
 
-    Args:
-        taste_UK: the users' taste in the domain.
-        items: of the domain.
-        rate: mean probability, over users and items as they are drawn.
-        seen: who is drawn.
-        settings: of the world.
-        key: seeds the draws that set the mean.
-    """
+    taste_UK: Array
+    """The users' taste in the domain."""
+    items: Items
+    """Of the domain."""
+    strength: float
+    """Standard deviation of the logit that taste makes."""
+    bias: float = 0.0
+    """What is added to every logit."""
 
-    def __init__(
-        self, taste_UK: Array, items: Items, rate: float, seen: Choice, settings: WorldSettings, key: Sequence[int]
-    ) -> None:
-        self._taste_UK, self._items, self._strength = taste_UK, items, settings.strength
+    def calibrated(self, rate: float, seen: Choice, key: Sequence[int]) -> Interest:
+        """With the bias that makes `rate` the mean probability, over users and items as they are drawn.
+
+        Args:
+            rate: mean probability.
+            seen: users who are drawn.
+            key: seeds the draws.
+        """
         generator = np.random.default_rng(key)
-        user_R, item_R = seen.draw(generator, CALIBRATION_ROWS), items.popularity.draw(generator, CALIBRATION_ROWS)
-        self._bias = bias_for(self.logit(user_R, item_R), rate)
+        user_R, item_R = (who.draw(generator, CALIBRATION_ROWS) for who in (seen, self.items.popularity))
+        return replace(self, bias=bias_for(self.logit(user_R, item_R), rate))
 
     def logit(self, user_R: Array, item_R: Array) -> Array:
         """Of a click, before the domain's bias, [R]."""
-        liking_R = np.einsum("rk,rk->r", self._taste_UK[user_R], self._items.meaning_NK[item_R])
-        return np.asarray(self._strength * liking_R + self._items.quality_N[item_R])
+        liking_R = np.einsum("rk,rk->r", self.taste_UK[user_R], self.items.meaning_NK[item_R])
+        return np.asarray(self.strength * liking_R + self.items.quality_N[item_R])
 
     def prob(self, user_R: Array, item_R: Array) -> Array:
         """Of a click, float64 [R]."""
-        return sigmoid(self.logit(user_R, item_R) + self._bias)
+        return sigmoid(self.logit(user_R, item_R) + self.bias)
 
 
 def bias_for(logit_R: Array, rate: float) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from torchrec_xd.datasets.planted.population import CATEGORY, Array, Users, num_values
-from torchrec_xd.datasets.planted.settings import SPLITS, TARGET, WorldSettings
+from torchrec_xd.datasets.planted.settings import SPLITS, TARGET, PopulationSettings
 from torchrec_xd.feature import Feature, Group
 from torchrec_xd.schema import Domain, Schema, Task
 
@@ -62,11 +62,9 @@ def with_noise(prob_R: Array, rate: float, share: float) -> Array:
     return (1 - share) * prob_R + share * rate
 
 
-def user_features(settings: WorldSettings) -> list[Feature]:
-    """Features that `user_columns` fill."""
-    features = [
-        id_feature(column, rows, "user") for column, rows in ((USER, settings.users), (SEGMENT, settings.segments))
-    ]
+def user_features(settings: PopulationSettings, users: int) -> list[Feature]:
+    """Features that `user_columns` fill; there are ids for `users` users."""
+    features = [id_feature(column, rows, "user") for column, rows in ((USER, users), (SEGMENT, settings.segments))]
     return features + [
         Feature(
             column=history_column(domain),
@@ -85,16 +83,22 @@ def id_feature(column: str, rows: int, group: Group, domain: str | None = None) 
     return Feature(column=column, kind="id", group=group, rows=rows, domains=None if domain is None else (domain,))
 
 
-def shared_features(columns: tuple[str, ...], settings: WorldSettings) -> list[Feature]:
+def shared_features(columns: tuple[str, ...], settings: PopulationSettings) -> list[Feature]:
     """Features that items of all domains have."""
     return [id_feature(column, num_values(column, settings), "shared") for column in columns]
 
 
-def world_schema(name: str, settings: WorldSettings, tasks: Mapping[Task, str], features: list[Feature]) -> Schema:
-    """The schema of a world; its root is set when it is written."""
+def world_schema(
+    name: str,
+    settings: PopulationSettings,
+    tasks: Mapping[Task, str],
+    features: list[Feature],
+    files: Mapping[str, str] = dict.fromkeys(SPLITS, "*.parquet"),
+) -> Schema:
+    """The schema of a world; its root is set when it is written. `files` are those of each split, below its folder."""
     domains = {
         domain: Domain(
-            role="target" if domain == TARGET else "source", **{s: f"{domain}/{s}/*.parquet" for s in SPLITS}
+            role="target" if domain == TARGET else "source", **{s: f"{domain}/{s}/{f}" for s, f in files.items()}
         )
         for domain in settings.names
     }

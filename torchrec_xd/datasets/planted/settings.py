@@ -14,19 +14,11 @@ SPLITS = ("train", "valid", "test")
 MAX_TEST_ROWS = 20_000_000
 
 
-class WorldSettings(Settings):
-    """What every planted world has. Memory grows with users, items and test rows, never with training rows."""
+class PopulationSettings(Settings):
+    """Users, items and tastes of every planted world."""
 
     domains: int = Field(default=2, ge=2, le=8)
     """One target, and this many less one sources."""
-    target_rows: int = Field(default=30_000, ge=1, le=10**9)
-    """Training rows of the target."""
-    source_ratio: PositiveFloat = 9.0
-    """Training rows of all sources together, per training row of the target; sources are equally large."""
-    valid_rows: int = Field(default=10_000, ge=1, le=MAX_TEST_ROWS)
-    """Validation rows of every domain, and test rows of every source."""
-    test_rows: int = Field(default=40_000, ge=1, le=MAX_TEST_ROWS)
-    """Test rows of the target; the best possible metrics are computed on all of them, some 100 bytes of memory each."""
     users: int = Field(default=8_000, ge=10, le=10**8)
     """Users of all domains together."""
     shared_users: float = Field(default=0.7, ge=0, le=1)
@@ -48,10 +40,6 @@ class WorldSettings(Settings):
     """Share of a taste that all users of a domain have in common; it agrees between domains likewise."""
     strength: NonNegativeFloat = 1.7
     """Standard deviation of the logit that taste makes; 0 leaves nothing to learn but the quality of items."""
-    quality: NonNegativeFloat = 0.3
-    """Standard deviation of the logit that an item's own quality makes, which no feature but its id carries."""
-    label_noise: float = Field(default=0.0, ge=0, le=1)
-    """Share of clicks that are drawn at the click rate, whatever the user and the item."""
     click_rate: float = Field(default=0.2, gt=0, lt=1)
     """Share of rows that are clicked, in every domain of a feed and in the sources of a homepage."""
     segments: PositiveInt = 30
@@ -66,8 +54,6 @@ class WorldSettings(Settings):
     """Seeds everything that is drawn."""
     row_group_rows: int = Field(default=65_536, ge=1, le=2**20)
     """Rows that are drawn, and written as a row group, at a time."""
-    row_groups_per_file: PositiveInt = 16
-    """Row groups in one Parquet file."""
     workers: PositiveInt = Field(default_factory=lambda: os.cpu_count() or 1)
     """Threads, a file each; no row depends on how many."""
 
@@ -77,35 +63,19 @@ class WorldSettings(Settings):
         sources = ("source", *(f"source_{number}" for number in range(2, self.domains)))
         return (TARGET, *sources[: self.domains - 1])
 
-    def rows(self, domain: int, split: str) -> int:
-        """How many rows a split of a domain has."""
-        if domain == 0:
-            return {"train": self.target_rows, "valid": self.valid_rows, "test": self.test_rows}[split]
-        per_source = max(1, round(self.target_rows * self.source_ratio / (self.domains - 1)))
-        return per_source if split == "train" else self.valid_rows
-
     def meaning(self) -> dict[str, Any]:
         """The settings that decide what lies in which file."""
         return self.model_dump(mode="json", exclude={"workers"})
 
 
-class FeedSettings(WorldSettings):
-    """A feed of different kinds of things, one kind per domain: for MKT."""
+class FeedItems(PopulationSettings):
+    """What tells the items of a feed apart."""
 
     overlap: float = Field(default=0.5, ge=0, le=1)
     """Share of an item's features that are shared by all domains; at least one is (the category, which histories list),
     the others are specific to the domain."""
     noise: float = Field(default=0.5, ge=0, le=1)
     """Share of the specific features that mean nothing: drawn anew for every row."""
-    cold_users: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the users of all domains who have neither training rows nor history in the target, but test rows."""
-
-    poisoned_users: float = Field(default=0.0, ge=0, le=1)
-    """Share of the users whose taste in the sources is turned round: what they like there they dislike in the target
-    as much as others like it. What sources teach about them has to be filtered."""
-    vector: int = Field(default=0, ge=0, le=1_024)
-    """Numbers of a vector that describes each item, as a text or an image would: what the item means to tastes, in a
-    space of its domain's own, under noise as large. Specific to the domain; 0: items have none."""
 
     @property
     def num_shared(self) -> int:
@@ -118,8 +88,8 @@ class FeedSettings(WorldSettings):
         return round(self.noise * (self.features - self.num_shared))
 
 
-class HomepageSettings(WorldSettings):
-    """A homepage that may show what users want elsewhere, the same items in all domains: for EXIT."""
+class HomepageScenes(PopulationSettings):
+    """Where and when a homepage shows what users want elsewhere."""
 
     own_rate: float = Field(default=0.05, gt=0, lt=1)
     """Share of target rows that are clicked without any interest from a source."""
@@ -131,6 +101,51 @@ class HomepageSettings(WorldSettings):
     """Times of day."""
     places: int = Field(default=5, ge=2, le=1_000)
     """Places on the page."""
+
+
+class WorldSettings(PopulationSettings):
+    """What every world without a clock has. Memory grows with users, items and test rows, never with training rows."""
+
+    target_rows: int = Field(default=30_000, ge=1, le=10**9)
+    """Training rows of the target."""
+    source_ratio: PositiveFloat = 9.0
+    """Training rows of all sources together, per training row of the target; sources are equally large."""
+    valid_rows: int = Field(default=10_000, ge=1, le=MAX_TEST_ROWS)
+    """Validation rows of every domain, and test rows of every source."""
+    test_rows: int = Field(default=40_000, ge=1, le=MAX_TEST_ROWS)
+    """Test rows of the target; the best possible metrics are computed on all of them, some 100 bytes of memory each."""
+    quality: NonNegativeFloat = 0.3
+    """Standard deviation of the logit that an item's own quality makes, which no feature but its id carries."""
+    label_noise: float = Field(default=0.0, ge=0, le=1)
+    """Share of clicks that are drawn at the click rate, whatever the user and the item."""
+    row_groups_per_file: PositiveInt = 16
+    """Row groups in one Parquet file."""
+
+    def rows(self, domain: int, split: str) -> int:
+        """How many rows a split of a domain has."""
+        if domain == 0:
+            return {"train": self.target_rows, "valid": self.valid_rows, "test": self.test_rows}[split]
+        per_source = max(1, round(self.target_rows * self.source_ratio / (self.domains - 1)))
+        return per_source if split == "train" else self.valid_rows
+
+
+class FeedSettings(FeedItems, WorldSettings):
+    """A feed of different kinds of things, one kind per domain: for MKT."""
+
+    cold_users: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the users of all domains who have neither training rows nor history in the target, but test rows."""
+
+    poisoned_users: float = Field(default=0.0, ge=0, le=1)
+    """Share of the users whose taste in the sources is turned round: what they like there they dislike in the target
+    as much as others like it. What sources teach about them has to be filtered."""
+    vector: int = Field(default=0, ge=0, le=1_024)
+    """Numbers of a vector that describes each item, as a text or an image would: what the item means to tastes, in a
+    space of its domain's own, under noise as large. Specific to the domain; 0: items have none."""
+
+
+class HomepageSettings(HomepageScenes, WorldSettings):
+    """A homepage that may show what users want elsewhere, the same items in all domains: for EXIT."""
+
     never_fit: float = Field(default=0.0, ge=0, le=1)
     """Share of the categories that fit no scene, whichever source they are wanted in."""
     shared_items: float = Field(default=1.0, gt=0, le=1)

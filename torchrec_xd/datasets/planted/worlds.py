@@ -11,11 +11,14 @@ from typing import Any
 import yaml
 
 from torchrec_xd.data.schema_files import load_schema
+from torchrec_xd.datasets.planted.clock import ClockWorld, FeedClock, HomepageClock
+from torchrec_xd.datasets.planted.clock_settings import FeedClockSettings, HomepageClockSettings
+from torchrec_xd.datasets.planted.days import DAYS, write_days
 from torchrec_xd.datasets.planted.feed import FeedWorld
 from torchrec_xd.datasets.planted.homepage import HomepageWorld
 from torchrec_xd.datasets.planted.rows import World
-from torchrec_xd.datasets.planted.settings import FeedSettings, HomepageSettings, WorldSettings
-from torchrec_xd.datasets.planted.writing import write_world
+from torchrec_xd.datasets.planted.settings import FeedSettings, HomepageSettings, PopulationSettings
+from torchrec_xd.datasets.planted.writing import Written, write_world
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare import manifest
 from torchrec_xd.prepare.manifest import Manifest
@@ -38,9 +41,22 @@ class Preset:
     """What differs from the defaults of the kind of world."""
 
 
-KINDS: dict[str, tuple[type[WorldSettings], Callable[[Any], World]]] = {
-    "feed": (FeedSettings, FeedWorld),
-    "homepage": (HomepageSettings, HomepageWorld),
+@dataclass(frozen=True)
+class Kind:
+    """A kind of world: its settings, how it is built, and how it is written."""
+
+    settings: type[PopulationSettings]
+    build: Callable[[Any], World | ClockWorld]
+    write: Callable[..., Written]
+    """(world, settings, folder, progress) -> what lies where, and the metrics of the true probabilities."""
+    reports: tuple[str, ...] = (SCHEMA,)
+
+
+KINDS: dict[str, Kind] = {
+    "feed": Kind(FeedSettings, FeedWorld, write_world),
+    "homepage": Kind(HomepageSettings, HomepageWorld, write_world),
+    "feed over days": Kind(FeedClockSettings, FeedClock, write_days, (SCHEMA, DAYS)),
+    "homepage over days": Kind(HomepageClockSettings, HomepageClock, write_days, (SCHEMA, DAYS)),
 }
 
 PRESETS: dict[str, Preset] = {
@@ -89,11 +105,46 @@ PRESETS: dict[str, Preset] = {
         "at all on the scene.",
         {"target_rows": 150_000, "source_ratio": 1.0, "scene_dependence": 0.0},
     ),
+    "feed_days": Preset(
+        "feed over days",
+        "Premise of going on every day: users and items are born and leave, tastes turn, popularity comes and goes; "
+        "what users like in the source is mostly what they like in the target.",
+        {},
+    ),
+    "homepage_days": Preset(
+        "homepage over days",
+        "The same for a homepage: whether an interest from the source fits depends on the scene, which stays as it is.",
+        {"target_rows": 10_000, "source_ratio": 1.0},
+    ),
 }
+
+
+def find_preset(preset: str) -> Preset:
+    """A preset by its name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset '{preset}'; there are: {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
+def world_settings(preset: str, overrides: Mapping[str, Any]) -> PopulationSettings:
+    """The settings of a preset, with others on top.
+
+    Raises:
+        UserError: unknown preset, a setting that the preset's kind of world lacks, or a value that breaks a rule.
+    """
+    chosen = find_preset(preset)
+    kind = KINDS[chosen.kind].settings
+    return validate(kind, {**chosen.settings, **overrides}, f"preset '{preset}'")
 
 
 def prepare_world(preset: str, out: Path, overrides: Mapping[str, Any], progress: Callable[[str], None]) -> Manifest:
     """Write a planted world: `out/<domain>/<split>/*.parquet`, `out/schema.yaml` and `out/manifest.json`.
+
+    Over days, a day's rows are `out/<domain>/<split>/day=NNN/*.parquet`, and `out/days.json` says what is best on each.
 
     `out` is complete or untouched, reused or replaced as `prepare` does it. Where it is relative, so is
     the schema's `root`: commands that use it run in the same folder.
@@ -108,11 +159,8 @@ def prepare_world(preset: str, out: Path, overrides: Mapping[str, Any], progress
         UserError: unknown preset, a setting that the preset's kind of world lacks, a value that breaks a rule, or `out`
             holds anything else.
     """
-    if preset not in PRESETS:
-        raise UserError(f"unknown preset '{preset}'; there are: {', '.join(PRESETS)}")
-    chosen = PRESETS[preset]
-    settings_type, build = KINDS[chosen.kind]
-    settings = validate(settings_type, {**chosen.settings, **overrides}, f"preset '{preset}'")
+    chosen = find_preset(preset)
+    kind, settings = KINDS[chosen.kind], world_settings(preset, overrides)
     name = f"world_{preset}"
     identity = manifest.identity(name, settings.meaning(), {})
     old = manifest.reusable(out, identity)
@@ -120,10 +168,10 @@ def prepare_world(preset: str, out: Path, overrides: Mapping[str, Any], progress
         _place_schema(load_schema(out / SCHEMA), out, out)
         progress(f"{out}: made before, with the same settings; reused")
         return old
-    world = build(settings)
+    world = kind.build(settings)
     schema = world.schema(name)
     with manifest.replaced(out) as folder:
-        domains, oracle = write_world(world, settings, folder, progress)
+        domains, oracle = kind.write(world, settings, folder, progress)
         _place_schema(schema, out, folder)
         made = Manifest(
             identity=identity,
@@ -135,7 +183,7 @@ def prepare_world(preset: str, out: Path, overrides: Mapping[str, Any], progress
             domains=domains,
             oracle=oracle,
             noise_features=world.noise_features,
-            reports=(SCHEMA,),
+            reports=kind.reports,
             versions={package: version(package) for package in ("numpy", "pyarrow")},
         )
         (folder / manifest.NAME).write_text(made.model_dump_json(indent=1), encoding="utf-8")

@@ -5,7 +5,7 @@ Shape legend: R test rows of a domain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,10 @@ from torchrec_xd.datasets.planted.settings import SPLITS, WorldSettings
 from torchrec_xd.evaluation.row_quantities import auc_by_user, log_losses
 from torchrec_xd.prepare.manifest import SplitRows
 
+Columns = Mapping[str, "Array | pa.Array"]
+Written = tuple[dict[str, dict[str, SplitRows]], dict[str, dict[str, float]]]
+"""What lies where, by domain and split; and per task the metrics of the true probabilities on the test rows."""
+
 
 @dataclass(frozen=True)
 class _File:
@@ -31,20 +35,14 @@ class _File:
 
 
 @dataclass(frozen=True)
-class _Written:
+class _FileRows:
     positives: int
     tested: tuple[dict[str, Array], ...]
     """Of a test file, per row group: what the oracle is computed from."""
 
 
-def write_world(
-    world: World, settings: WorldSettings, folder: Path, progress: Callable[[str], None]
-) -> tuple[dict[str, dict[str, SplitRows]], dict[str, dict[str, float]]]:
-    """Write `folder/<domain>/<split>/part-NNNNN.parquet`.
-
-    Returns:
-        What lies where, by domain and split; and per task the metrics of the true probabilities on the test rows.
-    """
+def write_world(world: World, settings: WorldSettings, folder: Path, progress: Callable[[str], None]) -> Written:
+    """Write `folder/<domain>/<split>/part-NNNNN.parquet`."""
     files = list(_files(settings))
     for file in files:
         (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
@@ -75,29 +73,41 @@ def _files(settings: WorldSettings) -> Iterator[_File]:
                 yield _File(path, domain, split, part * settings.row_groups_per_file, min(most, rows - start))
 
 
-def _write(file: _File, world: World, settings: WorldSettings, folder: Path) -> _Written:
+def _write(file: _File, world: World, settings: WorldSettings, folder: Path) -> _FileRows:
     truth = {task.label: prob for task, prob in world.tasks.items() if task.domain == settings.names[file.domain]}
-    positives, tested, writer = 0, [], None
-    try:
+    positives, tested = 0, []
+
+    def chunks() -> Iterator[Columns]:
+        nonlocal positives
         for number, start in enumerate(range(0, file.rows, settings.row_group_rows)):
             count = min(settings.row_group_rows, file.rows - start)
             columns = world.columns(file.domain, file.split, file.first_chunk + number, count)
+            positives += int(np.count_nonzero(columns[CLICK]))
+            if file.split == "test":
+                tested.append({name: np.asarray(columns[name]) for name in (USER, *truth, *truth.values())})
+            yield columns
+
+    write_row_groups(folder / file.path, chunks())
+    return _FileRows(positives, tuple(tested))
+
+
+def write_row_groups(path: Path, chunks: Iterable[Columns]) -> None:
+    """A Parquet file of which every chunk of rows is a row group; there is one at least."""
+    writer = None
+    try:
+        for columns in chunks:
             table = pa.table(dict(columns))
             if writer is None:
                 floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
                 ids = [name for name in table.column_names if name not in floats]
-                writer = pq.ParquetWriter(folder / file.path, table.schema, compression="zstd", use_dictionary=ids)
-            writer.write_table(table, row_group_size=count)
-            positives += int(np.count_nonzero(columns[CLICK]))
-            if file.split == "test":
-                tested.append({name: np.asarray(columns[name]) for name in (USER, *truth, *truth.values())})
+                writer = pq.ParquetWriter(path, table.schema, compression="zstd", use_dictionary=ids)
+            writer.write_table(table, row_group_size=table.num_rows)
     finally:
         if writer is not None:
             writer.close()
-    return _Written(positives, tuple(tested))
 
 
-def _split_rows(files: list[_File], written: dict[str, _Written]) -> SplitRows:
+def _split_rows(files: list[_File], written: dict[str, _FileRows]) -> SplitRows:
     return SplitRows(
         rows=sum(file.rows for file in files),
         positives=sum(written[file.path].positives for file in files),
@@ -106,7 +116,7 @@ def _split_rows(files: list[_File], written: dict[str, _Written]) -> SplitRows:
 
 
 def _oracle(
-    world: World, settings: WorldSettings, files: list[_File], written: dict[str, _Written]
+    world: World, settings: WorldSettings, files: list[_File], written: dict[str, _FileRows]
 ) -> dict[str, dict[str, float]]:
     oracle = {}
     for task, prob in world.tasks.items():
