@@ -24,7 +24,8 @@ import psutil
 
 from torchrec_xd.atomic_write import write_json
 from torchrec_xd.errors import UserError
-from torchrec_xd.serving.artifact import CURRENT, READY, TABLES, VERSIONS
+from torchrec_xd.serving.artifact import CURRENT, READY, VERSIONS
+from torchrec_xd.serving.delta import TABLES
 
 MOST_SECONDS, MOST_RATE, MOST_CLIENTS = 900.0, 2000.0, 64
 """Of a load: seconds, requests per second, and clients."""

@@ -29,7 +29,8 @@ from torchrec_xd.data.shards import ShardSpec
 from torchrec_xd.distributed.process_group import process_group
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.schema import Split
-from torchrec_xd.serving.artifact import NET, REQUEST_OF, TABLES
+from torchrec_xd.serving.artifact import NET, REQUEST_OF
+from torchrec_xd.serving.delta import TABLES
 from torchrec_xd.serving.examples import example_body
 from torchrec_xd.serving.requests import ScoreRequest
 from torchrec_xd.serving.sides import side

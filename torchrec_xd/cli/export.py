@@ -24,12 +24,15 @@ def export(
     max_auc_change: Annotated[
         float, typer.Option(min=0, max=1, help="What narrower tables may change in the AUC of any task.")
     ] = 0.0005,
+    since: Annotated[
+        int | None, typer.Option(min=1, help="A version below --out: only what changed since then is written.")
+    ] = None,
 ) -> None:
     """Write a run's model for servers that need no torch, checked against the run's own scores."""
     refuse_missing_packages("export", "onnx", "onnxscript", "onnxruntime", "safetensors")
     from torchrec_xd.export.api import export as run_export
 
-    artifact = run_export(run, out, domain, tables, checkpoint, max_auc_change)
+    artifact = run_export(run, out, domain, tables, checkpoint, max_auc_change, since)
     manifest = artifact.manifest
     size = sum(path.stat().st_size for path in artifact.folder.rglob("*") if path.is_file()) / 1e6
     show(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,16 @@ from torchrec_xd.data.agreement import read_kinds
 from torchrec_xd.distributed.process_group import process_group
 from torchrec_xd.errors import UserError
 from torchrec_xd.export.checks import AucChange, Checked, auc_change, difference
+from torchrec_xd.export.delta import check_base, checksums, only_changes
 from torchrec_xd.export.narrow import narrowed
 from torchrec_xd.export.net import as_onnx, table_weights
 from torchrec_xd.models import find_model
-from torchrec_xd.prepare.encoders import sha256
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.run_lock import run_lock
 from torchrec_xd.schema import Domain, Schema, Split
 from torchrec_xd.serving import artifact as files
 from torchrec_xd.serving.artifact import Artifact, ArtifactManifest, NetInput, TableEntry, TablesDtype
+from torchrec_xd.serving.delta import TABLES
 from torchrec_xd.serving.scorer import Scorer
 from torchrec_xd.serving.tables import Tables
 from torchrec_xd.training.inference import load_plain
@@ -46,6 +47,7 @@ def export(
     tables: TablesDtype = "fp32",
     checkpoint: CheckpointChoice = "best",
     max_auc_change: float = AUC_TOLERANCE,
+    since: int | None = None,
 ) -> Artifact:
     """Write a run's model as the next version below `out`, and make it the current one.
 
@@ -59,6 +61,7 @@ def export(
         tables: type of the tables' numbers.
         checkpoint: best or last.
         max_auc_change: what narrower tables may change in the AUC of any task.
+        since: a version below `out`; only what changed since is written, and made whole where it is opened.
 
     Raises:
         UserError: no run, no such domain, a net that cannot be exported, scores that differ, or an AUC that changes by
@@ -68,18 +71,27 @@ def export(
     check_output_folder(out, "--out")
     own = _Exported(config, RunFolder(Path(directory)), _domain(config.schema_in_use, domain), tables, checkpoint)
     own.split()
+    base = None if since is None else _base(out, since)
     with run_lock(out, "--out"):
         partial = out / files.VERSIONS / _PARTIAL
         shutil.rmtree(partial, ignore_errors=True)  # of an export that was interrupted
         partial.mkdir(parents=True)
         try:
-            _write(own, partial, max_auc_change)
+            written = _write(own, partial, max_auc_change, base)
             version = 1 + max((int(p.name) for p in partial.parent.iterdir() if p.name.isdecimal()), default=0)
             final = partial.rename(partial.parent / str(version))
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         write_json(out / files.CURRENT, {"version": version})
-    return Artifact.open(final, check=False)
+    return replace(written, folder=final, version=version)
+
+
+def _base(out: Path, since: int) -> Artifact:
+    folder = out / files.VERSIONS / str(since)
+    if not folder.is_dir():
+        there = sorted(int(path.name) for path in folder.parent.glob("*") if path.name.isdecimal())
+        raise UserError(f"--since {since}: no such version below {out}; there are: {', '.join(map(str, there)) or '-'}")
+    return Artifact.open(folder)
 
 
 @dataclass(frozen=True)
@@ -119,8 +131,8 @@ def _domain(schema: Schema, domain: str | None) -> str:
     return domain or choices[0]
 
 
-def _write(own: _Exported, place: Path, max_auc_change: float) -> None:
-    """All files of a version, its net checked against the run, READY last."""
+def _write(own: _Exported, place: Path, max_auc_change: float, base: Artifact | None) -> Artifact:
+    """All files of a version, or what changed since another one; its net checked against the run, READY last."""
     checked = Checked.of(own.config, own.folder.path, own.domain, own.split(), own.checkpoint)
     with process_group(own.config.trainer) as processes:
         if processes.size > 1:
@@ -148,6 +160,8 @@ def _write(own: _Exported, place: Path, max_auc_change: float) -> None:
         tolerance=TOLERANCE,
         difference=0.0,
     )
+    if base is not None:
+        check_base(base, manifest)
     arrays = {name: weight.detach().float().numpy() for name, (weight, _) in weights.items()}
     exact = Scorer(Artifact(place, 0, manifest, _served(schema)), tables=Tables(manifest.tables, arrays))
     found = difference(exact, checked, schema, TOLERANCE)
@@ -160,9 +174,11 @@ def _write(own: _Exported, place: Path, max_auc_change: float) -> None:
     checked.write_sample(place / files.SAMPLE, scorer, _served(schema))
     if own.folder.encoders.is_dir():
         shutil.copytree(own.folder.encoders, place / files.ENCODERS)
-    sums = {str(p.relative_to(place)): sha256(p) for p in sorted(place.rglob("*")) if p.is_file()}
-    write_json(place / files.MANIFEST, manifest.model_copy(update={"files": sums}).model_dump(mode="json"))
+    sums = checksums(place) if base is None else only_changes(place, base)
+    manifest = manifest.model_copy(update={"files": sums, "since": None if base is None else base.version})
+    write_json(place / files.MANIFEST, manifest.model_dump(mode="json"))
     (place / files.READY).touch()
+    return Artifact(place, 0, manifest, _served(schema))
 
 
 def _served(schema: Schema) -> Schema:
@@ -183,8 +199,8 @@ def _write_tables(place: Path, manifest: ArtifactManifest, arrays: dict[str, Any
     for name, array in arrays.items():
         entries[name], parts = narrowed(name, array, manifest.tables[name], manifest.tables_dtype)
         written |= {part: np.ascontiguousarray(value) for part, value in parts.items()}
-    save_file(written, place / files.TABLES)
-    (place / files.TABLES).chmod((place / files.NET).stat().st_mode)  # it made a file of this user alone
+    save_file(written, place / TABLES)
+    (place / TABLES).chmod((place / files.NET).stat().st_mode)  # it made a file of this user alone
     return manifest.model_copy(update={"tables": entries})
 
 

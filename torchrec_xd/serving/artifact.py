@@ -15,18 +15,13 @@ from pydantic import Field
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare.encoders import sha256
 from torchrec_xd.schema import Schema
+from torchrec_xd.serving.delta import complete
 from torchrec_xd.settings import Settings, validate
 from torchrec_xd.strict_yaml import parse_yaml
 
 FORMAT: Literal[2] = 2
 """Of the artefacts that this version writes and reads."""
-MANIFEST, SCHEMA, NET, TABLES, SAMPLE = (
-    "manifest.json",
-    "schema.yaml",
-    "net.onnx",
-    "tables.safetensors",
-    "sample.parquet",
-)
+MANIFEST, SCHEMA, NET, SAMPLE = "manifest.json", "schema.yaml", "net.onnx", "sample.parquet"
 READY, CURRENT, VERSIONS, ENCODERS = "READY", "current.json", "versions", "encoders"
 REQUEST_OF = "request_of"
 """Input of the net: each candidate's row of the request side, int64 `[B]`."""
@@ -102,6 +97,8 @@ class ArtifactManifest(Settings):
     """Task to what narrower tables change in its AUC, on the split below."""
     auc_split: str | None = None
     """Split of the run on which that was measured."""
+    since: int | None = Field(default=None, ge=1)
+    """Version next to this one whose files are taken where this one lacks some. Default: it lacks none."""
     files: dict[str, str] = Field(default_factory=dict)
     """Every other file to its SHA-256."""
 
@@ -119,7 +116,7 @@ class Artifact:
 
     @staticmethod
     def open(folder: Path, *, check: bool = True) -> Artifact:
-        """Read an artefact.
+        """Read an artefact. One of changes is completed first: its folder then has all files.
 
         Args:
             folder: `OUT/versions/N`.
@@ -131,6 +128,14 @@ class Artifact:
         manifest = _manifest(folder)
         if not (folder / READY).is_file():
             raise UserError(f"{folder} is not finished: it has no {READY}; export again")
+        if manifest.since is not None and any(not (folder / name).exists() for name in manifest.files):
+            base = folder.parent / str(manifest.since)
+            if not base.is_dir():
+                raise UserError(
+                    f"{folder} holds what changed since version {manifest.since}, and {base} is not there: copy it, "
+                    "or export without --since"
+                )
+            complete(folder, base, manifest.files, Artifact.open(base, check=False).manifest.files)
         for name, expected in manifest.files.items() if check else ():
             path = folder / name
             if not path.resolve().is_relative_to(folder.resolve()):

@@ -16,7 +16,8 @@ from torchrec_xd.data.rows import Jagged, Rows
 from torchrec_xd.errors import UserError
 from torchrec_xd.feature import Feature
 from torchrec_xd.schema import Schema
-from torchrec_xd.serving.artifact import NET, REQUEST_OF, TABLES, Artifact, NetInput
+from torchrec_xd.serving.artifact import NET, REQUEST_OF, Artifact, NetInput
+from torchrec_xd.serving.delta import TABLES
 from torchrec_xd.serving.sides import Side, side
 from torchrec_xd.serving.tables import Tables
 

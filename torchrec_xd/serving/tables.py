@@ -5,8 +5,6 @@ Shape legend: B rows, N ids of all rows, D width, L positions.
 
 from __future__ import annotations
 
-import json
-import math
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +17,7 @@ from numpy.typing import NDArray
 from torchrec_xd.data.rows import Floats, Jagged
 from torchrec_xd.errors import UserError
 from torchrec_xd.serving.artifact import TableEntry
-
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
-_MAX_HEADER = 100_000_000
-"""Bytes: what the format allows."""
+from torchrec_xd.serving.tensor_file import TensorFile
 
 
 @dataclass(frozen=True)
@@ -67,19 +62,8 @@ class Tables:
         Raises:
             UserError: the file is damaged, or does not hold these tables.
         """
-        try:
-            with path.open("rb") as stream:
-                pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            size = int.from_bytes(pages[:8], "little")
-            if not 2 <= size <= min(_MAX_HEADER, len(pages) - 8):
-                raise ValueError(f"a header of {size} bytes in a file of {len(pages)}")
-            header = json.loads(pages[8 : 8 + size])
-            header.pop("__metadata__", None)
-            arrays = {name: _view(pages, 8 + size, entry) for name, entry in header.items()}
-            begins = {name: 8 + size + int(entry["data_offsets"][0]) for name, entry in header.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: not a readable safetensors file ({error}); export again") from None
-        return Tables(entries, arrays, _stacks(pages, begins, entries))
+        file = TensorFile.open(path)
+        return Tables(entries, file.arrays, _stacks(file.pages, file.begins, entries))
 
     def rows(self, name: str, ids: NDArray[Any]) -> Floats:
         """Rows of a table in float32, `[N] -> [N, D]`."""
@@ -136,16 +120,6 @@ def _stacks(pages: mmap.mmap, begins: Mapping[str, int], entries: Mapping[str, T
         start = min(begins[name] for name in names)
         stop = max(begins[name] + 4 * dim * entries[name].rows for name in names)
         if len(names) > 1 and stop <= len(pages):
-            rows_ND = np.frombuffer(pages, _DTYPES["F32"], (stop - start) // 4, start).reshape(-1, dim)
+            rows_ND = np.frombuffer(pages, np.dtype("<f4"), (stop - start) // 4, start).reshape(-1, dim)
             stacks.append(Stack(rows_ND, {name: (begins[name] - start) // (4 * dim) for name in names}))
     return tuple(stacks)
-
-
-def _view(pages: mmap.mmap, begin: int, entry: Any) -> NDArray[Any]:
-    dtype, shape = _DTYPES[entry["dtype"]], tuple(map(int, entry["shape"]))
-    start, stop = map(int, entry["data_offsets"])
-    count = math.prod(shape)
-    if not 0 <= start <= stop <= len(pages) - begin or stop - start != count * dtype.itemsize:
-        raise ValueError(f"{shape} of {dtype} does not lie at {start} to {stop}")
-    whole: NDArray[Any] = np.frombuffer(pages, dtype, count, begin + start)
-    return whole.reshape(shape)

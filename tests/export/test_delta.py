@@ -1,0 +1,193 @@
+"""Versions that hold only what changed: once completed, they are full exports."""
+
+import shutil
+import stat
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from tests.support.artifacts import set_current, write_artifact
+from tests.support.feeds import schema_at, write_feed
+from torchrec_xd.config import RunConfig
+from torchrec_xd.errors import UserError
+from torchrec_xd.export.api import export
+from torchrec_xd.export.delta import only_changes
+from torchrec_xd.serving.artifact import Artifact
+from torchrec_xd.serving.delta import DELTA, TABLES, apply_delta
+from torchrec_xd.serving.server_settings import ServerSettings
+from torchrec_xd.serving.versions import Versions
+from torchrec_xd.settings import validate
+from torchrec_xd.training.train_run import train
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run, and one that went on with other rows and larger tables."""
+    folder = tmp_path_factory.mktemp("delta")
+
+    def config(seed, more_rows=0):
+        schema = schema_at(write_feed(folder / f"feed_{seed}", seed=seed))
+        for feature in schema["features"]:
+            if feature.get("rows"):
+                feature["rows"] += more_rows
+        content = {
+            "schema": schema,
+            "model": {"name": "single", "widths": [8]},
+            "domains": ["post"],
+            "loader": {"batch_size": 64},
+            "trainer": {"threads": 1},
+        }
+        return validate(RunConfig, content, "test")
+
+    train(config(0), folder / "old")
+    train(config(1, more_rows=5), folder / "new", continue_from=folder / "old")
+    return folder
+
+
+@pytest.mark.parametrize("tables", ["fp32", "int8"])
+def test_a_delta_is_a_full_export(runs, tmp_path, tables):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    export(runs / "old", out, tables=tables)
+    changes = export(runs / "new", out, tables=tables, since=1)
+    full = export(runs / "new", whole, tables=tables)
+    assert changes.version == 2
+    assert changes.manifest.since == 1
+    assert not (changes.folder / TABLES).exists()
+    assert (changes.folder / DELTA).stat().st_mode & stat.S_IROTH
+    opened = Artifact.open(changes.folder)
+    assert (opened.folder / TABLES).read_bytes() == (full.folder / TABLES).read_bytes()
+    ignored = {DELTA, "manifest.json"}
+    names = {path.name for path in full.folder.iterdir()} - ignored
+    assert {path.name for path in opened.folder.iterdir()} - ignored == names
+    assert all((opened.folder / n).read_bytes() == (full.folder / n).read_bytes() for n in names)
+    assert opened.manifest.tables == full.manifest.tables
+    # Another export goes on from the completed one.
+    third = export(runs / "new", out, tables=tables, since=2)
+    assert not load_file(third.folder / DELTA)["rows:t_user"].size
+    assert {path.name for path in third.folder.iterdir()} == {DELTA, "manifest.json", "READY"}
+    assert (Artifact.open(third.folder).folder / TABLES).read_bytes() == (full.folder / TABLES).read_bytes()
+
+
+REFUSED = {
+    "no such version": ({"since": 7}, "--since 7: no such version below .*; there are: 1"),
+    "other tables": ({"since": 1, "tables": "fp16", "max_auc_change": 1}, "tables_dtype is fp32, this one's fp16"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_change_of_that_version_is_refused(runs, tmp_path, name):
+    arguments, message = REFUSED[name]
+    export(runs / "old", tmp_path)
+    with pytest.raises(UserError, match=message):
+        export(runs / "new", tmp_path, **arguments)
+    assert [path.name for path in (tmp_path / "versions").iterdir()] == ["1"]
+
+
+def test_tables_that_shrink_are_refused(runs, tmp_path):
+    export(runs / "new", tmp_path)
+    with pytest.raises(UserError, match=r"--since 1: table 't_\w+' has \d+ rows, fewer than the \d+ of that version"):
+        export(runs / "old", tmp_path, since=1)
+
+
+def delta_of(out, version, change):
+    """A version of changes since the one before, by hand."""
+    folder = write_artifact(out, version, current=False)
+    tables = load_file(folder / TABLES)
+    change(tables)
+    save_file(tables, folder / TABLES)
+    base = Artifact.open(out / "versions" / str(version - 1))
+    for name in ("manifest.json", "READY"):
+        (folder / name).unlink()
+    files = only_changes(folder, base)
+    (folder / "READY").touch()
+    manifest = base.manifest.model_copy(update={"files": files, "since": version - 1})
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Version 2, of changes in three rows of one table that no row of the sample reads."""
+    write_artifact(tmp_path, 1)
+
+    def change(tables):
+        tables["t_item"][[40, 45, 49]] += 1
+
+    return delta_of(tmp_path, 2, change)
+
+
+def test_only_rows_that_differ_are_written(folder):
+    delta = load_file(folder / DELTA)
+    assert delta["rows:t_item"].tolist() == [40, 45, 49]
+    assert delta["values:t_item"].shape == (3, 4)
+    assert not delta["rows:t_user"].size
+
+
+def test_a_server_takes_it_over(folder):
+    out = folder.parent.parent
+    set_current(out, 1)
+    versions = Versions(ServerSettings(out=out), lambda event, content: None)
+    versions.load()
+    set_current(out, 2)
+    assert versions.follow()
+    assert [each.number for each in versions.served()] == [2]
+
+
+def lost(folder):
+    shutil.rmtree(folder.parent / "1")
+
+
+def another_base(folder):
+    tables = load_file(folder.parent / "1" / TABLES)
+    tables["t_user"][0] += 1
+    save_file(tables, folder.parent / "1" / TABLES)
+
+
+def cut_short(folder):
+    path = folder / DELTA
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+DAMAGE = {
+    "lost": (lost, "holds what changed since version 1, and .*1 is not there"),
+    "another base": (another_base, "tables.safetensors was cut short or changed"),
+    "cut short": (cut_short, "tables.delta.safetensors: not a readable safetensors file"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_cannot_be_completed_is_refused(folder, name):
+    damage, message = DAMAGE[name]
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        Artifact.open(folder)
+    assert not list(folder.glob(".*"))
+
+
+@given(
+    st.integers(1, 20),
+    st.integers(0, 6),
+    st.lists(st.integers(0, 19), max_size=8),
+    st.sampled_from([np.float32, np.float16, np.uint8]),
+)
+def test_any_change_is_applied(tmp_path_factory, rows, more, changed, dtype):
+    place = tmp_path_factory.mktemp("any")
+    write_artifact(place, 1)
+    values = np.random.default_rng(rows).integers(0, 200, size=(rows + more, 3)).astype(dtype)
+    other = np.arange(rows + more).astype(np.float16)
+    before = {"b": values[:rows].copy(), "a": other[:rows]}
+    before["b"][[i for i in changed if i < rows]] += 1
+    base = place / "versions" / "1"
+    save_file(before, base / TABLES)
+    folder = place / "versions" / "2"
+    folder.mkdir()
+    save_file({"b": values, "a": other}, folder / TABLES)
+    whole = (folder / TABLES).read_bytes()
+    only_changes(folder, Artifact.open(base, check=False))
+    delta = load_file(folder / DELTA)
+    assert set(delta["rows:b"].tolist()) == {i for i in changed if i < rows} | set(range(rows, rows + more))
+    apply_delta(folder / DELTA, base / TABLES, folder / TABLES)
+    assert (folder / TABLES).read_bytes() == whole
