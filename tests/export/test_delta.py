@@ -9,16 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from tests.support.artifacts import set_current, write_artifact
+from tests.support.artifacts import OUTPUTS, set_current, write_artifact
 from tests.support.feeds import schema_at, write_feed
+from tests.support.served import Served, wait_for
 from torchrec_xd.config import RunConfig
 from torchrec_xd.errors import UserError
 from torchrec_xd.export.api import export
 from torchrec_xd.export.delta import only_changes
 from torchrec_xd.serving.artifact import Artifact
 from torchrec_xd.serving.delta import DELTA, TABLES, apply_delta
-from torchrec_xd.serving.server_settings import ServerSettings
-from torchrec_xd.serving.versions import Versions
 from torchrec_xd.settings import validate
 from torchrec_xd.training.train_run import train
 
@@ -129,11 +128,16 @@ def test_only_rows_that_differ_are_written(folder):
 def test_a_server_takes_it_over(folder):
     out = folder.parent.parent
     set_current(out, 1)
-    versions = Versions(ServerSettings(out=out), lambda event, content: None)
-    versions.load()
-    set_current(out, 2)
-    assert versions.follow()
-    assert [each.number for each in versions.served()] == [2]
+    body = {"request": {"user": 7, "hist": [1, 2, 3]}, "candidates": {"item": [45, 1], "price": [0, 0]}}
+    with Served(out) as served:
+        before = served.client.post("/score", json=body).json()
+        set_current(out, 2)
+        wait_for(lambda: bool(served.events("version taken over")))
+        after = served.client.post("/score", json=body).json()
+    assert (before["version"], after["version"]) == (1, 2)
+    part = OUTPUTS[1]
+    # All four numbers of a row grew by 1.
+    np.testing.assert_allclose(after["scores"][part], np.add(before["scores"][part], [4, 0]), rtol=1e-6)
 
 
 def lost(folder):

@@ -5,7 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.artifacts import write_artifact
+from tests.support.artifacts import OUTPUTS, expected, write_artifact
+from tests.support.served import Served
 from torchrec_xd.errors import UserError
 from torchrec_xd.serving.artifact import Artifact
 from torchrec_xd.serving.requests import RequestReader
@@ -81,3 +82,20 @@ def test_a_file_that_is_no_parquet_is_refused(artifact, tmp_path):
     (tmp_path / "users.parquet").write_text("user,hist")
     with pytest.raises(UserError, match=r"users.parquet: cannot be read as Parquet"):
         RequestReader.of(artifact, tmp_path / "users.parquet")
+
+
+def test_a_server_finds_the_features_of_the_user_of_a_request(tmp_path):
+    write_artifact(tmp_path, 1, 0.25)
+    pq.write_table(pa.table(FEATURES), tmp_path / "users.parquet")
+    with Served(tmp_path, "--user-features", str(tmp_path / "users.parquet")) as served:
+        known, unknown = (
+            served.client.post("/score", json={"request": {"user": user}, "candidates": CANDIDATES}).json()
+            for user in (7, 8)
+        )
+        counted = served.client.get("/metrics").text
+    for found, user, hist in ((known, 7, [1, 2, 3]), (unknown, 8, [])):
+        scores = expected(user, hist, CANDIDATES["item"], [0.5, 0], 0.25)
+        np.testing.assert_allclose(found["scores"][OUTPUTS[0]], scores[OUTPUTS[0]], rtol=0, atol=1e-6)
+    assert "unseen" not in known
+    assert unknown["unseen"] == {"user features": 1}
+    assert 'torchrec_xd_unseen_ids_total{feature="user features"} 1.0' in counted
