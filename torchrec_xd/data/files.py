@@ -51,7 +51,7 @@ class ParquetFiles:
 
     Args:
         locations: files, folders (their `.parquet` files at any depth) or globs; local, or URIs (`s3://…`, `file://…`),
-            all on one file system.
+            all on one file system; tables of a lake at a version (`delta://PATH?version=N`, `iceberg://…`).
         root: what a relative location starts from; may be a URI too.
         check: called with every Arrow schema that occurs, after the name of the first file that has it; raises
             UserError where columns are not as they should be.

@@ -12,6 +12,7 @@ import pyarrow as pa
 from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 from pyarrow import fs
 
+from torchrec_xd.data.lake import lake_location, pinned_files, refuse_table_folder
 from torchrec_xd.errors import UserError
 
 _NAMES = 20
@@ -57,7 +58,7 @@ def _fsspec(scheme: str, location: str, refusal: Exception) -> tuple[fs.FileSyst
 
 
 def find_files(locations: Sequence[str], root: str) -> tuple[fs.FileSystem, list[str]]:
-    """The files at all locations (files, folders, globs; see ParquetFiles), in their order, and their file system.
+    """The files at all locations (see ParquetFiles), in their order, and their file system.
 
     Raises:
         UserError: a location is empty, holds nothing, holds a link to nothing, or lies on another file system.
@@ -76,6 +77,10 @@ def _find(location: str, root: str) -> tuple[fs.FileSystem, list[str]]:
         raise UserError(
             f"an empty path ({location!r}) would read everything below {root!r}; name a file, folder or glob"
         )
+    if lake := lake_location(location):
+        table, format, query = lake
+        files = pinned_files(location, join(root, table), format, query)
+        return filesystem_of(files[0])[0], [filesystem_of(file)[1] for file in files]
     filesystem, path = filesystem_of(join(root, location))
     _refuse_undecodable(path)
     parent, _, name = path.rstrip("/").rpartition("/")
@@ -117,7 +122,9 @@ def _files_at(filesystem: fs.FileSystem, path: str) -> list[str]:
     if kind == fs.FileType.NotFound:
         _refuse_dangling(path)
     files = []
-    for file in _listed(filesystem, base or "/", recursive=True):
+    listed = list(_listed(filesystem, base or "/", recursive=True))
+    refuse_table_folder(filesystem, base, listed)
+    for file in listed:
         below = file.split("/")[fixed:]
         wanted = _matches(below, pattern) or _matches(below, [*pattern, "**", "*.parquet"])
         if wanted and not any(_hidden(part) for part in below):

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlglot
 
+from torchrec_xd.data.lake import lake_files
 from torchrec_xd.data.locations import find_files, join
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare.atomic import SEPARATOR, atomic_columns, atomic_options, atomic_select
 from torchrec_xd.prepare.input_errors import explained, input_errors
-from torchrec_xd.prepare.lake import lake_files
 from torchrec_xd.prepare.recipe import Format, Input
 from torchrec_xd.prepare.recipe_file import RecipeFile, choices
 from torchrec_xd.prepare.tables import Tables, literal, quoted

@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
+from torchrec_xd.data.lake import lake_files, lake_format
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare import atomic
-from torchrec_xd.prepare.lake import lake_files, lake_format
 from torchrec_xd.prepare.recipe import Format
 
 _COMPRESSED = ("gz", "zst", "bz2")

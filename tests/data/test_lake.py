@@ -9,9 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 
+from torchrec_xd.data.lake import lake_files, lake_format
+from torchrec_xd.data.locations import find_files
 from torchrec_xd.errors import UserError
-from torchrec_xd.prepare.lake import lake_files, lake_format
 
 deltalake = pytest.importorskip("deltalake")
 pytest.importorskip("pyiceberg")
@@ -37,6 +39,32 @@ def delta(tmp_path: Path) -> Path:
 def test_delta_at_a_version(delta: Path, version: int | None, rows: list[int], pinned: int) -> None:
     files, found = lake_files(str(delta), "delta", version)
     assert (rows_of(files), found) == (rows, pinned)
+
+
+@pytest.mark.parametrize(("version", "rows"), [(0, [1, 2]), (2, [9])])
+def test_a_split_may_be_a_delta_table_at_a_version(delta: Path, version: int, rows: list[int]) -> None:
+    for location, root in ((f"delta://{delta}", "/"), (f"delta://{delta.name}", str(delta.parent))):
+        filesystem, files = find_files([f"{location}?version={version}"], root)
+        assert isinstance(filesystem, fs.LocalFileSystem)
+        assert rows_of(files) == rows
+
+
+def test_a_table_without_a_version_is_refused(delta: Path) -> None:
+    with pytest.raises(UserError, match=r"name its version, 'delta://delta table\?version=2' for the newest"):
+        find_files(["delta://delta table"], str(delta.parent))
+    with pytest.raises(UserError, match=r"'\?at=2' is no version; write delta://PATH\?version=NUMBER"):
+        find_files(["delta://delta table?at=2"], str(delta.parent))
+
+
+def test_a_table_that_is_read_as_a_plain_folder_is_refused(delta: Path) -> None:
+    """Its files also hold what was deleted: 1, 2 and 3 here."""
+    (delta / "part").mkdir()
+    pq.write_table(pa.table({"a": [1]}), delta / "part" / "a.parquet")
+    for location in (delta, delta.parent, f"{delta}/*.parquet", f"file://{delta}", delta / "part"):
+        with pytest.raises(UserError, match=r"is a Delta Lake table, whose files also hold rows that were deleted"):
+            find_files([str(location)], "/")
+    file = delta / "part" / "a.parquet"
+    assert find_files([str(file)], "/")[1] == [str(file)]  # whoever names a file means it
 
 
 def test_a_delta_version_that_is_not_there(delta: Path) -> None:
@@ -139,6 +167,15 @@ def test_iceberg_at_a_snapshot(iceberg: Any) -> None:
     assert (rows_of(files), pinned) == ([1, 2], first)
     files, pinned = lake_files(iceberg.metadata_location, "iceberg")
     assert rows_of(files) == [1, 2, 3]
+
+
+def test_a_split_may_be_an_iceberg_table_at_a_snapshot(iceberg: Any) -> None:
+    first = iceberg.snapshots()[0].snapshot_id
+    assert rows_of(find_files([f"iceberg://{folder_of(iceberg)}?version={first}"], "/")[1]) == [1, 2]
+    with pytest.raises(
+        UserError, match=r"is an Iceberg table, whose files also hold .* iceberg://PATH\?version=NUMBER"
+    ):
+        find_files([folder_of(iceberg)], "/")
 
 
 def test_an_iceberg_snapshot_that_is_not_there(iceberg: Any) -> None:

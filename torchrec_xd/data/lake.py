@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, cast
 from urllib.parse import unquote, urlsplit
 
 import pyarrow.parquet as pq
 from fsspec.core import open_files  # type: ignore[import-untyped]
+from pyarrow import fs
 
 from torchrec_xd.errors import UserError
 
@@ -40,6 +42,69 @@ def lake_format(path: Path) -> LakeFormat | None:
     if any((path / "metadata").glob("*.metadata.json")):
         return "iceberg"
     return None
+
+
+def lake_location(location: str) -> tuple[str, LakeFormat, str] | None:
+    """What `delta://PATH?version=N` and `iceberg://PATH?version=N` name; `delta+s3://…` where it lies elsewhere.
+
+    Returns:
+        Path or URI of the table, its format, and what is said of the version. None where it is another location.
+    """
+    scheme, separator, rest = location.partition("://")
+    format, plus, other = scheme.partition("+")
+    if not separator or format not in ("delta", "iceberg"):
+        return None
+    path, _, query = rest.partition("?")
+    return (f"{other}://{path}" if plus else path), cast(LakeFormat, format), query
+
+
+def pinned_files(location: str, path: str, format: LakeFormat, query: str) -> list[str]:
+    """The files of a table at the version that its location names.
+
+    Raises:
+        UserError: it names none, so that what is read would change from day to day; and what `lake_files` refuses.
+    """
+    key, _, value = query.partition("=")
+    if key == "version" and value.isdecimal():
+        return lake_files(path, format, int(value))[0]
+    if query:
+        raise UserError(f"{location}: '?{query}' is no version; write {format}://PATH?version=NUMBER")
+    newest = lake_files(path, format)[1]
+    what = "version" if format == "delta" else "snapshot"
+    raise UserError(
+        f"{location}: a table changes, and runs are to be repeated: name its {what}, '{location}?version={newest}' for "
+        "the newest"
+    )
+
+
+def refuse_table_folder(filesystem: fs.FileSystem, folder: str, files: Iterable[str]) -> None:
+    """Refuse a folder of a lake table that is read as a plain one.
+
+    Args:
+        filesystem: of both.
+        folder: that was named; it may lie in that of the table.
+        files: at any depth below it.
+
+    Raises:
+        UserError: it is one; its files also hold rows that were deleted or replaced.
+    """
+    found: LakeFormat | None = None
+    for file in files:
+        below = file[len(folder) :].strip("/").split("/")
+        if "_delta_log" in below[:-1]:
+            found = "delta"
+        elif below[-1].endswith(".metadata.json") and below[-2:-1] == ["metadata"]:
+            found = "iceberg"
+    above = [str(parent) for parent in PurePosixPath(folder).parents if len(parent.parts) > 1]
+    logs = filesystem.get_file_info([f"{parent}/_delta_log" for parent in above])
+    if any(info.type == fs.FileType.Directory for info in logs):
+        found = "delta"
+    if found is not None:
+        name = {"delta": "a Delta Lake table", "iceberg": "an Iceberg table"}[found]
+        raise UserError(
+            f"{folder}: is {name}, whose files also hold rows that were deleted or replaced; name it as "
+            f"{found}://PATH?version=NUMBER"
+        )
 
 
 def _missing(path: str, package: str) -> UserError:
@@ -79,7 +144,7 @@ def _delta(path: str, version: int | None) -> tuple[list[str], int]:
         listed = ", ".join(table.metadata().partition_columns)
         raise UserError(
             f"{path}: the table is partitioned by {listed}, and its Parquet files lack these columns; write it anew "
-            "without partitions, or read the folder as format: parquet if nothing was ever deleted from it"
+            "without partitions"
         )
     files = [_plain(str(uri)) for uri in table.file_uris()]
     _check_columns(path, files, [field.name for field in table.schema().fields])
