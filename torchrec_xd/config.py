@@ -61,6 +61,9 @@ class RunConfig(Settings):
     """Run folder whose model this run goes on with, on new rows (`train --continue-from`): all weights and optimizer
     states are those of its last checkpoint, and steps count on. Model, features and tasks are the same; tables may have
     more rows. Reading, and the schedule of learning rates, begin anew."""
+    continue_optimizer: bool = True
+    """With `continue_from`: whether the optimizers' states go on as well; where not, they begin anew, and weights alone
+    are taken."""
     train_on_valid: bool = False
     """Train on the validation rows too, and validate nothing: for the last run, when all settings are chosen."""
     evaluate_on: Split = "test"

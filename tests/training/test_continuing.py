@@ -122,6 +122,38 @@ def test_every_model_goes_on_as_if_it_had_never_stopped(days, tmp_path, name):
     assert evaluate(tmp_path / "second", "train")["eval"] == content["eval"]
 
 
+def test_weights_go_on_alone_where_the_optimizer_is_to_begin_anew(days, tmp_path):
+    """With Adagrad's state gone the first step moves a weight by its learning rate, whatever came before."""
+    train(config_of(days, "single"), tmp_path / "first")
+    config = config_of(days, "single", day=2, continue_from=str(tmp_path / "first"), continue_optimizer=False)
+    with process_group(config.trainer) as processes:
+        model, optimizers = build_sharded(config, processes)
+        fingerprint = config.schema_in_use.fingerprint()
+        checkpoints = Checkpoints(tmp_path / "first" / "checkpoints", config.checkpoint, processes, fingerprint)
+        checkpoints.load(model, checkpoints.last())
+        loader = Loader(config.schema_in_use, config.loader, "train", ShardSpec(seed=config.seed))
+        loader.even_out_weights()
+        model.train()
+        for step, batch in enumerate(loader.batches(epochs=1)):
+            optimizers.set_lr(step, loader.steps)
+            optimizers.zero_grad()
+            model(batch).total_loss().backward()
+            optimizers.step()
+        expected = plain(model.state_dict())
+    train(config, tmp_path / "second")
+    found = weights(tmp_path / "second")
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    with_state = config.model_copy(update={"continue_optimizer": True})
+    train(with_state, tmp_path / "third")
+    other = weights(tmp_path / "third")
+    assert not torch.equal(
+        found["embeddings.bags.embedding_bags.t_user.weight"], other["embeddings.bags.embedding_bags.t_user.weight"]
+    )
+    with pytest.raises(UserError, match="continue_optimizer is false, and continue_from names no run"):
+        train(config.model_copy(update={"continue_from": None}), tmp_path / "fourth")
+    assert not (tmp_path / "fourth" / "config.yaml").exists()
+
+
 def test_tables_grow_and_the_command_says_so(days, tmp_path):
     train(config_of(days, "single"), tmp_path / "first")
     config = config_of(days, "single", day=2, rows=5, optimizer={"tables": {"lr": 1e-30}, "dense": {"lr": 1e-30}})

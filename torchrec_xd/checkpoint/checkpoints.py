@@ -168,7 +168,15 @@ class Checkpoints:
         restore_generators(self.processes, generators, saved.step)
         return saved
 
-    def hand_over(self, model: nn.Module, optimizers: Optimizers, folder: Path, *, without: tuple[str, ...]) -> Saved:
+    def hand_over(
+        self,
+        model: nn.Module,
+        optimizers: Optimizers,
+        folder: Path,
+        *,
+        without: tuple[str, ...],
+        weights_alone: bool = False,
+    ) -> Saved:
         """Load a checkpoint into the model of another run, which goes on from it (a collective).
 
         Its tables may have more rows: these keep their first weights, with an optimizer state of zero. Random
@@ -179,13 +187,14 @@ class Checkpoints:
             optimizers: to be filled.
             folder: a whole checkpoint, as `choose` finds it.
             without: prefixes of weights that stay as they are.
+            weights_alone: optimizer states stay as they are.
 
         Raises:
             UserError: the checkpoint is of another schema than this run's, or was written by another kind of optimizer.
         """
         saved = read_saved(folder)
         self._check_schema(folder, saved)
-        restore(model, optimizers, folder, without=without, grown=True)
+        restore(model, optimizers, folder, without=without, grown=True, weights_alone=weights_alone)
         restore_generators(self.processes, {}, saved.step)
         return saved
 

@@ -33,6 +33,7 @@ def restore(
     *,
     without: tuple[str, ...] = (),
     grown: bool = False,
+    weights_alone: bool = False,
 ) -> None:
     """Load weights and optimizer states from a checkpoint (a collective).
 
@@ -43,10 +44,16 @@ def restore(
         generators: states of random generators, to be filled as well.
         without: prefixes of weights that stay as they are.
         grown: tables may have more rows than the checkpoint's: these keep their first weights, with a state of zero.
+        weights_alone: optimizer states stay as they are.
 
     Raises:
         UserError: the checkpoint was written by another kind of optimizer. Nothing has been loaded then.
     """
+    if weights_alone:
+        weights = {name: value for name, value in model.state_dict().items() if not name.startswith(without)}
+        load({"model": weights}, folder, grown=grown)
+        forget_cached_rows(model)
+        return
     optimizers.init_state()
     state = state_of(model, optimizers)
     moved = moved_states(state, folder)

@@ -6,6 +6,7 @@ import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -131,7 +132,8 @@ class Origin:
         config, path = self.config, self.config.continue_from
         assert path is not None
         checkpoints = checkpoints_of(self.before, RunFolder(path), self.processes)
-        saved = checkpoints.hand_over(model, optimizers, self.checkpoint, without=self.without)
+        how: dict[str, Any] = {"without": self.without, "weights_alone": not config.continue_optimizer}
+        saved = checkpoints.hand_over(model, optimizers, self.checkpoint, **how)
         if self.teacher_apart and any(name.startswith(TEACHER) for name in model.state_dict()):
             assert config.init_from is not None
             trained, checkpoint = _source_checkpoint(config, config.init_from, self.processes)
@@ -174,6 +176,11 @@ def check_continuation(config: RunConfig) -> None:
     Raises:
         UserError: there is no such run, or its model, tables or features are others.
     """
+    if config.continue_from is None and not config.continue_optimizer:
+        raise UserError(
+            "continue_optimizer is false, and continue_from names no run: there is none whose optimizer states could go "
+            "on; name one (--continue-from RUN), or leave continue_optimizer out"
+        )
     if config.continue_from is not None:
         before = load_run(config.continue_from)
         _check_settings(config, before)
