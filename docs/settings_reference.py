@@ -28,6 +28,7 @@ from torchrec_xd.prepare.recipe import Recipe
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import ChosenByName
 from torchrec_xd.study.design import Ablation, Study
+from torchrec_xd.study.simulation.design import Simulation
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ PAGES: dict[str, tuple[str, tuple[Section, ...]]] = {
         (
             Section("`compare` and `tune`", Study),
             Section("`ablate`", Ablation),
+            Section("`simulate`", Simulation),
         ),
     ),
     "planner": (

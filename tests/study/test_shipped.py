@@ -12,7 +12,7 @@ from torchrec_xd.study.comparison import run_study
 from torchrec_xd.study.design import load_ablation, load_study, select
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-STUDIES = sorted((CONFIGS / "studies").glob("*.yaml"))
+STUDIES = sorted(path for path in (CONFIGS / "studies").glob("*.yaml") if not path.name.startswith("simulate_"))
 SMALL = {"target_rows": 400, "source_ratio": 2.0, "valid_rows": 100, "test_rows": 400, "users": 50, "items": 30}
 
 
@@ -25,7 +25,7 @@ def project(tmp_path_factory):
     """The configs, their worlds small."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copytree(CONFIGS, folder / "configs")
-    for path in (folder / "configs" / "studies").glob("*.yaml"):
+    for path in (folder / "configs" / "studies" / study.name for study in STUDIES):
         content = yaml.safe_load(path.read_text())
         for entry in content["data"].values():
             if "world" in entry:

@@ -17,6 +17,7 @@ from torchrec_xd.cli.prepare import prepare
 from torchrec_xd.cli.profile import profile
 from torchrec_xd.cli.score import score
 from torchrec_xd.cli.serve import serve
+from torchrec_xd.cli.simulate import simulate
 from torchrec_xd.cli.studies import ablate, compare, tune
 from torchrec_xd.cli.train import train
 from torchrec_xd.error_boundary import run_command
@@ -27,8 +28,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (init, prepare, profile, label, train, evaluate, score, export, serve, diagnose, compare, ablate, tune):
+for command in (init, prepare, profile, label, train, evaluate, score, export, serve, diagnose):
     app.command()(command)
+for study_command in (compare, ablate, tune, simulate):
+    app.command()(study_command)
 app.add_typer(plan.app, name="plan")
 app.add_typer(config.app, name="config")
 app.command(**benchmark.ANY_ARGUMENTS)(benchmark.benchmark)

@@ -82,7 +82,7 @@ def check_run(name: str, config: RunConfig, parents: Sequence[RunConfig], task: 
             open_test_rows(config.data_schema, task, extra)
             scored = schema.only((task.partition("@")[2],))
             Loader(scored, config.loader, "test", ShardSpec(shuffle=False), labels=False)
-        build(config, _source(config, parents))
+        build(config, parent_run(config, parents))
     except UserError as error:
         raise UserError("\n".join(f"{name}: {line}" for line in str(error).splitlines())) from None
     return [f"{name}: the {split} split has no rows" for split, loader in loaders.items() if not loader.rows]
@@ -100,7 +100,7 @@ def _open(config: RunConfig, split: Split, extra: tuple[str, ...]) -> Loader:
     return Loader(schema, config.loader, split, ShardSpec(shuffle=False), extra=extra)
 
 
-def _source(config: RunConfig, parents: Sequence[RunConfig]) -> SourceRun | None:
+def parent_run(config: RunConfig, parents: Sequence[RunConfig]) -> SourceRun | None:
     """What the parent will have trained, as `source_run` reads it from a run folder."""
     transfer = find_model(config.model.name).transfer
     if transfer is None or not parents:

@@ -49,8 +49,8 @@ def study_results(name: str, study: Study, done: Sequence[Scored], warnings: Seq
         "slice_verdicts": [line for found in decided for line in found.slices],
         "oracle": _oracles(shown),
         "warnings": [*warnings, *_findings(shown)],
-        "versions": _versions(),
-        "hardware": _hardware(),
+        "versions": versions(),
+        "hardware": hardware(),
     }
 
 
@@ -124,7 +124,8 @@ def _oracle(path: Path) -> dict[str, dict[str, float]]:
     return oracle
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that numbers may depend on."""
     return {"python": platform.python_version(), **{name: found for name in PACKAGES if (found := _version(name))}}
 
 
@@ -135,6 +136,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _hardware() -> str:
+def hardware() -> str:
+    """Of this machine."""
     memory = psutil.virtual_memory().total / 2**30
     return f"{platform.machine()}, {psutil.cpu_count()} cores, {memory:.0f} GiB"
