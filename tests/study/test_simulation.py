@@ -167,6 +167,29 @@ def test_a_shared_log_waits_for_all_arms_and_is_read_by_all(lab, tmp_path):
     assert [line["regret"] for line in oracle] == pytest.approx([0, 0], abs=1e-6)
 
 
+def test_models_go_on_from_yesterdays_and_so_do_their_teachers(lab, tmp_path):
+    arms = {
+        **load_yaml(SMALL)["arms"],
+        "source": {"config": "../world/finetune_pretrain.yaml", "shown": False},
+        "finetune": {"config": "../world/finetune.yaml", "parent": "source"},
+    }
+    path = write(tmp_path, arms=arms, training="continue", days=3)
+    run(path, tmp_path / "out")
+    last = tmp_path / "out" / "0"
+    for arm, models in {"single": ["single"], "mkt": ["mkt", "mkt_pretrain"], "finetune": ["finetune"]}.items():
+        folder = last / arm / "day=002"
+        assert sorted(found.name for found in folder.iterdir() if found.is_dir()) == models
+        for model in models:
+            config = load_yaml(folder / model / "config.yaml")
+            assert config["schema"]["domains"]["target"]["train"] == [f"{arm}/day=001/log.parquet"]
+            continued = json.loads((folder / model / "continued.json").read_text())
+            assert f"{arm}/day=001/{model}/checkpoints" in continued["from"]
+            assert continued["step"] > 2
+    taught = load_yaml(last / "mkt/day=002/mkt/config.yaml")
+    assert taught["init_from"].endswith("mkt/day=002/mkt_pretrain")
+    assert "go on from yesterday's" in (tmp_path / "out/results.md").read_text()
+
+
 @pytest.mark.slow
 def test_a_kill_takes_nothing_along(lab, tmp_path):
     """The command and its workers are killed in the middle of a day; the same command ends with the same bytes."""

@@ -21,12 +21,16 @@ def simulate(
     logs: Annotated[
         Literal["own", "shared"] | None, typer.Option(help="What arms learn from. Default: what the study says.")
     ] = None,
+    training: Annotated[
+        Literal["window", "continue"] | None,
+        typer.Option(help="Anew every day, or on from yesterday's models. Default: what the study says."),
+    ] = None,
 ) -> None:
     """Run an A/B test over days in a planted world, where every arm learns from what was shown; or go on with it."""
     from torchrec_xd.study.simulation.design import load_simulation
     from torchrec_xd.study.simulation.simulate import run_simulation
 
-    simulation = load_simulation(study, seeds, logs)
+    simulation = load_simulation(study, seeds, logs, training)
     try:
         results = run_simulation(simulation, study, out, jobs=jobs)
     except InterruptedRunError as error:

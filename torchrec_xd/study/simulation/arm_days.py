@@ -28,12 +28,14 @@ from torchrec_xd.datasets.planted.platform import Block, Scores, blocks, serve, 
 from torchrec_xd.datasets.planted.settings import TARGET
 from torchrec_xd.datasets.planted.worlds import KINDS, PRESETS
 from torchrec_xd.errors import UserError
+from torchrec_xd.models import find_model
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.schema import Domain, Schema
 from torchrec_xd.settings import load_yaml, merge, override, validate
 from torchrec_xd.study.simulation.design import TASK, Simulation
 from torchrec_xd.study.simulation.measures import Measures
 from torchrec_xd.training.column_scores import column_scorer
+from torchrec_xd.training.origins import TEACHER
 from torchrec_xd.training.train_run import train
 
 ONE_THREAD = {"trainer": {"threads": 1}}
@@ -57,6 +59,11 @@ class ArmDay:
     def name(self) -> str:
         """`SEED/ARM/day=DDD`, its folder below `OUT`."""
         return f"{self.seed}/{self.arm}/day={self.day:03d}"
+
+    @property
+    def continues(self) -> bool:
+        """Whether its models go on from those of the day before."""
+        return self.day > 0 and self.simulation.training == "continue"
 
     @property
     def folder(self) -> Path:
@@ -87,6 +94,24 @@ def build_world(simulation: Simulation, seed: int) -> ClockWorld:
     return world  # type: ignore[return-value]  # the design takes worlds with a clock alone
 
 
+def models_of(job: ArmDay) -> tuple[str, ...]:
+    """What is trained for a day of an arm, the last one is its own: where models go on, parents only if they teach."""
+    found: list[str] = []
+    for model in reversed(job.simulation.chain(job.arm)):
+        found.append(model)
+        if job.continues and not _is_taught(job, model):
+            break
+    return tuple(reversed(found))
+
+
+def _is_taught(job: ArmDay, model: str) -> bool:
+    """Whether a model keeps reading a frozen parent."""
+    config = job.simulation.arms[model].config
+    assert config is not None
+    transfer = find_model(str(load_yaml(job.study / config).get("model", {}).get("name"))).transfer
+    return transfer is not None and any(name.startswith(TEACHER) for name in transfer.prefixes)
+
+
 def model_config(job: ArmDay, model: str, schema: Schema) -> RunConfig:
     """The config of a model that is trained for a day of an arm.
 
@@ -98,7 +123,9 @@ def model_config(job: ArmDay, model: str, schema: Schema) -> RunConfig:
     path = job.study / arm.config
     assign = [*job.simulation.assign, *arm.assign, f"seed={job.seed}"]
     if arm.parent is not None:
-        assign.append(f"init_from={job.run(arm.parent)}")
+        assign.append(f"init_from={job.run(arm.parent) if arm.parent in models_of(job) else 'null'}")
+    if job.continues:
+        assign.append(f"continue_from={job.on(job.day - 1).run(model)}")
     content = merge(ONE_THREAD, {**load_yaml(path), "schema": schema.model_dump(mode="json")})
     config = validate(RunConfig, override(content, assign), f"{path}, as {model}")
     if arm.parent is None and config.init_from is not None:
@@ -114,7 +141,7 @@ def day_schema(job: ArmDay, schema: Schema) -> Schema:
     Sources have the world's own rows; the target has those that were shown by chance in the warm-up, and then the logs.
     """
     simulation, today = job.simulation, job.simulation.warmup + job.day
-    days = range(max(0, today - simulation.window), today)
+    days = range(max(0, today - (1 if job.continues else simulation.window)), today)
     arms = simulation.served if simulation.logs == "shared" else (job.arm,)
 
     def own(name: str, day: int) -> list[str]:
@@ -180,9 +207,9 @@ def _blocks(job: ArmDay, world: ClockWorld, day: Any, number: int) -> Iterator[B
 
 
 def _train(job: ArmDay, schema: Schema) -> dict[str, Any] | None:
-    """Train what the arm needs, anew on the days of its window; what the last one is worth on rows shown by chance."""
+    """Train what the arm needs; what the last model is worth on rows shown by chance."""
     found: dict[str, Any] | None = None
-    for model in job.simulation.chain(job.arm):
+    for model in models_of(job):
         run = RunFolder(job.run(model))
         if not run.finished():
             shutil.rmtree(run.path, ignore_errors=True)

@@ -59,7 +59,11 @@ class Simulation(Settings):
     warmup: int = Field(default=3, ge=1, le=MAX_DAYS)
     """Days before it, whose rows are shown by chance: what all arms learn from at first."""
     window: int = Field(default=7, ge=1, le=MAX_DAYS)
-    """A model is trained each day on the rows of so many days before."""
+    """A model is trained each day on the rows of so many days before; with `training: continue` on the first one."""
+    training: Literal["window", "continue"] = "window"
+    """`window`: models are trained anew every day. `continue`: yesterday's models go on with yesterday's rows and the
+    state of their optimizers (`train --continue-from`); frozen teachers go on before those that they teach, and what
+    was fine-tuned goes on by itself."""
     requests: int = Field(default=2_000, ge=1)
     """Of all arms together, each day; a user belongs to one arm for good, by a hash, each arm to equally many."""
     candidates: int = Field(default=20, ge=1, le=10_000)
@@ -161,11 +165,15 @@ class Simulation(Settings):
         return content
 
 
-def load_simulation(path: Path, seeds: int | None = None, logs: str | None = None) -> Simulation:
-    """Read what `simulate` takes; with `seeds` and `logs` in place of the file's.
+def load_simulation(
+    path: Path, seeds: int | None = None, logs: str | None = None, training: str | None = None
+) -> Simulation:
+    """Read what `simulate` takes; with `seeds`, `logs` and `training` in place of the file's.
 
     Raises:
         UserError: one line per fault, naming file, key, value and the valid choices.
     """
-    given = {name: value for name, value in (("seeds", seeds), ("logs", logs)) if value is not None}
+    given = {
+        name: value for name, value in (("seeds", seeds), ("logs", logs), ("training", training)) if value is not None
+    }
     return validate(Simulation, {**load_yaml(path), **given}, str(path))

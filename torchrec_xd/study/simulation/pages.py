@@ -65,12 +65,16 @@ def _parts(results: Results) -> list[Part]:
 
 def _how_to_read(results: Results) -> str:
     logs = "the rows that they have shown" if results["logs"] == "own" else "the rows that all arms have shown"
+    window = results["window"]
+    how = f"anew on {logs}, of the {window} days before"
+    if results["training"] == "continue":
+        how = f"on {logs} the day before, and go on from yesterday's"
     seeds = "seed" if results["seeds"] == 1 else "seeds"
     return (
         f"{results['days']} days in the planted world '{results['world']['preset']}', after {results['warmup']} whose "
         f"rows were shown by chance. Each day {results['requests']:,} requests of all arms together; for each, "
         f"{results['places']} of up to {results['candidates']} candidates are shown. Users belong to one arm for good. "
-        f"Models are trained every day on {logs}, of the {results['window']} days before. Mean ± standard deviation "
+        f"Models are trained every day {how}. Mean ± standard deviation "
         f"over {results['seeds']} {seeds}, each with a world of its own. Verdicts compare all days with those of "
         f"'{results['reference']}', by {results['samples']:,} resamples of users, widened by what other seeds may do "
         'and corrected by Holm; "can\'t tell" is not "equal".'

@@ -24,7 +24,19 @@ Days = Sequence[tuple[ArmDay, dict[str, Any], dict[str, Any]]]
 """A day of an arm, its numbers and its counts."""
 COUNTED = {"ctr": "user_clicks", "expected": "user_expected"}
 """What verdicts are on: observed clicks per impression, and expected ones, which no chance of clicks disturbs."""
-SHOWN = {"days", "warmup", "window", "requests", "candidates", "places", "logs", "seeds", "world", "samples"}
+SHOWN = {
+    "world",
+    "days",
+    "warmup",
+    "window",
+    "training",
+    "requests",
+    "candidates",
+    "places",
+    "logs",
+    "seeds",
+    "samples",
+}
 CHUNK = 200
 """Resamples that are drawn together."""
 
@@ -42,20 +54,7 @@ def simulation_results(name: str, simulation: Simulation, days: Days) -> dict[st
         "simulation": name,
         "reference": simulation.reference,
         "arms": list(simulation.served),
-        **simulation.model_dump(
-            include={
-                "days",
-                "warmup",
-                "window",
-                "requests",
-                "candidates",
-                "places",
-                "logs",
-                "seeds",
-                "world",
-                "samples",
-            }
-        ),
+        **simulation.model_dump(include=SHOWN),
         "exploration": {arm: simulation.exploration_of(arm) for arm in simulation.served},
         "daily": [{"seed": job.seed, "arm": job.arm, **numbers} for job, numbers, _ in days],
         "differences": _differences(simulation, totals),
