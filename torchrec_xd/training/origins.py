@@ -178,8 +178,8 @@ def check_continuation(config: RunConfig) -> None:
     """
     if config.continue_from is None and not config.continue_optimizer:
         raise UserError(
-            "continue_optimizer is false, and continue_from names no run: there is none whose optimizer states could go "
-            "on; name one (--continue-from RUN), or leave continue_optimizer out"
+            "continue_optimizer is false, and continue_from names no run whose optimizer states could go on; name one "
+            "(--continue-from RUN), or leave continue_optimizer out"
         )
     if config.continue_from is not None:
         before = load_run(config.continue_from)
