@@ -15,6 +15,7 @@ from torchrec_xd.cli.init import init
 from torchrec_xd.cli.label import label
 from torchrec_xd.cli.prepare import prepare
 from torchrec_xd.cli.profile import profile
+from torchrec_xd.cli.replay import replay
 from torchrec_xd.cli.score import score
 from torchrec_xd.cli.serve import serve
 from torchrec_xd.cli.simulate import simulate
@@ -30,7 +31,7 @@ app = typer.Typer(
 )
 for command in (init, prepare, profile, label, train, evaluate, score, export, serve, diagnose):
     app.command()(command)
-for study_command in (compare, ablate, tune, simulate):
+for study_command in (compare, ablate, tune, replay, simulate):
     app.command()(study_command)
 app.add_typer(plan.app, name="plan")
 app.add_typer(config.app, name="config")
