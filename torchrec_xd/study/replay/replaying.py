@@ -137,11 +137,8 @@ def _refuse_another(out: Path, identity: dict[str, Any]) -> None:
         raise UserError(f"{path} is damaged: {error}; name another --out") from None
     for part, here in identity.items():
         there = before[part]
-        if part == "slices":
-            changed = _difference(there, here[: len(there)], part)  # there may be newer ones
-        else:
-            changed = _difference(there, here, part)
-        if changed:
+        same = here[: len(there)] if part == "slices" else here  # there may be newer ones
+        if changed := _difference(there, same, part):
             raise UserError(f"--out {out} holds another replay ({changed}); put it back, or name another --out")
 
 
