@@ -178,13 +178,8 @@ def check_continuation(config: RunConfig) -> None:
     """
     if config.continue_from is None and not config.continue_optimizer:
         raise UserError(
-<<<<<<< HEAD
             "continue_optimizer is false, and continue_from names no run whose optimizer states could go on; name one "
             "(--continue-from RUN), or leave continue_optimizer out"
-=======
-            "continue_optimizer is false, and continue_from names no run: there are no optimizer states to go on "
-            "with; name one (--continue-from RUN), or leave continue_optimizer out"
->>>>>>> 46bd5ee (Replay a history slice by slice under several policies: torchrec-xd replay)
         )
     if config.continue_from is not None:
         before = load_run(config.continue_from)

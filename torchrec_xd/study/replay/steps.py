@@ -79,7 +79,7 @@ class StepJob:
     unneeded: tuple[Path, ...]
     """Run folders that no later step needs once this one is done."""
 
-    def run(self) -> None:
+    def do(self) -> None:
         """Train, score, write down that it is done, and remove what is not needed any more."""
         costs: dict[str, Any] = {}
         for model, config, folder in self.runs:
