@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -64,6 +65,9 @@ class RunConfig(Settings):
     continue_optimizer: bool = True
     """With `continue_from`: whether the optimizers' states go on as well; where not, they begin anew, and weights alone
     are taken."""
+    day: date | None = None
+    """Day of the training rows, `2026-11-26`: the clock of vocabularies (`expire`), which runs that go on from one
+    another count on by. Default: they count slices."""
     train_on_valid: bool = False
     """Train on the validation rows too, and validate nothing: for the last run, when all settings are chosen."""
     evaluate_on: Split = "test"
@@ -177,4 +181,7 @@ def load_run(directory: Path) -> RunConfig:
     folder = RunFolder(directory)
     if not folder.exists():
         raise UserError(f"{directory} is no run folder: it has no config.yaml; name the --run-dir of a finished train")
-    return load_config(folder.config)
+    config = load_config(folder.config)
+    if not config.data_schema.living_tables():
+        return config
+    return config.model_copy(update={"data_schema": config.data_schema.with_vocabularies(folder.vocabularies, {})})

@@ -145,7 +145,7 @@ class Embeddings(nn.Module):
         self.dims = {f.column: schema.dim_of(f) for f in schema.features}
         self.next_of = _neighbours(schema)
         self.batch_dense = [f.column for f in (batches or schema).features if f.kind == "dense"]
-        tables = self.read.tables()
+        tables = self.read.sized_tables()
         dtype = TABLE_DTYPES[settings.dtype]
         meta = torch.device("meta")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, PositiveInt, model_validator
 
 from torchrec_xd.settings import Settings
 from torchrec_xd.table_types import MAX_DIM, MAX_ROWS
@@ -13,6 +13,20 @@ Kind = Literal["id", "bag", "sequence", "dense", "vector"]
 Group = Literal["user", "sequence", "shared", "specific", "context", "scene"]
 MAX_LENGTH = 2**20
 """Ids of a sequence, numbers of a vector."""
+
+
+class VocabularySettings(Settings):
+    """A vocabulary that a run makes of its training rows, and that later runs go on with (`train --continue-from`)."""
+
+    admit: PositiveInt = 1
+    """How often a key must have been seen, in all slices so far, to get a row of its own; until then it is row 0."""
+    expire: PositiveInt | None = None
+    """A key that was not seen for so many days (slices, where runs have no `day`) loses its row, which is used again.
+    Default: never."""
+    block: PositiveInt = 1024
+    """The table grows by so many rows at a time."""
+    capacity: int | None = Field(default=None, gt=1, le=MAX_ROWS)
+    """Rows that the table may have at most, row 0 included; more are an error. Default: no bound."""
 
 
 class Feature(Settings):
@@ -29,11 +43,15 @@ class Feature(Settings):
     domains: tuple[str, ...] | None = None
     """Domains whose files have the column. Default: all. A `specific` feature names exactly one."""
     table: str | None = None
-    """Embedding table; features that name the same one share it, with equal `rows`, `dim` and `hash`. Default: the
-    column's own table."""
+    """Embedding table; features that name the same one share it, with equal `rows`, `dim`, `hash` and `vocabulary`.
+    Default: the column's own table."""
     rows: int | None = Field(default=None, gt=0, le=MAX_ROWS)
     """Rows of the table; ids lie in [0, rows). A schema file may name a vocabulary (`encoders/item.parquet`, below
-    `root`) instead: its rows and one more."""
+    `root`) instead: its rows and one more. With a `vocabulary` of its own: the least there are; runs write down how
+    many there are."""
+    vocabulary: VocabularySettings | None = None
+    """The files hold raw keys, integers or strings, and runs give them rows; a key that training has not seen reads row
+    0. `{}` takes the defaults."""
     dim: int | None = Field(default=None, gt=0, le=MAX_DIM)
     """Width of the embedding, of a table a multiple of 4. Default: the schema's `dim`."""
     pooling: Literal["sum", "mean"] = "sum"
@@ -65,9 +83,15 @@ class Feature(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Feature:
-        if not self.has_table and (self.table or self.rows or self.hash != "none"):
+        if not self.has_table and (self.table or self.rows or self.hash != "none" or self.vocabulary):
             what = "dense" if self.kind == "dense" else "a vector"
-            raise ValueError(f"feature '{self.column}' is {what}: it has no table, no rows and no hash")
+            nor = ", nor a vocabulary" if self.vocabulary else ""
+            raise ValueError(f"feature '{self.column}' is {what}: it has no table, no rows and no hash{nor}")
+        if self.vocabulary is not None and self.hash != "none":
+            raise ValueError(
+                f"feature '{self.column}': a vocabulary gives keys their rows, and 'hash: {self.hash}' does too: leave "
+                "one of them out"
+            )
         if self.kind != "bag" and self.pooling != "sum":
             raise ValueError(f"feature '{self.column}': 'pooling' belongs to bags only")
         if self.weights is not None and self.kind != "bag":
@@ -77,8 +101,8 @@ class Feature(Settings):
                 f"feature '{self.column}': weighted ids are summed; a mean would divide by their number, not by the "
                 "sum of the weights: leave 'pooling' out, and divide the weights of each row by their sum"
             )
-        if self.has_table and self.rows is None:
-            raise ValueError(f"feature '{self.column}' needs 'rows', the number of distinct ids")
+        if self.has_table and self.rows is None and self.vocabulary is None:
+            raise ValueError(f"feature '{self.column}' needs 'rows', the number of distinct ids, or a 'vocabulary'")
         if (self.kind in ("sequence", "vector")) != (self.length is not None):
             raise ValueError(
                 f"feature '{self.column}': 'length' belongs to every sequence and every vector, and to these only"

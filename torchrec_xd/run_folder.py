@@ -9,6 +9,9 @@ from typing import Any
 
 from torchrec_xd.errors import UserError
 
+NEW_VOCABULARIES = ".vocabularies"
+"""Name of the folder in which vocabularies are made."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -30,6 +33,16 @@ class RunFolder:
     def id_kinds(self) -> Path:
         """Whether the hashed ids of each table were integers or strings, and in which file."""
         return self.path / "id_kinds.json"
+
+    @property
+    def vocabularies(self) -> Path:
+        """The vocabularies of the run's tables; there where features have some."""
+        return self.path / "vocabularies"
+
+    @property
+    def new_vocabularies(self) -> Path:
+        """The same while the run begins, before anything else is written."""
+        return self.path / NEW_VOCABULARIES
 
     @property
     def encoders(self) -> Path:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from torchrec_xd.errors import UserError
-from torchrec_xd.feature import Feature, Group
+from torchrec_xd.feature import Feature, Group, VocabularySettings
 from torchrec_xd.settings import Settings
 from torchrec_xd.table_types import MAX_DIM
 
 Collection = Literal["bags", "weighted_bags", "sequences"]
 Split = Literal["train", "valid", "test"]
 Paths = str | tuple[str, ...]
+UNKNOWN_ROWS = 1
+"""Rows of a table whose vocabulary no run has made yet; nothing is built of it."""
 _LATER: dict[str, object] = {
     **dict.fromkeys(("nullable", "indicator", "log1p"), False),
-    **dict.fromkeys(("weights", "events", "mean", "std", "clip", "missing")),
+    **dict.fromkeys(("weights", "events", "mean", "std", "clip", "missing", "vocabulary")),
 }
 """Keys of tasks and features that came after the first checkpoints, with their defaults, at which they mean nothing
 new."""
@@ -106,9 +109,30 @@ class Schema(Settings):
     """Integer column with the user's recent actions; metrics are also given for < 10, 10-30 and >= 30."""
     root: str = "."
     """Folder that relative paths start from, or a URI; itself relative to the folder where the command runs."""
+    vocabularies: Path | None = Field(default=None, exclude=True)
+    """Never written: a run knows the folder of its vocabularies, in which raw keys are looked up."""
+
+    def with_vocabularies(self, folder: Path, rows: dict[str, int]) -> Schema:
+        """The same schema, its raw keys looked up in the vocabularies of a folder.
+
+        Args:
+            folder: where they lie.
+            rows: of each of their tables, by name.
+        """
+        features = tuple(
+            f.model_copy(update={"rows": rows[f.table_name]}) if f.vocabulary and f.table_name in rows else f
+            for f in self.features
+        )
+        return self.model_copy(update={"features": features, "vocabularies": folder})
+
+    def living_tables(self) -> dict[str, VocabularySettings]:
+        """Tables with a vocabulary, by first use, to its settings."""
+        return {f.table_name: f.vocabulary for f in self.features if f.vocabulary is not None}
 
     @model_validator(mode="after")
     def _check_tasks(self) -> Schema:
+        if self.vocabularies is not None:
+            raise ValueError("'vocabularies' is never written: runs make them, and find them in their folders")
         if not (self.domains and self.tasks and self.features):
             raise ValueError("a schema needs at least one domain, one task and one feature")
         names = [task.name for task in self.tasks]
@@ -209,19 +233,33 @@ class Schema(Settings):
                         "table need equal rows, dim and hash"
                     )
             _check_pooled(features)
-            assert first.rows is not None
             if self.dim_of(first) % 4:
                 whose = f"feature '{first.column}'" if first.dim else f"the schema, for feature '{first.column}'"
                 raise ValueError(
                     f"{whose}: dim {self.dim_of(first)} is no multiple of 4, as FBGEMM needs it; "
                     f"{self.dim_of(first) // 4 * 4 + 4} is the next one"
                 )
-            tables.append(Table(name, first.rows, self.dim_of(first), tuple(features)))
+            tables.append(Table(name, first.rows or UNKNOWN_ROWS, self.dim_of(first), tuple(features)))
         return tuple(tables)
+
+    def sized_tables(self) -> tuple[Table, ...]:
+        """All embedding tables, where it is known how many rows they have.
+
+        Raises:
+            UserError: no run has made the vocabulary of one yet.
+        """
+        for feature in self.features:
+            if feature.has_table and feature.rows is None:
+                raise UserError(
+                    f"feature '{feature.column}': a run makes its vocabulary, and only then the rows of its table are "
+                    "known; without a run, write the number that you expect: rows"
+                )
+        return self.tables()
 
     def _table_keys(self, feature: Feature) -> dict[str, object]:
         """What features that share a table have in common, or an id of one would mean another thing to the other."""
-        return {"rows": feature.rows, "dim": self.dim_of(feature), "hash": feature.hash}
+        keys: dict[str, object] = {"rows": feature.rows, "dim": self.dim_of(feature), "hash": feature.hash}
+        return keys if feature.vocabulary is None else {**keys, "vocabulary": feature.vocabulary.model_dump()}
 
     def targets(self) -> tuple[str, ...]:
         """Names of the target domains."""
@@ -282,13 +320,17 @@ class Schema(Settings):
     def dropping_unseen_ids(self) -> Schema:
         """The same schema, by which ids that lie outside their tables are left out like nulls."""
         features = [
-            f.model_copy(update={"hash": "drop"}) if f.has_table and f.hash == "none" else f for f in self.features
+            f.model_copy(update={"hash": "drop"}) if f.has_table and f.hash == "none" and f.vocabulary is None else f
+            for f in self.features
         ]
         return self.model_copy(update={"features": tuple(features)})
 
     def fingerprint(self) -> str:
         """Hash of what the columns mean (not of where the files lie): checkpoints carry it."""
         meaning = self.model_dump(exclude={"root": True, "domains": {"__all__": {"train", "valid", "test"}}})
+        for feature in meaning["features"]:
+            if feature["vocabulary"] is not None:
+                feature["vocabulary"] = {}  # how it lives may change: keys keep their rows
         for part in (*meaning["tasks"], *meaning["features"]):
             for key, default in _LATER.items():
                 if part.get(key, ...) == default:

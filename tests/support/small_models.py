@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 
 from tests.support.unsharded import materialise
-from torchrec_xd.checkpoint import Checkpoints
 from torchrec_xd.config import RunConfig, load_run
 from torchrec_xd.distributed.process_group import process_group
 from torchrec_xd.embeddings import EmbeddingSettings
 from torchrec_xd.models import MODELS
+from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.settings import validate
 from torchrec_xd.training.building import build_sharded, source_run
+from torchrec_xd.training.inference import checkpoints_of
 from torchrec_xd.training.train_run import train
 
 EMBEDDINGS = EmbeddingSettings(init_std=0.5)
@@ -55,8 +56,6 @@ def weights(run):
     config = load_run(run)
     with process_group() as processes:
         model, _ = build_sharded(config, processes, source_run(config))
-        Checkpoints(run / "checkpoints", config.checkpoint, processes, config.schema_in_use.fingerprint()).load(
-            model, max((run / "checkpoints").glob("step_*"))
-        )
+        checkpoints_of(config, RunFolder(run), processes).load(model, max((run / "checkpoints").glob("step_*")))
         state = model.state_dict()
         return {n: v.local_shards()[0].tensor.clone() if hasattr(v, "local_shards") else v for n, v in state.items()}

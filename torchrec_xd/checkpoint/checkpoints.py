@@ -318,6 +318,11 @@ class Checkpoints:
             )
 
     def _check_schema(self, folder: Path, saved: Saved) -> None:
+        if saved.schema != self.schema and saved.schema.partition("+")[0] == self.schema.partition("+")[0]:
+            raise UserError(
+                f"{folder} does not belong to the vocabularies of this run, so that its rows are those of other keys: "
+                "put the run's own folder vocabularies/ back, or train anew"
+            )
         if saved.schema != self.schema:
             raise UserError(
                 f"{folder} was trained with an incompatible schema ({saved.schema}, now {self.schema}): "

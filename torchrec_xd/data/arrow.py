@@ -34,6 +34,7 @@ from torchrec_xd.data.normalisation import filled
 from torchrec_xd.data.rows import Floats, IdType, Integers, Jagged, Rows, spans
 from torchrec_xd.data.strings import string_hashes, user_numbers
 from torchrec_xd.data.vectors import vectors
+from torchrec_xd.data.vocabularies import KeyRows, vocabularies_of
 from torchrec_xd.data.weights import id_type, ids_and_weights
 from torchrec_xd.errors import UserError
 from torchrec_xd.feature import Feature
@@ -71,9 +72,13 @@ class Decoder:
         domain: its name.
         labels: whether labels are read; if not, they are NaN.
         extra: integer columns for metrics to slice by; -1 where a value or the whole column is absent.
+        mapped: whether raw keys are looked up in the schema's vocabularies; if not, their columns are only checked.
+
+    Raises:
+        UserError: there are no vocabularies, or not those that belong there.
     """
 
-    def __init__(self, schema: Schema, domain: str, *, labels: bool, extra: Sequence[str]):
+    def __init__(self, schema: Schema, domain: str, *, labels: bool, extra: Sequence[str], mapped: bool = True):
         self._domain = domain
         self._features = schema.features_of(domain)
         own = {feature.column for feature in self._features}
@@ -85,6 +90,7 @@ class Decoder:
         self._vectors = tuple(feature for kind, feature in of_domain if kind == "vector")
         self._labels = tuple(task.label if labels and task.domain == domain else None for task in schema.tasks)
         self._nullable = tuple(task.nullable for task in schema.tasks)
+        self._vocabularies = vocabularies_of(schema, self._features) if mapped else {}
         self._user, self._weight, self._extra = schema.user, schema.weight, tuple(extra)
         needed = [feature.column for feature in self._features]
         needed += [*(label for label in self._labels if label), self._user, *([self._weight] if self._weight else [])]
@@ -134,7 +140,7 @@ class Decoder:
 
         Columns of type null hold neither kind.
         """
-        hashed = [(feature.table_name, feature.column) for feature in self._features if feature.hash == "xxhash"]
+        hashed = [(f.table_name, f.column) for f in self._features if f.hash == "xxhash" or f.vocabulary]
         for table, column in [("", self._user), *hashed]:
             kind = id_type(found.field(column).type)
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -148,7 +154,7 @@ class Decoder:
             if not feature.has_table:
                 bounds = (float(_FLOAT32.min), float(_FLOAT32.max)) if feature.clip is None else ()
                 yield Limits(feature.column, *bounds)
-            elif feature.hash == "none":
+            elif feature.hash == "none" and feature.vocabulary is None:
                 assert feature.rows is not None
                 yield Limits(feature.column, 0, feature.rows - 1)
         for label, nullable in zip(self._labels, self._nullable, strict=True):
@@ -186,10 +192,7 @@ class Decoder:
             raise origin.fault(self._user, _first(user.is_null()), None, "is no user; drop the row or fill it in")
         return Rows(
             ids=tuple(
-                _ids(*ids_and_weights(batch, feature, origin), feature, origin, self.dropped)
-                if feature
-                else Jagged.empty(count)
-                for feature in self._ids
+                self._looked_up(batch, feature, origin) if feature else Jagged.empty(count) for feature in self._ids
             ),
             dense_BN=dense_BN,
             vectors=tuple(
@@ -206,11 +209,22 @@ class Decoder:
             extra_BK=extra_BK,
         )
 
+    def _looked_up(self, batch: pa.RecordBatch, feature: Feature, origin: Origin) -> Jagged:
+        array, weights = ids_and_weights(batch, feature, origin)
+        return _ids(array, weights, feature, origin, self.dropped, self._vocabularies.get(feature.table_name))
+
 
 # ---- ids -------------------------------------------------------------------------------------------------------------
 
 
-def _ids(array: pa.Array, weights: Floats | None, feature: Feature, origin: Origin, dropped: Counter[str]) -> Jagged:
+def _ids(
+    array: pa.Array,
+    weights: Floats | None,
+    feature: Feature,
+    origin: Origin,
+    dropped: Counter[str],
+    vocabulary: KeyRows | None,
+) -> Jagged:
     """The ids of one feature: nulls dropped, a sequence cut to its last ids, every id in [0, rows).
 
     In a column of events, where positions have to stay, nulls become row 0.
@@ -234,7 +248,7 @@ def _ids(array: pa.Array, weights: Floats | None, feature: Feature, origin: Orig
         valid_before = np.concatenate([[0], np.cumsum(valid)])
         lengths = np.diff(valid_before[ends], prepend=0)
         values = values.drop_null()
-    keys, lookup = _keys(values, feature)
+    keys, lookup = _keys(values, feature) if vocabulary is None else (vocabulary.rows_of(values), None)
     if feature.events and every is not None and valid is not None:
         rows = _bounded(keys, lengths, feature, origin) if lookup is None else lookup[keys]
         keys, lengths, lookup = np.zeros(len(valid), dtype=np.int64), every, None

@@ -43,7 +43,7 @@ def expectation(feature: Feature) -> tuple[Callable[[pa.DataType], bool], str]:
             f"a vector holds a list of {feature.length} numbers per row (its 'length'), of type float16, float32 or "
             "float64",
         )
-    remedy = "" if feature.hash == "xxhash" else "; string ids need 'hash: xxhash' in the schema"
+    remedy = "" if _takes_strings(feature) else "; string ids need 'hash: xxhash' in the schema, or a 'vocabulary'"
     if feature.kind == "id":
         return lambda kind: is_key(kind, feature), f"a feature of kind 'id' holds one integer per row{remedy}"
     if feature.weights == feature.column:
@@ -127,4 +127,8 @@ def is_key(kind: pa.DataType, feature: Feature) -> bool:
     """Whether ids of this type can be looked up."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return is_integer(kind) or (feature.hash == "xxhash" and is_string(kind))
+    return is_integer(kind) or (_takes_strings(feature) and is_string(kind))
+
+
+def _takes_strings(feature: Feature) -> bool:
+    return feature.hash == "xxhash" or feature.vocabulary is not None

@@ -31,6 +31,7 @@ from torchrec_xd.serving.delta import TABLES
 from torchrec_xd.serving.scorer import Scorer
 from torchrec_xd.serving.tables import Tables
 from torchrec_xd.training.inference import load_plain
+from torchrec_xd.training.vocabularies import refuse_vocabularies
 from torchrec_xd.writable import check_output_folder
 
 TOLERANCE = 1e-6
@@ -68,6 +69,7 @@ def export(
             more.
     """
     config, out = load_run(Path(directory)), Path(out)
+    refuse_vocabularies(config, "export")
     check_output_folder(out, "--out")
     own = _Exported(config, RunFolder(Path(directory)), _domain(config.schema_in_use, domain), tables, checkpoint)
     own.split()

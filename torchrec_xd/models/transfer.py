@@ -44,6 +44,11 @@ class Transfer:
     slices: bool = False
     """Whether it may also start from a run of the same model, with every weight of it: the next slice of time."""
 
+    @property
+    def teaches(self) -> bool:
+        """Whether weights of the other run stay frozen, as those of a teacher."""
+        return any(name.startswith("teacher.") for name in self.prefixes)
+
 
 def check_same_features(taught: Schema, schema: Schema) -> None:
     """A teacher's tables read the student's batches: what it was taught must be in them, and mean the same.

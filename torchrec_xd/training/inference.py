@@ -19,6 +19,7 @@ from torchrec_xd.data.loader import Loader
 from torchrec_xd.data.predictions import KeptColumns, PredictionColumns, PredictionWriter
 from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.data.shards import ShardSpec
+from torchrec_xd.data.vocabularies import digest
 from torchrec_xd.distributed.process_group import Processes, process_group
 from torchrec_xd.embeddings import table_collections
 from torchrec_xd.errors import UserError
@@ -43,8 +44,10 @@ if TYPE_CHECKING:
 
 
 def checkpoints_of(config: RunConfig, folder: RunFolder, processes: Processes) -> Checkpoints:
-    """The checkpoints of a run."""
-    return Checkpoints(folder.checkpoints, config.checkpoint, processes, config.schema_in_use.fingerprint())
+    """The checkpoints of a run: they belong to its schema, and to its vocabularies."""
+    schema = config.schema_in_use
+    known = "" if schema.vocabularies is None or not schema.living_tables() else f"+{digest(schema.vocabularies)}"
+    return Checkpoints(folder.checkpoints, config.checkpoint, processes, schema.fingerprint() + known)
 
 
 def choose_checkpoint(
@@ -167,6 +170,9 @@ def evaluate(
 def _with_rows_of(config: RunConfig, schema: str | Path) -> RunConfig:
     """A run's config with the rows of another schema, which has to mean the same."""
     own, other = config.data_schema, load_schema(schema)
+    if own.vocabularies is not None:
+        rows = {f.table_name: f.rows for f in own.features if f.vocabulary and f.rows}
+        other = other.with_vocabularies(own.vocabularies, rows)
     if own.fingerprint() != other.fingerprint():
         ours, theirs = own.model_dump(), other.model_dump()
         differ = [key for key in ours if key not in ("domains", "root") and ours[key] != theirs[key]]

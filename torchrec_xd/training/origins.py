@@ -26,6 +26,7 @@ from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.schema import Schema
 from torchrec_xd.training.building import continues, trained_by
 from torchrec_xd.training.inference import checkpoints_of, choose_checkpoint
+from torchrec_xd.training.vocabularies import check_clock
 
 logger = logging.getLogger(__name__)
 TEACHER = "teacher."
@@ -184,6 +185,7 @@ def check_continuation(config: RunConfig) -> None:
     if config.continue_from is not None:
         before = load_run(config.continue_from)
         _check_settings(config, before)
+        check_clock(config, before)
         check_grown(before.schema_in_use, config.schema_in_use, config.continue_from)
 
 
@@ -213,8 +215,7 @@ def _check_settings(config: RunConfig, before: RunConfig) -> None:
             "continue_from"
         )
     teacher = find_model(config.model.name).transfer
-    taught = teacher is not None and any(name.startswith(TEACHER) for name in teacher.prefixes)
-    if not taught and config.init_from not in (None, before.init_from):
+    if not (teacher is not None and teacher.teaches) and config.init_from not in (None, before.init_from):
         raise UserError(
             f"continue_from: init_from is {config.init_from}, but all weights of '{config.model.name}' come from "
             f"{path}; leave init_from out"
@@ -237,12 +238,15 @@ def check_grown(before: Schema, now: Schema, path: Path) -> None:
             raise UserError(f"{begin}feature '{column}' is new to {path}: take it away (`without`){end}")
         old, new = there[column].model_dump(), here[column].model_dump()
         old["dim"], new["dim"] = before.dim_of(there[column]), now.dim_of(here[column])
+        old["vocabulary"], new["vocabulary"] = (each["vocabulary"] is not None for each in (old, new))
         for key in old:
             if key != "rows" and old[key] != new[key]:
                 raise UserError(
                     f"{begin}'{key}' of feature '{column}' was {old[key]!r}, is {new[key]!r}: put it back{end}"
                 )
         rows, more = old["rows"], new["rows"]
+        if new["vocabulary"]:
+            continue  # which says how many rows there are
         if rows and more < rows:
             raise UserError(
                 f"{begin}the table of feature '{column}' has {more} rows, in {path} it had {rows}: tables only grow; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ from torchrec_xd.evaluation.findings import training_findings
 from torchrec_xd.log import RunLog
 from torchrec_xd.planner import RankMeasured, RunPlan
 from torchrec_xd.prepare.encoders import copy_encoders
-from torchrec_xd.run_folder import RunFolder
+from torchrec_xd.run_folder import NEW_VOCABULARIES, RunFolder
 from torchrec_xd.run_lock import LOCK, run_lock
 from torchrec_xd.schema import Split
 from torchrec_xd.training.building import build, plan_sharding, shard_by, source_config, source_run
@@ -36,6 +37,10 @@ from torchrec_xd.training.inference import checkpoints_of, choose_checkpoint
 from torchrec_xd.training.origins import Origin, check_continuation, load_source_weights, origin_of
 from torchrec_xd.training.split_evaluation import SplitEvaluation, has_rows
 from torchrec_xd.training.trainer import Summary, Training, fit
+from torchrec_xd.training.vocabularies import begin_rows, keep_vocabularies, with_vocabularies
+
+OURS = (LOCK, NEW_VOCABULARIES)
+"""What the folder of a run that has not begun may hold."""
 
 
 def train(
@@ -70,12 +75,13 @@ def train(
     resume = resume or (restartable and folder.exists())
     config = _continuing(config, folder, resume, continue_from)
     _check_folder(config, folder, resume)
-    schema = config.schema_in_use
     with process_group(config.trainer) as processes, _only_job(folder, processes):
         resume = processes.any(resume)  # a node may see late what another one wrote into a shared folder
         if restartable and (done := processes.on_main(lambda: _finished(config, folder))):
             return done
-        refuse_shared_files(schema)
+        refuse_shared_files(config.schema_in_use)
+        config = with_vocabularies(config, folder, processes, begun=resume)
+        schema = config.schema_in_use
         if config.trainer.compile:
             refuse_missing_compiler(processes.device)
         loader = _training_loader(config, processes)
@@ -149,7 +155,10 @@ def _begin(
 ) -> int:
     """Load what a run that begins takes from others; returns the steps that its model has been trained for."""
     if origin is not None:
-        return origin.load(model, optimizers, folder, log)
+        step = origin.load(model, optimizers, folder, log)
+        begin_rows(config, folder, model, optimizers)
+        return step
+    begin_rows(config, folder, model, optimizers)
     if config.init_from is not None:
         load_source_weights(config, config.init_from, model, folder, processes, log)
     return 0
@@ -218,7 +227,7 @@ def _check_folder(config: RunConfig, folder: RunFolder, resume: bool) -> None:
     if resume:
         _check_config(config, folder)
         return
-    if folder.path.exists() and any(path.name != LOCK for path in folder.path.iterdir()):
+    if folder.path.exists() and any(path.name not in OURS for path in folder.path.iterdir()):
         raise UserError(f"--run-dir {folder.path} is not empty; name another folder, or go on with --resume")
     check_continuation(config)
 
@@ -226,6 +235,9 @@ def _check_folder(config: RunConfig, folder: RunFolder, resume: bool) -> None:
 def _check_config(config: RunConfig, folder: RunFolder) -> None:
     """Whether a run that has begun can go on with this config."""
     begun = load_run(folder.path)
+    rows = {f.table_name: f.rows for f in begun.data_schema.features if f.vocabulary and f.rows}
+    own = config.data_schema.with_vocabularies(folder.vocabularies, rows) if rows else config.data_schema
+    config = config.model_copy(update={"data_schema": own})
     if config.trainer.epochs < begun.trainer.epochs:
         raise UserError(
             f"--resume: trainer.epochs is {config.trainer.epochs}, and {folder.path} began with "
@@ -267,6 +279,8 @@ def _only_job(folder: RunFolder, processes: Processes) -> Iterator[None]:
     """
     with ExitStack() as held:
         processes.on_main(lambda: held.enter_context(run_lock(folder.path)))
+        if processes.is_main_process:  # of a run that is refused, or was interrupted, while it began
+            held.callback(shutil.rmtree, folder.new_vocabularies, ignore_errors=True)
         yield
 
 
@@ -298,6 +312,7 @@ def _begin_folder(
     source = source_config(config, folder)
     if source is not None:
         write_text(folder.source, source.dump())
+    keep_vocabularies(folder)
     copy_encoders(config.schema_in_use.root, folder.encoders)
     save_stamps(folder.data, stamps)
     save_kinds(folder.id_kinds, id_kinds)
