@@ -5,25 +5,22 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
-from typing import Any, Generic, TypeVar
 
 import torch
 
 from torchrec_xd.errors import InterruptedRunError
-from torchrec_xd.study.worker import Job, run_job
-
-JobT = TypeVar("JobT", bound=Job)
+from torchrec_xd.study.worker import CellJob, run_job
 
 
-class _Running(Generic[JobT]):
+class _Running:
     """A job under way."""
 
-    def __init__(self, context: ForkServerContext | SpawnContext, job: JobT, threads: int, log: Path) -> None:
+    def __init__(self, context: ForkServerContext | SpawnContext, job: CellJob, threads: int, log: Path) -> None:
         self.job, self.log = job, log
         self._answer, answer = context.Pipe(duplex=False)
         self.process = context.Process(target=run_job, args=(job, threads, log, answer), name=job.name)
@@ -49,7 +46,7 @@ class _Running(Generic[JobT]):
 
 
 def work(
-    take: Callable[[], JobT | None], finish: Callable[[JobT, str | None], None], *, workers: int, logs: Path
+    take: Callable[[], CellJob | None], finish: Callable[[CellJob, str | None], None], *, workers: int, logs: Path
 ) -> None:
     """Work off jobs, so many at a time; they share the machine's cores.
 
@@ -65,8 +62,8 @@ def work(
     logs.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // workers)
     free = [logs / f"worker{place}.txt" for place in reversed(range(workers))]
-    running: list[_Running[JobT]] = []
-    with _context(threads) as context, _interruptible(running):
+    running: list[_Running] = []
+    with process_context(threads, run_job.__module__) as context, _interruptible(running):
         while True:
             while free and (job := take()) is not None:
                 running.append(_Running(context, job, threads, free.pop()))
@@ -81,10 +78,14 @@ def work(
 
 
 @contextmanager
-def _context(threads: int) -> Iterator[ForkServerContext | SpawnContext]:
+def process_context(threads: int, module: str) -> Iterator[ForkServerContext | SpawnContext]:
     """How processes begin: forked from a server that has imported torch once, which takes seconds.
 
     Not on a GPU: CUDA does not survive a fork, if some import has looked for devices.
+
+    Args:
+        threads: CPU threads of a process.
+        module: imported once, for all processes.
     """
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(threads)  # of the server's imports: numpy and Arrow ask for it then
@@ -93,7 +94,7 @@ def _context(threads: int) -> Iterator[ForkServerContext | SpawnContext]:
             yield multiprocessing.get_context("spawn")
         else:
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([run_job.__module__])
+            context.set_forkserver_preload([module])
             yield context
     finally:
         if before is None:
@@ -103,7 +104,7 @@ def _context(threads: int) -> Iterator[ForkServerContext | SpawnContext]:
 
 
 @contextmanager
-def _interruptible(running: Sequence[_Running[Any]]) -> Iterator[None]:
+def _interruptible(running: list[_Running]) -> Iterator[None]:
     """On Ctrl-C or SIGTERM, which schedulers send, ask what is running to stop, and wait for its checkpoints."""
 
     def interrupt(number: int, frame: object) -> None:

@@ -7,11 +7,7 @@ the run folder of each model that was trained, and last of all `day.json`, witho
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -69,11 +65,6 @@ class ArmDay:
     def folder(self) -> Path:
         """Its folder."""
         return self.out / self.name
-
-    def do(self) -> None:
-        """Train and serve."""
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-        run_arm_day(self)
 
     def finished(self) -> bool:
         """Whether nothing is left to do."""
@@ -239,11 +230,3 @@ def read_day(job: ArmDay) -> tuple[dict[str, Any], dict[str, Any]]:
     """The numbers and the counts of a finished day."""
     with np.load(job.folder / COUNTS) as counts:
         return json.loads((job.folder / DONE).read_text(encoding="utf-8")), dict(counts)
-
-
-def _end_with_parent() -> None:
-    """A worker whose command was killed does not go on: the same command may have been started again."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGKILL)

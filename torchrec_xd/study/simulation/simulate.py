@@ -16,18 +16,18 @@ from torchrec_xd.log import RunLog
 from torchrec_xd.prepare.manifest import code
 from torchrec_xd.run_lock import LOCK, run_lock
 from torchrec_xd.study.checks import parent_run
-from torchrec_xd.study.pool import work
 from torchrec_xd.study.simulation.arm_days import WORLD, ArmDay, build_world, model_config, read_day
 from torchrec_xd.study.simulation.design import TASK, Simulation
 from torchrec_xd.study.simulation.pages import save_simulation
 from torchrec_xd.study.simulation.results import simulation_results
+from torchrec_xd.study.simulation.workers import work
 from torchrec_xd.training.building import build
 from torchrec_xd.writable import check_output_folder
 
 STUDY, RESULTS = "simulation.json", "results"
 
 Work = Callable[..., None]
-"""As `study.pool.work`."""
+"""As `workers.work`."""
 
 
 class _Queue:
