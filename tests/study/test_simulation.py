@@ -1,7 +1,6 @@
 """A/B tests over days: what arms learn from, what is reported, what is refused; a kill takes nothing along."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -190,6 +189,29 @@ def test_models_go_on_from_yesterdays_and_so_do_their_teachers(lab, tmp_path):
     assert "go on from yesterday's" in (tmp_path / "out/results.md").read_text()
 
 
+def wait_for(process, seen):
+    patience = time.monotonic() + 240
+    while not seen() and time.monotonic() < patience:
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_command_that_is_asked_to_stop_says_how_to_go_on(lab, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "torchrec_xd.cli", "simulate", str(lab), "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    stopped = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(stopped, lambda: list(out.glob("logs/worker-*.txt")))
+        stopped.send_signal(signal.SIGTERM)
+        _, said = stopped.communicate(timeout=120)
+    finally:
+        stopped.kill()
+    assert stopped.returncode == 75
+    assert "stopped with 1 days of arms under way; the same command goes on" in " ".join(said.split())
+
+
 @pytest.mark.slow
 def test_a_kill_takes_nothing_along(lab, tmp_path):
     """The command and its workers are killed in the middle of a day; the same command ends with the same bytes."""
@@ -199,10 +221,7 @@ def test_a_kill_takes_nothing_along(lab, tmp_path):
     given = {"env": {**os.environ, "PYTHONPATH": root}, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     killed = subprocess.Popen(command, **given)
     try:
-        patience = time.monotonic() + 240
-        while not list(out.glob("0/*/day=000/day.json")) and time.monotonic() < patience:
-            assert killed.poll() is None
-            time.sleep(0.02)
+        wait_for(killed, lambda: list(out.glob("0/*/day=000/day.json")))
     finally:
         killed.send_signal(signal.SIGKILL)
         killed.wait()
@@ -316,4 +335,3 @@ def test_shipped_simulations_are_as_they_must_be(name):
     simulation = load_simulation(CONFIGS / "studies" / f"simulate_{name}.yaml")
     assert len(simulation.served) >= 3
     assert simulation.chain("random") == ()
-    assert multiprocessing.parent_process() is None

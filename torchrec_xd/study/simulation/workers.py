@@ -71,7 +71,7 @@ def _interruptible(running: dict[Future[str | None], ArmDay]) -> Iterator[None]:
     except KeyboardInterrupt:
         for process in multiprocessing.active_children():
             process.kill()
-        raise InterruptedRunError(f"stopped while {len(running)} days were being simulated") from None
+        raise InterruptedRunError(f"stopped with {len(running)} days of arms under way") from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
