@@ -166,6 +166,7 @@ def _sequence_figure(results: Results, arm: str) -> go.Figure:
     figure.add_scatter(
         x=days,
         y=[line["low"] for line in lines],
+        mode="lines",
         line={"width": 0},
         fill="tonexty",
         fillcolor="rgba(46,125,200,.18)",
