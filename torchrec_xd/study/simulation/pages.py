@@ -161,7 +161,7 @@ def _sequence_figure(results: Results, arm: str) -> go.Figure:
     days = [line["day"] for line in lines]
     figure = go.Figure()
     figure.add_scatter(
-        x=days, y=[line["high"] for line in lines], line={"width": 0}, showlegend=False, hoverinfo="skip"
+        x=days, y=[line["high"] for line in lines], mode="lines", line={"width": 0}, showlegend=False, hoverinfo="skip"
     )
     figure.add_scatter(
         x=days,
