@@ -28,6 +28,7 @@ from torchrec_xd.prepare.recipe import Recipe
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import ChosenByName
 from torchrec_xd.study.design import Ablation, Study
+from torchrec_xd.study.replay.design import Replay
 from torchrec_xd.study.simulation.design import Simulation
 
 
@@ -109,6 +110,7 @@ PAGES: dict[str, tuple[str, tuple[Section, ...]]] = {
         (
             Section("`compare` and `tune`", Study),
             Section("`ablate`", Ablation),
+            Section("`replay`", Replay, "How to use it: [](../replay.md)."),
             Section("`simulate`", Simulation),
         ),
     ),

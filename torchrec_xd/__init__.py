@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torchrec_xd.schema import Schema
     from torchrec_xd.settings import Settings
     from torchrec_xd.study.comparison import compare
+    from torchrec_xd.study.replay.replaying import replay
     from torchrec_xd.training.diagnosis import diagnose
     from torchrec_xd.training.inference import evaluate, load_model, predict, score
     from torchrec_xd.training.train_run import train
@@ -46,6 +47,7 @@ __all__ = [
     "load_schema",
     "plan",
     "predict",
+    "replay",
     "score",
     "train",
 ]
@@ -72,6 +74,7 @@ _HOMES = {
     "load_schema": "data.schema_files",
     "plan": "training.workload",
     "predict": "training.inference",
+    "replay": "study.replay.replaying",
     "score": "training.inference",
     "train": "training.train_run",
 }

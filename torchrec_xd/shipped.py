@@ -1,4 +1,4 @@
-"""The configs that come with the package: run configs, schemas, studies, and cluster profiles.
+"""The configs that come with the package: run configs, schemas, studies, replays, and cluster profiles.
 
 In a clone they are the folder `configs/` at its top; a wheel holds a copy of that folder.
 """

@@ -10,17 +10,20 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 
 from torchrec_xd.errors import InterruptedRunError
-from torchrec_xd.study.worker import CellJob, run_job
+from torchrec_xd.study.worker import Job, run_job
+
+JobT = TypeVar("JobT", bound=Job)
 
 
-class _Running:
+class _Running(Generic[JobT]):
     """A job under way."""
 
-    def __init__(self, context: ForkServerContext | SpawnContext, job: CellJob, threads: int, log: Path) -> None:
+    def __init__(self, context: ForkServerContext | SpawnContext, job: JobT, threads: int, log: Path) -> None:
         self.job, self.log = job, log
         self._answer, answer = context.Pipe(duplex=False)
         self.process = context.Process(target=run_job, args=(job, threads, log, answer), name=job.name)
@@ -46,7 +49,7 @@ class _Running:
 
 
 def work(
-    take: Callable[[], CellJob | None], finish: Callable[[CellJob, str | None], None], *, workers: int, logs: Path
+    take: Callable[[], JobT | None], finish: Callable[[JobT, str | None], None], *, workers: int, logs: Path
 ) -> None:
     """Work off jobs, so many at a time; they share the machine's cores.
 
@@ -62,7 +65,7 @@ def work(
     logs.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // workers)
     free = [logs / f"worker{place}.txt" for place in reversed(range(workers))]
-    running: list[_Running] = []
+    running: list[_Running[JobT]] = []
     with process_context(threads, run_job.__module__) as context, _interruptible(running):
         while True:
             while free and (job := take()) is not None:
@@ -104,7 +107,7 @@ def process_context(threads: int, module: str) -> Iterator[ForkServerContext | S
 
 
 @contextmanager
-def _interruptible(running: list[_Running]) -> Iterator[None]:
+def _interruptible(running: list[_Running[JobT]]) -> Iterator[None]:
     """On Ctrl-C or SIGTERM, which schedulers send, ask what is running to stop, and wait for its checkpoints."""
 
     def interrupt(number: int, frame: object) -> None:

@@ -1,4 +1,4 @@
-"""The process of one job: train, score, and report what went wrong."""
+"""The process of one job: do it, and report what went wrong."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -17,6 +18,23 @@ from torchrec_xd.errors import InterruptedRunError, UserError
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.training.inference import score
 from torchrec_xd.training.train_run import train
+
+
+class Job(Protocol):
+    """What a process of its own does; it is sent there."""
+
+    @property
+    def name(self) -> str:
+        """For messages, different from those of all others."""
+        ...
+
+    def run(self) -> None:
+        """Do it; what was begun before goes on.
+
+        Raises:
+            InterruptedRunError: it was asked to stop, and wrote a checkpoint.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,8 +47,15 @@ class CellJob:
     task: str | None = None
     """Whose test rows are scored."""
 
+    def run(self) -> None:
+        """Train, and score."""
+        train(self.config, self.folder, restartable=True)
+        if self.task is not None:
+            domain = self.task.partition("@")[2]
+            score(self.folder, None, RunFolder(self.folder).scores, domain, "best", parts=True)
 
-def run_job(job: CellJob, threads: int, log: Path, answer: Connection) -> None:
+
+def run_job(job: Job, threads: int, log: Path, answer: Connection) -> None:
     """Send what went wrong, or None; nothing where the run was asked to stop and wrote a checkpoint.
 
     Ctrl-C reaches all processes of a terminal: here only the trainer listens to it.
@@ -42,10 +67,7 @@ def run_job(job: CellJob, threads: int, log: Path, answer: Connection) -> None:
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
     try:
-        train(job.config, job.folder, restartable=True)
-        if job.task is not None:
-            domain = job.task.partition("@")[2]
-            score(job.folder, None, RunFolder(job.folder).scores, domain, "best", parts=True)
+        job.run()
     except InterruptedRunError:
         return
     except UserError as error:

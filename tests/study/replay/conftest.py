@@ -67,7 +67,7 @@ def write_replay(folder, change=None, name="replay"):
 def in_process(take, finish, *, workers, logs):
     """In place of a pool of processes."""
     while (job := take()) is not None:
-        job.do()
+        job.run()
         finish(job, None)
 
 

@@ -179,6 +179,9 @@ def test_slices_may_come_later(history, tmp_path, monkeypatch):
     monkeypatch.setattr(replaying, "work", in_process)
     early = {domain: [f"{domain}/day={date}" for date in DATES[:4]] for domain in DOMAINS}
     assert replay(write_replay(history, {**SHORT, "slices": early}, "early"), tmp_path / "out") == {}
+    begun = tmp_path / "out" / "0" / "incremental" / "10" / "single"  # as a kill leaves it before it is a run
+    begun.mkdir(parents=True)
+    (begun / "plan.json").write_text("{}")
     assert replay(write_replay(history, SHORT, "early"), tmp_path / "out") == {}
     for place in ("incremental/9", "incremental/10", "never/10"):
         name = f"0/{place}/single-post.parquet"

@@ -13,9 +13,7 @@ from torchrec_xd.settings import Settings, load_yaml, validate
 from torchrec_xd.study.design import MAX_SEEDS, Assignments, FilePath, Name, known, samples_needed
 
 Policy = Literal["never", "scratch", "incremental", "incremental_without_growth", "incremental_without_state"]
-"""`never`: trained on the warm-up, then left as it is; `scratch`: for every slice trained anew on the slices before it
-(`window`); `incremental`: goes on with the newest slice alone; `incremental_without_growth`: the same, and tables stay
-as large as after the warm-up; `incremental_without_state`: the same as `incremental`, with weights alone."""
+"""How models are trained as slices come."""
 
 
 class ReplayModel(Settings):
@@ -48,7 +46,10 @@ class Replay(Settings):
     warm_up: PositiveInt
     """The first so many slices are trained on together before the first one is scored."""
     policies: tuple[Policy, ...] = Field(default=("never", "scratch", "incremental"), min_length=1)
-    """Compared side by side."""
+    """Compared side by side. `never`: trained on the warm-up, then left as it is; `scratch`: for every slice trained
+    anew on the slices before it; `incremental`: goes on with the slice before it alone; `incremental_without_growth`:
+    the same, and tables stay as large as after the warm-up; `incremental_without_state`: the same as `incremental`, and
+    the optimizers' states begin anew."""
     reference: Policy = "incremental"
     """The policy that all others are compared with."""
     window: PositiveInt | None = None

@@ -15,6 +15,7 @@ from torchrec_xd.atomic_write import write_json
 from torchrec_xd.config import RunConfig, load_config
 from torchrec_xd.data.locations import join
 from torchrec_xd.models import find_model
+from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import validate
 from torchrec_xd.study.replay.design import Policy, Replay
@@ -79,12 +80,14 @@ class StepJob:
     unneeded: tuple[Path, ...]
     """Run folders that no later step needs once this one is done."""
 
-    def do(self) -> None:
+    def run(self) -> None:
         """Train, score, write down that it is done, and remove what is not needed any more."""
         costs: dict[str, Any] = {}
         for model, config, folder in self.runs:
             cost = folder.with_name(f"{model}-cost.json")
             if not cost.is_file():
+                if not RunFolder(folder).exists():  # killed before it was a run
+                    shutil.rmtree(folder, ignore_errors=True)
                 write_json(cost, _train(config, folder))
             costs[model] = json.loads(cost.read_text(encoding="utf-8"))
         for each in self.scored:
