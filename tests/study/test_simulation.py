@@ -158,7 +158,7 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_is_made_the_same(lab
 
 def test_a_shared_log_waits_for_all_arms_and_is_read_by_all(lab, tmp_path):
     arms = {"single": {"config": "../world/single.yaml"}, "oracle": {"policy": "oracle"}}
-    path = write(tmp_path, arms=arms, logs="shared", exploration=0.0)
+    path = write(tmp_path, arms=arms, logs="shared")
     results = run(path, tmp_path / "out")
     domains = load_yaml(tmp_path / "out/0/single/day=001/single/config.yaml")["schema"]["domains"]
     assert domains["target"]["train"][1:] == ["single/day=000/log.parquet", "oracle/day=000/log.parquet"]

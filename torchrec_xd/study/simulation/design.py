@@ -31,7 +31,7 @@ class Arm(Settings):
     assign: Assignments = Field(default=(), alias="set")
     """`a.b=VALUE` on top of its config."""
     exploration: float | None = Field(default=None, ge=0, le=1)
-    """Share of the places that are filled by chance. Default: the study's."""
+    """Share of the places that are filled by chance. Default: the study's, of the oracle none."""
     shown: bool = True
     """Whether it is an arm; false for models that others only start from."""
 
@@ -133,7 +133,8 @@ class Simulation(Settings):
         arm = self.arms[name]
         if arm.policy == "random":
             return 1.0
-        return self.exploration if arm.exploration is None else arm.exploration
+        default = 0.0 if arm.policy == "oracle" else self.exploration
+        return default if arm.exploration is None else arm.exploration
 
     def world_of(self, seed: int) -> ClockSettings:
         """The settings of a seed's world.
