@@ -23,8 +23,6 @@ from torchrec_xd.study.replay.replaying import replay
 from torchrec_xd.training.inference import score
 from torchrec_xd.training.train_run import train
 
-GROWS = ["schema.features.user", "hash", "drop"]
-
 
 def results(folder, out="out"):
     return json.loads((folder / out / "results.json").read_text())
@@ -283,7 +281,7 @@ def test_a_slice_without_rows_is_refused(history, tmp_path):
     ("change", "assign", "said"),
     [
         ({"warm_up": 3}, (), "replay.warm_up was 2, is 3"),
-        ({}, ("optimizer.dense.lr=0.5",), "replay.set was 0 of them, is 1 of them"),
+        ({}, ("optimizer.dense.lr=0.5",), "replay.set was [], is ['optimizer.dense.lr=0.5']"),
     ],
 )
 def test_a_folder_of_another_replay_is_refused(history, change, assign, said):

@@ -154,7 +154,7 @@ def _difference(there: Any, here: Any, key: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = f"{len(value)} of them" if isinstance(value, list | dict) else repr(value)
+    text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
