@@ -1,5 +1,6 @@
 """Versions that hold only what changed: once completed, they are full exports."""
 
+import copy
 import shutil
 import stat
 
@@ -28,7 +29,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("delta")
 
     def config(seed, more_rows=0):
-        schema = schema_at(write_feed(folder / f"feed_{seed}", seed=seed))
+        schema = copy.deepcopy(schema_at(write_feed(folder / f"feed_{seed}", seed=seed)))
         for feature in schema["features"]:
             if feature.get("rows"):
                 feature["rows"] += more_rows

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -104,7 +105,7 @@ def test_a_changed_study_is_refused_or_read(fuzz_seeds, place, form, monkeypatch
     def build(settings):
         raise BuiltError
 
-    kinds = {name: (settings, build) for name, (settings, _) in worlds.KINDS.items()}
+    kinds = {name: dataclasses.replace(kind, build=build) for name, kind in worlds.KINDS.items()}
     monkeypatch.setattr(worlds, "KINDS", kinds)
     path, read = place / "changed.yaml", 0
     path.write_text(yaml.safe_dump(FORMS[form], sort_keys=False))

@@ -25,7 +25,7 @@ from torchrec_xd.data.predictions import KeptColumns, PredictionColumns, Predict
 from torchrec_xd.data.rows import Floats, Integers
 from torchrec_xd.data.shards import RowGroup
 from torchrec_xd.errors import UserError
-from torchrec_xd.serving.artifact import Artifact, find_artifact
+from torchrec_xd.serving.artifact import GATE, Artifact, find_artifact
 from torchrec_xd.serving.scorer import Scorer
 from torchrec_xd.writable import check_output_file
 
@@ -78,7 +78,8 @@ def score_by_artifact(
     strings = own.users_are_strings(files)
     keep = options.keep or {}
     kept = KeptColumns(paths, ".", tuple(keep), artifact.schema.user if strings else None, keep)
-    scores = artifact.manifest.outputs if options.parts else ()
+    # Gates are for the server's answers: a run's own `score` has none.
+    scores = tuple(n for n in artifact.manifest.outputs if options.parts and not n.startswith(GATE))
     columns = PredictionColumns(artifact.schema.user, artifact.manifest.tasks, scores, kept.fields, strings)
     names = [*artifact.manifest.tasks, *scores]
     dropped: Counter[str] = Counter()
