@@ -49,7 +49,7 @@ lock:  ## make requirements/cpu.lock and serve.lock anew (asks the package index
 	$(PYTHON) -m venv --clear build/uv
 	build/uv/bin/python -m pip --disable-pip-version-check install --quiet uv
 	build/uv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --no-python-downloads \
-	  --excludes requirements/cpu.excludes --extra data --extra dev --extra docs --extra export --extra lake --extra serve --extra spark --annotation-style line \
+	  --excludes requirements/cpu.excludes --extra data --extra dev --extra docs --extra export --extra lake --extra serve --extra spark --extra trackers --annotation-style line \
 	  --custom-compile-command "make lock" --output-file requirements/cpu.lock \
 	  requirements/cpu.in pyproject.toml
 	build/uv/bin/uv pip compile --quiet --universal --python-version 3.10 --no-python-downloads \
