@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pyarrow as pa
 
-from torchrec_xd.data.vocabularies import KeyRows, hashes_of
+from torchrec_xd.data.key_rows import KeyRows, hashes_of
 
 
 def main(count: int) -> None:

@@ -110,20 +110,21 @@ class Schema(Settings):
     root: str = "."
     """Folder that relative paths start from, or a URI; itself relative to the folder where the command runs."""
     vocabularies: Path | None = Field(default=None, exclude=True)
-    """Never written: a run knows the folder of its vocabularies, in which raw keys are looked up."""
+    """Never written: a run knows the folder of its vocabularies, in which raw keys are looked up; an artefact its
+    file."""
 
-    def with_vocabularies(self, folder: Path, rows: dict[str, int]) -> Schema:
-        """The same schema, its raw keys looked up in the vocabularies of a folder.
+    def with_vocabularies(self, place: Path, rows: dict[str, int]) -> Schema:
+        """The same schema, its raw keys looked up in the vocabularies of a run or an artefact.
 
         Args:
-            folder: where they lie.
+            place: the folder of the run's, or the file of the artefact's.
             rows: of each of their tables, by name.
         """
         features = tuple(
             f.model_copy(update={"rows": rows[f.table_name]}) if f.vocabulary and f.table_name in rows else f
             for f in self.features
         )
-        return self.model_copy(update={"features": features, "vocabularies": folder})
+        return self.model_copy(update={"features": features, "vocabularies": place})
 
     def living_tables(self) -> dict[str, VocabularySettings]:
         """Tables with a vocabulary, by first use, to its settings."""

@@ -10,13 +10,11 @@ from hypothesis import strategies as st
 from tests.support.data_tables import row_lists, rows_of, schema_of
 from torchrec_xd.batch import LoaderState
 from torchrec_xd.data.collate import Collator
+from torchrec_xd.data.key_rows import KeyRows, hashes_of, mixed
 from torchrec_xd.data.vocabularies import (
     MANIFEST,
-    KeyRows,
     Vocabularies,
-    hashes_of,
     key_rows,
-    mixed,
     read_table,
     read_vocabularies,
     write_table,

@@ -15,7 +15,7 @@ from tests.support.sharded import processes_of, sharded
 from tests.support.sharded_training import batches, gathered, gathered_states, placed, settings, task_of
 from tests.support.small_models import weights
 from torchrec_xd.config import RunConfig
-from torchrec_xd.data.vocabularies import mixed
+from torchrec_xd.data.key_rows import mixed
 from torchrec_xd.distributed.fresh_rows import FreshRows, draw, redraw
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import validate

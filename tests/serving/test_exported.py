@@ -114,3 +114,13 @@ def test_a_time_has_a_zone(shop):
     second, _ = version.reader.read(body, 10)
     for one, two in zip(first.candidates.ids, second.candidates.ids, strict=True):
         assert one.values.tolist() == two.values.tolist()
+
+
+def test_words_of_the_encoders_are_mapped_from_the_artefact(shop):
+    artifact = shop[2].artifact
+    words = artifact.words()
+    assert set(words) == {path.stem for path in artifact.encoders.glob("*.parquet")}
+    for name, mapped in words.items():
+        table = pq.read_table(artifact.encoders / f"{name}.parquet")
+        assert mapped.rows_of(table["value"].combine_chunks()).tolist() == table["row"].to_pylist()
+        assert not mapped.hash_V.flags.owndata

@@ -14,10 +14,10 @@ from tests.support.raw_keys import raw_schema_at, users_of, write_raw
 from tests.support.small_models import weights
 from tests.support.stops import train_until
 from torchrec_xd.config import RunConfig, load_run
-from torchrec_xd.data.vocabularies import mixed, read_vocabularies
+from torchrec_xd.data.key_rows import mixed
+from torchrec_xd.data.vocabularies import read_vocabularies
 from torchrec_xd.distributed.fresh_rows import FreshRows, draw
 from torchrec_xd.errors import UserError
-from torchrec_xd.export.api import export
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.run_lock import LOCK
 from torchrec_xd.settings import validate
@@ -247,9 +247,6 @@ def test_what_changes_the_keys_is_refused(days, tmp_path):
         pq.write_table(table.set_column(table.column_names.index("user"), "user", numbers), path)
     with pytest.raises(UserError, match=r"table 'user': keys were strings so far and are integers now"):
         train(config_of(tmp_path, 2, schema=raw_schema_at(file)), tmp_path / "second", continue_from=tmp_path / "first")
-    with pytest.raises(UserError, match=r"export: the tables user, item have a vocabulary of the run"):
-        export(tmp_path / "first", tmp_path / "artefact")
-    assert not (tmp_path / "artefact").exists()
 
 
 def test_a_second_stage_reads_with_the_vocabularies_of_the_first(days, tmp_path):

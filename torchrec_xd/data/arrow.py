@@ -29,12 +29,13 @@ from torchrec_xd.data.column_types import (
 )
 from torchrec_xd.data.events import check_aligned
 from torchrec_xd.data.hashing import Hashes, hash_integers
+from torchrec_xd.data.key_rows import KeyRows
 from torchrec_xd.data.limits import Limits
 from torchrec_xd.data.normalisation import filled
 from torchrec_xd.data.rows import Floats, IdType, Integers, Jagged, Rows, spans
 from torchrec_xd.data.strings import string_hashes, user_numbers
 from torchrec_xd.data.vectors import vectors
-from torchrec_xd.data.vocabularies import KeyRows, vocabularies_of
+from torchrec_xd.data.vocabularies import vocabularies_of
 from torchrec_xd.data.weights import id_type, ids_and_weights
 from torchrec_xd.errors import UserError
 from torchrec_xd.feature import Feature

@@ -1,16 +1,13 @@
-"""Vocabularies that live with a run: raw keys to rows of embedding tables, in one vectorised step.
+"""Vocabularies that live with a run: which raw key has which row of an embedding table.
 
 A folder of vocabularies holds `vocabularies.json` and, for each table, a Parquet file of `key`, `row` (null: not
 admitted yet), `count`, `first_seen` and `last_seen`, in the order of the keys.
-
-Shape legend: N keys that are looked up, V keys of the vocabulary, S slots.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -18,21 +15,16 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from torchrec_xd.data.column_types import holds_strings
-from torchrec_xd.data.rows import Integers
-from torchrec_xd.data.strings import string_hashes
+from torchrec_xd.data.key_rows import KeyRows, hashes_of, read_key_rows
 from torchrec_xd.errors import UserError
 from torchrec_xd.feature import Feature
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import Settings
 
 MANIFEST = "vocabularies.json"
-Hashes = NDArray[np.uint64]
-CHUNK = 1 << 16
-"""Keys that are looked up at a time, so that what is computed of them stays in the cache."""
 
 
 class VocabularyFile(Settings):
@@ -59,97 +51,6 @@ class Vocabularies(Settings):
     """Whether `now` is a day."""
     tables: dict[str, VocabularyFile]
     """Name of the table to its vocabulary."""
-
-
-@dataclass(frozen=True)
-class KeyRows:
-    """Keys to rows, by hash: slots of the upper bits, each with the few hashes that begin with them.
-
-    Hashes of integers are a bijection of 64 bits. A text that the vocabulary lacks shares the hash of one that it has
-    with a probability of about V / 2^64.
-    """
-
-    hash_V: Hashes
-    """Ascending."""
-    row_V: NDArray[np.int32] | NDArray[np.int64]
-    begin_S: NDArray[np.int32] | NDArray[np.int64]
-    """Where the hashes of each slot begin, and one more."""
-    shift: int
-    """Bits of a hash below those that number its slot."""
-
-    @staticmethod
-    def of(hash_V: Hashes, row_V: Integers) -> KeyRows:
-        """From hashes and rows in any order.
-
-        Raises:
-            ValueError: two keys share a hash.
-        """
-        order = np.argsort(hash_V)
-        hash_V = hash_V[order]
-        if (hash_V[1:] == hash_V[:-1]).any():
-            raise ValueError("two keys share a hash of 64 bits")
-        bits = max(len(hash_V).bit_length(), 1)
-        shift = 64 - bits
-        small = np.int32 if len(hash_V) < 2**31 - 1 and (not len(row_V) or row_V.max() < 2**31) else np.int64
-        counts = np.bincount((hash_V >> np.uint64(shift)).view(np.int64), minlength=1 << bits)
-        begin_S = np.concatenate([[0], np.cumsum(counts)]).astype(small)
-        return KeyRows(hash_V, row_V[order].astype(small), begin_S, shift)
-
-    def rows_of(self, keys: pa.Array) -> Integers:
-        """The row of every key; texts or integers, without nulls. 0 for those without a row.
-
-        Raises:
-            UserError: an integer does not fit into a signed 64-bit integer.
-        """
-        if holds_strings(keys.type):
-            indices, hashes = string_hashes(keys)
-            return self.rows(hashes)[indices]
-        try:
-            return self.rows(hashes_of(keys))
-        except pa.ArrowInvalid as error:
-            raise UserError(f"keys of a vocabulary are texts, or signed 64-bit integers: {error}") from None
-
-    def rows(self, hash_N: Hashes) -> Integers:
-        """The row of every hash; 0 where it is not there."""
-        found = np.zeros(len(hash_N), dtype=np.int64)
-        for at in range(0, len(hash_N) if len(self.hash_V) else 0, CHUNK):
-            self._look_up(hash_N[at : at + CHUNK], found[at : at + CHUNK])
-        return found
-
-    def _look_up(self, hash_N: Hashes, found: Integers) -> None:
-        slot_N = (hash_N >> np.uint64(self.shift)).view(np.int64)
-        place_N, end_N = self.begin_S.take(slot_N), self.begin_S.take(slot_N + 1)
-        left = np.flatnonzero(place_N < end_N)
-        place_N, end_N, hash_N = place_N[left], end_N[left], hash_N[left]
-        while len(left):  # as often as the fullest slot has hashes
-            same = self.hash_V.take(place_N) == hash_N
-            found[left[same]] = self.row_V.take(place_N[same])
-            place_N = place_N + 1
-            more = np.flatnonzero(~same & (place_N < end_N))
-            left, place_N, end_N, hash_N = left[more], place_N[more], end_N[more], hash_N[more]
-
-
-def hashes_of(keys: pa.Array) -> Hashes:
-    """The hashes of texts or integers without nulls.
-
-    Raises:
-        pyarrow.ArrowInvalid: an integer does not fit into a signed 64-bit integer.
-    """
-    if holds_strings(keys.type):
-        indices, hashes = string_hashes(keys)
-        return hashes[indices]
-    if pa.types.is_dictionary(keys.type):
-        keys = keys.dictionary_decode()
-    return mixed(keys.cast(pa.int64()).to_numpy(zero_copy_only=False).view(np.uint64))
-
-
-def mixed(numbers: Hashes) -> Hashes:
-    """Another number of 64 bits for each, near ones far apart: a bijection (https://prng.di.unimi.it/splitmix64.c)."""
-    mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    found: Hashes = mixed ^ (mixed >> np.uint64(31))
-    return found
 
 
 def read_vocabularies(folder: Path) -> Vocabularies:
@@ -212,10 +113,17 @@ def vocabularies_of(schema: Schema, features: Iterable[Feature]) -> dict[str, Ke
         UserError: no run has made them yet; or as `key_rows`.
     """
     living = list(dict.fromkeys(feature.table_name for feature in features if feature.vocabulary is not None))
-    if living and schema.vocabularies is None:
-        names = ", ".join(name.removeprefix("t_") for name in living)
+    if not living:
+        return {}
+    place, names = schema.vocabularies, ", ".join(name.removeprefix("t_") for name in living)
+    if place is None:
         raise UserError(f"a run makes the vocabularies of its tables ({names}): train one, and name its folder")
-    return {name: key_rows(schema.vocabularies, name) for name in living if schema.vocabularies is not None}
+    if not place.is_file():
+        return {name: key_rows(place, name) for name in living}
+    found = read_key_rows(place)
+    if lost := set(living) - set(found):
+        raise UserError(f"{place}: has no vocabulary of {', '.join(sorted(lost))}, only {', '.join(found)}")
+    return {name: found[name] for name in living}
 
 
 def write_table(folder: Path, table: str, content: pa.Table, rows: int) -> VocabularyFile:

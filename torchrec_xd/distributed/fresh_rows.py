@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from torchrec_xd.data.key_rows import Hashes, mixed
 from torchrec_xd.data.rows import Integers
-from torchrec_xd.data.vocabularies import Hashes, mixed
 from torchrec_xd.distributed.lookups import forget_cached_rows
 from torchrec_xd.distributed.optimizers import Optimizers
 

@@ -15,6 +15,8 @@ from torchrec_xd.atomic_write import write_json, write_text
 from torchrec_xd.checkpoint import CheckpointChoice
 from torchrec_xd.config import RunConfig, load_run
 from torchrec_xd.data.agreement import read_kinds
+from torchrec_xd.data.key_rows import arrays_of
+from torchrec_xd.data.vocabularies import vocabularies_of
 from torchrec_xd.distributed.process_group import process_group
 from torchrec_xd.errors import UserError
 from torchrec_xd.export.checks import AucChange, Checked, auc_change, difference
@@ -22,16 +24,17 @@ from torchrec_xd.export.delta import check_base, checksums, only_changes
 from torchrec_xd.export.narrow import narrowed
 from torchrec_xd.export.net import as_onnx, table_weights
 from torchrec_xd.models import find_model
+from torchrec_xd.prepare.encoders import load_encoders
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.run_lock import run_lock
 from torchrec_xd.schema import Domain, Schema, Split
 from torchrec_xd.serving import artifact as files
 from torchrec_xd.serving.artifact import Artifact, ArtifactManifest, NetInput, TableEntry, TablesDtype
-from torchrec_xd.serving.delta import TABLES
+from torchrec_xd.serving.delta import TABLES, VOCABULARIES
+from torchrec_xd.serving.encoding import word_rows
 from torchrec_xd.serving.scorer import Scorer
 from torchrec_xd.serving.tables import Tables
 from torchrec_xd.training.inference import load_plain
-from torchrec_xd.training.vocabularies import refuse_vocabularies
 from torchrec_xd.writable import check_output_folder
 
 TOLERANCE = 1e-6
@@ -69,7 +72,6 @@ def export(
             more.
     """
     config, out = load_run(Path(directory)), Path(out)
-    refuse_vocabularies(config, "export")
     check_output_folder(out, "--out")
     own = _Exported(config, RunFolder(Path(directory)), _domain(config.schema_in_use, domain), tables, checkpoint)
     own.split()
@@ -142,7 +144,7 @@ def _write(own: _Exported, place: Path, max_auc_change: float, base: Artifact | 
         model, name = load_plain(own.config, own.folder, own.checkpoint, processes)
     net = as_onnx(model, own.domain, own.outputs())
     (place / files.NET).write_bytes(net.onnx)
-    schema = own.schema(net.inputs)
+    schema = _with_vocabularies(own.schema(net.inputs), own.folder.encoders, place)
     write_text(place / files.SCHEMA, files.dump_schema(_served(schema)))
     tables = {name for each in net.inputs for name in each.tables}
     weights = {name: each for name, each in table_weights(model).items() if name in tables}
@@ -181,6 +183,19 @@ def _write(own: _Exported, place: Path, max_auc_change: float, base: Artifact | 
     write_json(place / files.MANIFEST, manifest.model_dump(mode="json"))
     (place / files.READY).touch()
     return Artifact(place, 0, manifest, _served(schema))
+
+
+def _with_vocabularies(schema: Schema, encoders: Path, place: Path) -> Schema:
+    """The same schema; vocabularies of the run and of its encoders are written, and keys are looked up there."""
+    found = dict(vocabularies_of(schema, schema.features))
+    if encoders.is_dir():
+        learnt = load_encoders(encoders).tables
+        names = {f.table_name.removeprefix("t_") for f in schema.features if f.has_table} & set(learnt)
+        found |= {files.WORDS + name: word_rows(encoders / learnt[name].file) for name in sorted(names)}
+    if found:
+        save_file(arrays_of(found), place / VOCABULARIES)
+        (place / VOCABULARIES).chmod((place / files.NET).stat().st_mode)
+    return files.with_own_vocabularies(schema, place)
 
 
 def _served(schema: Schema) -> Schema:

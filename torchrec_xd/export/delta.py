@@ -9,11 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from torchrec_xd.data.key_rows import HASH, ROW, KeyRows, read_key_rows
+from torchrec_xd.data.tensor_file import TensorFile
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare.encoders import sha256
 from torchrec_xd.serving.artifact import Artifact, ArtifactManifest
-from torchrec_xd.serving.delta import DELTA, HEADER, ROWS, TABLES, VALUES, apply_delta
-from torchrec_xd.serving.tensor_file import TensorFile
+from torchrec_xd.serving.delta import (
+    DELTA,
+    GONE,
+    HEADER,
+    ROWS,
+    TABLES,
+    VALUES,
+    VOCABULARIES,
+    VOCABULARY_DELTA,
+    apply_delta,
+    apply_vocabulary_delta,
+)
 
 _CHUNK = 1 << 20
 """Rows that are compared at a time."""
@@ -52,23 +64,49 @@ def only_changes(folder: Path, base: Artifact) -> dict[str, str]:
         Checksums of what the version is to have when it is applied, and of its changes.
     """
     files = checksums(folder)
-    tables, before = folder / TABLES, TensorFile.open(base.folder / TABLES)
-    after = TensorFile.open(tables)
-    written: dict[str, NDArray[Any]] = {HEADER: np.frombuffer(after.header, np.uint8)}
+    same = {name for name, checksum in files.items() if base.manifest.files.get(name) == checksum}
+    deltas = {DELTA: _table_changes(folder, base)}
+    if VOCABULARIES in files and VOCABULARIES in base.manifest.files and VOCABULARIES not in same:
+        deltas[VOCABULARY_DELTA] = _key_changes(folder, base)
+    for name, arrays in deltas.items():
+        save_file(arrays, folder / name)
+        (folder / name).chmod((folder / TABLES).stat().st_mode)
+        made, apply = (TABLES, apply_delta) if name == DELTA else (VOCABULARIES, apply_vocabulary_delta)
+        check = folder / "check"
+        apply(folder / name, base.folder / made, check)
+        assert sha256(check) == files[made], "a delta that does not yield its version"
+        check.unlink()
+        same.add(made)
+    for name in same:
+        (folder / name).unlink()
+    return {**files, **{name: sha256(folder / name) for name in deltas}}
+
+
+def _table_changes(folder: Path, base: Artifact) -> dict[str, NDArray[Any]]:
+    before, after = TensorFile.open(base.folder / TABLES), TensorFile.open(folder / TABLES)
+    found: dict[str, NDArray[Any]] = {HEADER: np.frombuffer(after.header, np.uint8)}
     for name, array in after.arrays.items():
         rows = _changed(array, before.arrays[name])
-        written[ROWS + name] = rows.astype(np.int32 if len(array) < 2**31 else np.int64)
-        written[VALUES + name] = array[rows]
-    save_file(written, folder / DELTA)
-    (folder / DELTA).chmod(tables.stat().st_mode)
-    check = folder / "check"
-    apply_delta(folder / DELTA, base.folder / TABLES, check)
-    assert sha256(check) == files[TABLES], "a delta that does not yield its version"
-    check.unlink()
-    same = [name for name, checksum in files.items() if base.manifest.files.get(name) == checksum]
-    for name in {*same, TABLES}:
-        (folder / name).unlink()
-    return {**files, DELTA: sha256(folder / DELTA)}
+        found[ROWS + name] = rows.astype(np.int32 if len(array) < 2**31 else np.int64)
+        found[VALUES + name] = array[rows]
+    return found
+
+
+def _key_changes(folder: Path, base: Artifact) -> dict[str, NDArray[Any]]:
+    """Of each vocabulary the hashes that lost their row, and those that got one, with it."""
+    path = folder / VOCABULARIES
+    before, after = read_key_rows(base.folder / VOCABULARIES), read_key_rows(path)
+    found: dict[str, NDArray[Any]] = {HEADER: np.frombuffer(TensorFile.open(path).header, np.uint8)}
+    nothing = KeyRows.ascending(np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64))
+    for name, ours in after.items():
+        theirs = before.get(name, nothing)
+        at = np.searchsorted(theirs.hash_V, ours.hash_V)
+        there = np.flatnonzero(at < len(theirs.hash_V))
+        kept = there[(theirs.hash_V[at[there]] == ours.hash_V[there]) & (theirs.row_V[at[there]] == ours.row_V[there])]
+        found[GONE + name] = np.delete(theirs.hash_V, at[kept])
+        found[HASH + name] = np.delete(ours.hash_V, kept)
+        found[ROW + name] = np.delete(ours.row_V, kept)
+    return found
 
 
 def checksums(folder: Path) -> dict[str, str]:

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import Field
 
+from torchrec_xd.data.key_rows import KeyRows, read_key_rows
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare.encoders import sha256
 from torchrec_xd.schema import Schema
-from torchrec_xd.serving.delta import complete
+from torchrec_xd.serving.delta import VOCABULARIES, complete
 from torchrec_xd.settings import Settings, validate
 from torchrec_xd.strict_yaml import parse_yaml
 
@@ -25,6 +26,8 @@ MANIFEST, SCHEMA, NET, SAMPLE = "manifest.json", "schema.yaml", "net.onnx", "sam
 READY, CURRENT, VERSIONS, ENCODERS = "READY", "current.json", "versions", "encoders"
 REQUEST_OF = "request_of"
 """Input of the net: each candidate's row of the request side, int64 `[B]`."""
+WORDS = "encoders/"
+"""Begins the names of the encoders' vocabularies, next to those of tables of raw keys."""
 TEACHER = "teacher"
 """Marks inputs and tables of a frozen teacher."""
 GATE = "gate/"
@@ -147,13 +150,23 @@ class Artifact:
                     f"{folder} is damaged: {name} was cut short or changed (its checksum differs); export again"
                 )
         version = int(folder.name) if folder.name.isdecimal() else 0
-        return Artifact(folder, version, manifest, _schema(folder / SCHEMA))
+        return Artifact(folder, version, manifest, with_own_vocabularies(_schema(folder / SCHEMA), folder))
 
     @property
     def encoders(self) -> Path | None:
         """The folder of the run's encoders, where it had some."""
         found = self.folder / ENCODERS
         return found if found.is_dir() else None
+
+    def words(self) -> dict[str, KeyRows]:
+        """Rows of the values of the encoders' vocabularies, mapped.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.folder / VOCABULARIES
+        found = read_key_rows(path) if path.is_file() else {}
+        return {name.removeprefix(WORDS): rows for name, rows in found.items() if name.startswith(WORDS)}
 
     def sample(self) -> tuple[pa.Table, pa.Table]:
         """Prepared rows of the domain, with the columns of the schema; and their outputs, a float32 column each.
@@ -222,6 +235,12 @@ def _schema(path: Path) -> Schema:
     if not isinstance(content, dict):
         raise UserError(f"{path}: is no schema; export again")
     return validate(Schema, content, str(path))
+
+
+def with_own_vocabularies(schema: Schema, folder: Path) -> Schema:
+    """The same schema; where the artefact in a folder has vocabularies, raw keys are looked up in them."""
+    path = folder / VOCABULARIES
+    return schema.with_vocabularies(path, {}) if path.is_file() else schema
 
 
 def dump_schema(schema: Schema) -> str:

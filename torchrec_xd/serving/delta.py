@@ -1,6 +1,7 @@
 """A version that holds only what changed since another one: what it lacks is made from that one, where it lies.
 
-The file of tables that this yields is that of a full export, byte for byte; the manifest has its checksum.
+The files of tables and vocabularies that this yields are those of a full export, byte for byte; the manifest has their
+checksums.
 """
 
 from __future__ import annotations
@@ -8,16 +9,26 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrec_xd.data.key_rows import HASH, ROW, KeyRows, arrays_of, read_key_rows
+from torchrec_xd.data.tensor_file import TensorFile, tensor_entries, tensor_view
 from torchrec_xd.errors import UserError
-from torchrec_xd.serving.tensor_file import TensorFile, tensor_entries, tensor_view
 
 TABLES = "tables.safetensors"
 DELTA = "tables.delta.safetensors"
 """The header of the tables' file as bytes, and of each array the rows that differ, with their values."""
-HEADER, ROWS, VALUES = "header", "rows:", "values:"
+VOCABULARIES = "vocabularies.safetensors"
+VOCABULARY_DELTA = "vocabularies.delta.safetensors"
+"""The header of the vocabularies' file, and of each table the hashes of keys that lost their row, and of those that got
+one, with it."""
+HEADER, ROWS, VALUES, GONE = "header", "rows:", "values:", "gone:"
 
 
 def complete(folder: Path, base: Path, files: Mapping[str, str], base_files: Mapping[str, str]) -> None:
@@ -39,8 +50,9 @@ def complete(folder: Path, base: Path, files: Mapping[str, str], base_files: Map
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if name == TABLES and (folder / DELTA).is_file():
-                apply_delta(folder / DELTA, base / TABLES, partial)
+            if name in _DELTAS and (folder / _DELTAS[name][0]).is_file():
+                delta, apply = _DELTAS[name]
+                apply(folder / delta, base / name, partial)
             elif base_files.get(name) == checksum and (base / name).is_file():
                 shutil.copyfile(base / name, partial)
             else:
@@ -63,6 +75,45 @@ def apply_delta(delta: Path, base: Path, out: Path) -> None:
         OSError: it cannot be written.
     """
     changes, before = TensorFile.open(delta), TensorFile.open(base)
+    with _written(delta, base, out, changes) as arrays:
+        for name, array in arrays.items():
+            old = before.arrays[name]
+            array[: len(old)] = old
+            array[changes.arrays[ROWS + name]] = changes.arrays[VALUES + name]
+
+
+def apply_vocabulary_delta(delta: Path, base: Path, out: Path) -> None:
+    """Write a file of vocabularies: another one's, with the keys that a delta has.
+
+    Raises:
+        UserError: one of the files is damaged, or they do not fit.
+        OSError: it cannot be written.
+    """
+    changes, before = TensorFile.open(delta), read_key_rows(base)
+    with _written(delta, base, out, changes) as arrays:
+        tables = [name.removeprefix(GONE) for name in changes.arrays if name.startswith(GONE)]
+        after = {name: _after(before.get(name), changes, name) for name in tables}
+        for name, array in arrays_of(after).items():
+            arrays[name][:] = array
+
+
+def _after(before: KeyRows | None, changes: TensorFile, table: str) -> KeyRows:
+    """A vocabulary without the keys that went, with those that came."""
+    gone, hash_V, row_V = (changes.arrays[part + table] for part in (GONE, HASH, ROW))
+    if before is None:
+        return KeyRows.ascending(hash_V, row_V)
+    at = np.searchsorted(before.hash_V, gone)
+    if not (at < len(before.hash_V)).all() or not np.array_equal(before.hash_V[at], gone):
+        raise ValueError(f"keys of '{table}' that are to go are not there")
+    kept_V, kept_row_V = np.delete(before.hash_V, at), np.delete(before.row_V, at)
+    at = np.searchsorted(kept_V, hash_V)
+    rows = np.insert(kept_row_V.astype(np.int64, copy=False), at, row_V)
+    return KeyRows.ascending(np.insert(kept_V, at, hash_V), rows)
+
+
+@contextmanager
+def _written(delta: Path, base: Path, out: Path, changes: TensorFile) -> Iterator[dict[str, NDArray[Any]]]:
+    """The arrays of a new file, to be filled, by the header that a delta holds."""
     try:
         header = changes.arrays[HEADER].tobytes()
         entries = tensor_entries(header)
@@ -71,11 +122,14 @@ def apply_delta(delta: Path, base: Path, out: Path) -> None:
             stream.write(header)
             stream.truncate(size)
             stream.flush()
-            with mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_WRITE) as pages:
-                for name, entry in entries.items():
-                    array, old = tensor_view(pages, len(header), entry), before.arrays[name]
-                    array[: len(old)] = old
-                    array[changes.arrays[ROWS + name]] = changes.arrays[VALUES + name]
-                    del array  # a view keeps the pages from being closed
+            pages = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_WRITE)
+        yield {name: tensor_view(pages, len(header), entry) for name, entry in entries.items()}
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise UserError(f"{delta}: does not fit {base} ({error}); export again, without --since") from None
+
+
+_DELTAS: dict[str, tuple[str, Callable[[Path, Path, Path], None]]] = {
+    TABLES: (DELTA, apply_delta),
+    VOCABULARIES: (VOCABULARY_DELTA, apply_vocabulary_delta),
+}
+"""File to the one that holds its changes, and what makes it of another version's."""

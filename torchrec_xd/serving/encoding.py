@@ -14,16 +14,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from torchrec_xd.data.column_types import is_string
+from torchrec_xd.data.key_rows import KeyRows, hashes_of
 from torchrec_xd.data.rows import Integers
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare.encoders import RECIPE, Encoders, NumberEncoder, encoders_folder, load_encoders
 from torchrec_xd.prepare.features import edges_of, features_of, is_read, table_of, way_of
 from torchrec_xd.prepare.recipe import RecipeFeature
 from torchrec_xd.prepare.recipe_file import load_recipe
-from torchrec_xd.serving.vocabulary import Vocabulary, keys_of
 
 TIME = "time"
 """Key of the moment that parts of the calendar are of."""
@@ -37,12 +38,15 @@ class RawEncoder:
         folder: of encoders, with their recipe.
         domain: of the rows.
         wanted: columns that the model reads, with their types as training read them.
+        words: rows of the values of vocabularies, where they are mapped already; others are read from the encoders.
 
     Raises:
         UserError: damaged encoders, or a column that they do not make.
     """
 
-    def __init__(self, folder: Path, domain: str, wanted: Mapping[str, pa.DataType]):
+    def __init__(
+        self, folder: Path, domain: str, wanted: Mapping[str, pa.DataType], words: Mapping[str, KeyRows] | None = None
+    ):
         self._folder = encoders_folder(folder)
         self._learnt: Encoders = load_encoders(self._folder)
         recipe = load_recipe(self._folder / RECIPE).recipe
@@ -57,7 +61,9 @@ class RawEncoder:
         if lost := sorted(set(wanted) - made):
             raise UserError(f"{self._folder}: the recipe does not make the columns {', '.join(lost)}")
         tables = {table_of(f) for f in self._features.values() if self._has_words(f)}
-        self._words = {name: Vocabulary.load(self._folder / self._learnt.tables[name].file) for name in tables}
+        self._words = {
+            name: (words or {}).get(name) or word_rows(self._folder / self._learnt.tables[name].file) for name in tables
+        }
         self.types = {name: self._type(feature) for name, feature in self._features.items() if not feature.calendar}
         """Key of a request to the type of its values."""
         self.calendar = tuple(name for name, feature in self._features.items() if feature.calendar)
@@ -92,7 +98,7 @@ class RawEncoder:
             lists = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
             rows = (pc.list_flatten(values) if lists else values).fill_null(0).to_numpy().astype(np.int64)
             table = table_of(feature)
-            found = self._words[table].values(self._folder / self._learnt.tables[table].file, rows)
+            found = _values(self._folder / self._learnt.tables[table].file, rows)
             if not lists:
                 return found
             ends = np.cumsum(pc.list_value_length(values).fill_null(0).to_numpy())
@@ -138,7 +144,7 @@ class RawEncoder:
             if not own:
                 continue
             whole = pa.concat_arrays([values for values, _ in own.values()])
-            keys = keys_of(whole.fill_null("" if strings else 0))
+            keys = hashes_of(whole.fill_null("" if strings else 0))
             at = 0
             for name, (values, lengths) in own.items():
                 rows = self._words[table_of(self._features[name])].rows(keys[at : at + len(values)])
@@ -160,6 +166,28 @@ class RawEncoder:
         if edges is not None:
             return {name: pa.array(bucket(_numbers(values), edges))}
         return {name: _lists(feature, values)}
+
+
+def word_rows(path: Path) -> KeyRows:
+    """The rows of the values in a file of encoders.
+
+    Raises:
+        UserError: two texts share a hash, which is as likely as rows^2 / 2^65.
+    """
+    table = pq.ParquetFile(path, memory_map=True).read(["value", "row"])
+    try:
+        return KeyRows.of(hashes_of(table["value"].combine_chunks()), table["row"].to_numpy())
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; take one of them out of the training data") from None
+
+
+def _values(path: Path, rows: Integers) -> list[object]:
+    """The values of rows; None for row 0."""
+    table = pq.ParquetFile(path, memory_map=True).read(["value", "row"])
+    place_of_row = np.zeros(int(table["row"].to_numpy().max()) + 1, dtype=np.int64)
+    place_of_row[table["row"].to_numpy()] = np.arange(len(table))
+    found: list[object] = table["value"].take(place_of_row[rows]).to_pylist()
+    return [value if row else None for value, row in zip(found, rows, strict=True)]
 
 
 def standardised(value_B: NDArray[np.float64], feature: RecipeFeature, encoder: NumberEncoder) -> NDArray[np.float32]:

@@ -19,8 +19,10 @@ import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from torchrec_xd.data.key_rows import KeyRows, mixed
 from torchrec_xd.data.normalisation import filled
-from torchrec_xd.data.rows import Floats, Jagged, Rows
+from torchrec_xd.data.rows import Floats, Integers, Jagged, Rows
+from torchrec_xd.data.vocabularies import vocabularies_of
 from torchrec_xd.feature import Feature
 from torchrec_xd.schema import Schema
 
@@ -32,7 +34,7 @@ class NumberColumns:
     """The columns of one side of a request, where all of them are plain.
 
     Args:
-        schema: of the side; ids outside their tables are left out.
+        schema: of the side; ids outside their tables are left out, and keys that no vocabulary has are row 0.
         types: of the values of a request, by column.
     """
 
@@ -43,6 +45,7 @@ class NumberColumns:
         self._order = [feature.column for feature in with_table]
         self._dense = [feature for feature in schema.features if feature.kind == "dense"]
         self._rows_F = np.array([[feature.rows] for feature in self._ids], dtype=np.uint64).reshape(-1, 1)
+        self._vocabularies = vocabularies_of(schema, schema.features)
         self._whole = [feature.column for feature in self._dense if types[feature.column] == pa.int64()]
         self.fits: bool = all(_is_plain(feature, types[feature.column]) for feature in schema.features)
         """Whether it can read this side at all."""
@@ -59,7 +62,8 @@ class NumberColumns:
         try:
             ids = self._read_ids([given[f.column] for f in self._ids], count, left_out)
             for feature in self._sequences:
-                ids[feature.column] = _sequence(given[feature.column], feature, left_out)
+                vocabulary = self._vocabularies.get(feature.table_name)
+                ids[feature.column] = _sequence(given[feature.column], feature, left_out, vocabulary)
             _has_nulls([given[column] for column in self._whole], _INTEGERS)
             dense_BN = self._read_dense([given[f.column] for f in self._dense], count)
         except (TypeError, ValueError, OverflowError, struct.error):
@@ -83,6 +87,11 @@ class NumberColumns:
             nulls = [None in values for values in columns]
             whole = [[value or 0 for value in own] if null else own for own, null in zip(columns, nulls, strict=True)]
         id_FB = integers(chain.from_iterable(whole), len(columns) * count).reshape(len(columns), count)
+        if self._vocabularies:
+            id_FB = id_FB.copy()
+            for feature, id_B in zip(self._ids, id_FB, strict=True):
+                if vocabulary := self._vocabularies.get(feature.table_name):
+                    id_B[:] = vocabulary.rows(mixed(id_B.view(np.uint64)))
         outside_FB = id_FB.view(np.uint64) >= self._rows_F  # a negative id becomes a huge one
         if not any(nulls) and not outside_FB.any():
             return {feature.column: Jagged(id_B, None) for feature, id_B in zip(self._ids, id_FB, strict=True)}
@@ -119,7 +128,7 @@ def _is_plain(feature: Feature, kind: pa.DataType) -> bool:
     return kind in kinds.get(feature.kind, ()) and feature.hash in ("none", "drop") and not feature.events
 
 
-def _sequence(values: Sequence[Any], feature: Feature, dropped: Counter[str]) -> Jagged:
+def _sequence(values: Sequence[Any], feature: Feature, dropped: Counter[str], vocabulary: KeyRows | None) -> Jagged:
     """A column of lists: ids outside their table left out, then the last ones of each row."""
     lists = [[] if each is None else each for each in values]
     if any(type(each) is not list for each in lists):
@@ -127,7 +136,9 @@ def _sequence(values: Sequence[Any], feature: Feature, dropped: Counter[str]) ->
     if _has_nulls(lists, _INTEGERS):
         raise TypeError
     lengths = np.array([len(each) for each in lists], dtype=np.int64)
-    keys = integers(chain.from_iterable(lists), int(lengths.sum()))
+    keys: Integers = integers(chain.from_iterable(lists), int(lengths.sum()))
+    if vocabulary is not None:
+        keys = vocabulary.rows(mixed(keys.view(np.uint64)))
     assert feature.rows is not None
     assert feature.length is not None
     outside = keys.view(np.uint64) >= feature.rows

@@ -114,7 +114,8 @@ class RequestReader:
         encoder = None
         if folder.is_dir():
             features = {feature.column for feature in artifact.schema.features}
-            encoder = RawEncoder(folder, domain, {name: kind for name, kind in wanted.items() if name in features})
+            own = {name: kind for name, kind in wanted.items() if name in features}
+            encoder = RawEncoder(folder, domain, own, artifact.words())
         found = RequestReader(artifact.schema, wanted, encoder)
         if user_features is not None:
             found.user_features = ParquetUserFeatures(user_features, found.user, found._sides["request"])
@@ -265,6 +266,7 @@ class RequestReader:
         if self._encoder is None and self._numbers[own].fits:
             plain = self._numbers[own].read(given, count, unseen)
             if plain is not None:
+                _count_new_keys(plain, self._schemas[own], unseen)
                 return plain
         arrays = {name: arrow_values(values, kinds[name], place, name) for name, values in given.items()}
         if self._encoder is not None:
@@ -277,6 +279,7 @@ class RequestReader:
         decoder.dropped.clear()
         rows = decoder.decode(pa.RecordBatch.from_pydict(arrays), Origin(place, 0))
         unseen.update(+decoder.dropped)
+        _count_new_keys(rows, schema, unseen)
         return rows
 
 
@@ -285,11 +288,19 @@ def side_schema(schema: Schema, own: Side) -> Schema:
     features = []
     for feature in schema.features:
         if side(feature) == own:
-            bounded = feature.has_table and feature.hash == "none"
+            bounded = feature.has_table and feature.hash == "none" and feature.vocabulary is None
             features.append(feature.model_copy(update={"hash": "drop"}) if bounded else feature)
     names = [name for feature in features for name in (feature.column, feature.weights)]
     user = schema.user if schema.user in names else _free("_user", names)
     return schema.model_copy(update={"features": tuple(features), "weight": None, "user": user})
+
+
+def _count_new_keys(rows: Rows, schema: Schema, unseen: Counter[str]) -> None:
+    """Count the keys that no vocabulary has, by column."""
+    with_table = (feature for feature in schema.features if feature.has_table)
+    for feature, ids in zip(with_table, rows.ids, strict=True):
+        if feature.vocabulary is not None and (new := int(np.count_nonzero(ids.values == 0))):
+            unseen[feature.column] += new
 
 
 def _free(name: str, taken: Sequence[str | None]) -> str:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchrec_xd.data.rows import Floats, Jagged
+from torchrec_xd.data.tensor_file import TensorFile
 from torchrec_xd.errors import UserError
 from torchrec_xd.serving.artifact import TableEntry
-from torchrec_xd.serving.tensor_file import TensorFile
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from torchrec_xd.data.key_rows import Hashes, KeyRows, hashes_of
 from torchrec_xd.errors import UserError
 from torchrec_xd.serving.column_values import arrow_values
-from torchrec_xd.serving.vocabulary import Keys, Vocabulary, keys_of
 
 _CHECKED = 1000
 """Rows whose values are looked at when a file is opened."""
@@ -31,7 +31,7 @@ class UserFeatures(Protocol):
 
 
 class ParquetUserFeatures:
-    """Features of users from a file, found by binary search over the users' hashes of 64 bits.
+    """Features of users from a file, found by the users' hashes of 64 bits.
 
     Args:
         path: of a Parquet file with a row for each user.
@@ -62,7 +62,7 @@ class ParquetUserFeatures:
         order = np.argsort(keys, kind="stable")
         if len(twice := np.flatnonzero(keys[order][1:] == keys[order][:-1])):
             raise UserError(f"{path}: user {table[user][order[twice[0]]].as_py()!r} is there twice; keep one row")
-        self._row_of = Vocabulary(keys[order], (order + 1).astype(np.int32))  # row 0 is for all others
+        self._row_of = KeyRows.ascending(keys[order], order + 1)  # row 0 is for all others
         (self._rows,) = table.select(names).combine_chunks().to_batches()
 
     def lookup(self, users: Sequence[Any]) -> pa.RecordBatch:
@@ -79,5 +79,5 @@ class ParquetUserFeatures:
         return self._rows.take(pa.array(row - 1, mask=row == 0))
 
 
-def _user_keys(users: pa.Array) -> Keys:
-    return keys_of(users.cast(pa.string()))
+def _user_keys(users: pa.Array) -> Hashes:
+    return hashes_of(users.cast(pa.string()))

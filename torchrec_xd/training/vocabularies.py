@@ -10,11 +10,11 @@ from torch import nn
 
 from torchrec_xd.atomic_write import write_text
 from torchrec_xd.config import RunConfig
+from torchrec_xd.data.key_rows import hashes_of
 from torchrec_xd.data.vocabularies import (
     MANIFEST,
     Vocabularies,
     VocabularyFile,
-    hashes_of,
     read_table,
     read_vocabularies,
     write_table,
@@ -138,19 +138,4 @@ def check_clock(config: RunConfig, before: RunConfig) -> None:
         raise UserError(
             f"continue_from: day is {config.day}, and {path} is of {before.day}: days go forward; set a later one, or "
             "continue from an earlier run"
-        )
-
-
-def refuse_vocabularies(config: RunConfig, what: str) -> None:
-    """Refuse what cannot be done with raw keys.
-
-    Raises:
-        UserError: some table has a vocabulary.
-    """
-    living = config.schema_in_use.living_tables()
-    if living:
-        names = ", ".join(name.removeprefix("t_") for name in living)
-        raise UserError(
-            f"{what}: the tables {names} have a vocabulary of the run, which artefacts do not carry yet; use `score` "
-            "on the run, or train on rows of tables (a recipe's encoders)"
         )

@@ -20,6 +20,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
     "I32": np.dtype("<i4"),
     "I64": np.dtype("<i8"),
+    "U64": np.dtype("<u8"),
 }
 _MAX_HEADER = 100_000_000
 """Bytes: what the format allows."""
