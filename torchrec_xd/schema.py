@@ -326,6 +326,12 @@ class Schema(Settings):
         ]
         return self.model_copy(update={"features": tuple(features)})
 
+    def hashing_keys(self) -> Schema:
+        """The same schema, raw keys hashed into a few rows: for what needs no run's vocabularies, nor their rows."""
+        hashed = {"vocabulary": None, "hash": "xxhash"}
+        features = (f.model_copy(update={**hashed, "rows": f.rows or 2}) if f.vocabulary else f for f in self.features)
+        return self.model_copy(update={"features": tuple(features)})
+
     def fingerprint(self) -> str:
         """Hash of what the columns mean (not of where the files lie): checkpoints carry it."""
         meaning = self.model_dump(exclude={"root": True, "domains": {"__all__": {"train", "valid", "test"}}})

@@ -67,6 +67,9 @@ def check_run(name: str, config: RunConfig, parents: Sequence[RunConfig], task: 
         UserError: a file is missing or has other columns, its values let nothing be learnt, or the model fits neither
             schema nor parent.
     """
+    config, *parents = (
+        each.model_copy(update={"data_schema": each.data_schema.hashing_keys()}) for each in (config, *parents)
+    )
     schema = config.schema_in_use
     auxiliary = find_model(config.model.name).auxiliary_scores(config.model)
     extra = Evaluation(schema, config.metrics, auxiliary).extra

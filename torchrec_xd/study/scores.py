@@ -145,7 +145,7 @@ def read_scores(path: Path, schema: Schema, task: str, user_R: Array) -> Array:
 
 def _only(schema: Schema, task: str) -> Schema:
     """The schema without all that labels and metrics do not need."""
-    own = schema.only((task.partition("@")[2],)).only_tasks((task,))
+    own = schema.hashing_keys().only((task.partition("@")[2],)).only_tasks((task,))
     return own.model_copy(update={"features": own.features[:1]})  # a schema has one at least
 
 

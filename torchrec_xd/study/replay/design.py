@@ -56,7 +56,7 @@ class Replay(Settings):
     """`scratch` trains on the last so many slices. Default: on all so far."""
     grows: tuple[str, ...] = ()
     """Features whose tables grow: every slice they have a row for each id up to the largest one so far, and larger ids
-    are left out (`hash: drop`). Other tables are as the schema says."""
+    are left out (`hash: drop`). Tables with a `vocabulary` grow by themselves, others are as the schema says."""
     models: dict[Name, ReplayModel] = Field(min_length=1)
     seeds: int = Field(default=3, ge=1, le=MAX_SEEDS)
     """Seeds 0, 1, …, of every model under every policy."""
@@ -85,10 +85,6 @@ class Replay(Settings):
         if repeated:
             raise ValueError(f"policies: '{repeated[0]}' is there twice")
         known("reference: policy", self.reference, self.policies)
-        if "incremental_without_growth" in self.policies and not self.grows:
-            raise ValueError(
-                "policies: incremental_without_growth needs grows: [FEATURE, …], features whose tables grow"
-            )
         comparisons = len(self.metrics) * (len(self.policies) - 1)
         if self.samples < (least := samples_needed(comparisons)):
             raise ValueError(

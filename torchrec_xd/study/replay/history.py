@@ -72,6 +72,8 @@ def rows_of_tables(schema: Schema, grows: Sequence[str], history: History) -> li
         with_table = [f.column for f in schema.features if f.has_table]
         if feature is None or not feature.has_table:
             raise UserError(f"grows: '{column}' is no feature with a table; these are: {', '.join(with_table)}")
+        if feature.vocabulary is not None:
+            raise UserError(f"grows: '{column}' has a vocabulary, so its table grows by itself; take it out")
         if feature.hash not in ("none", "drop"):
             raise UserError(
                 f"grows: '{column}' has 'hash: {feature.hash}', so its ids go to other rows where their number "

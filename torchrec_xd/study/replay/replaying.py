@@ -62,6 +62,8 @@ def replay(
     design = chosen.model_dump(mode="json", by_alias=True, exclude=_MAY_CHANGE)
     _refuse_another(out, {"replay": design})
     schema, slices = _data(chosen, path)
+    if "incremental_without_growth" in chosen.policies and not chosen.grows and not schema.living_tables():
+        raise UserError("policies: incremental_without_growth needs grows: [FEATURE, …], features whose tables grow")
     history = look_at(schema, slices, chosen.warm_up)
     steps = Steps(chosen, path, out, schema, slices, rows_of_tables(schema, chosen.grows, history))
     _check_models(steps)
@@ -201,10 +203,16 @@ def _results(name: str, steps: Steps, history: History, done: Sequence[Step], fa
     """The content of results.json."""
     chosen, slices = steps.replay, steps.slices
     scores = list(measured(steps, done))
-    tables = {
+    costs = [(step, model, cost) for step in done for model, cost in costs_of(step).items()]
+    tables: dict[str, list[int | None]] = {
         table.name.removeprefix("t_"): [by_name.get(table.name, table.rows) for by_name in steps.rows]
         for table in steps.schema.tables()
     }
+    tables |= {name.removeprefix("t_"): [None] * len(slices) for name in steps.schema.living_tables()}
+    for step, _, cost in costs:
+        if step.policy in (None, chosen.reference):
+            for table, rows in cost.get("tables", {}).items():
+                tables[table][step.number - 1] = rows
     return {
         "replay": name,
         "reference": chosen.reference,
@@ -223,8 +231,7 @@ def _results(name: str, steps: Steps, history: History, done: Sequence[Step], fa
         "scores": scores,
         "costs": [
             {"policy": step.policy, "seed": step.seed, "slice": slices[step.number].date, "model": model, **cost}
-            for step in done
-            for model, cost in costs_of(step).items()
+            for step, model, cost in costs
         ],
         "verdicts": replay_verdicts(chosen, scores, slices[chosen.warm_up].date),
         "failed": failed,

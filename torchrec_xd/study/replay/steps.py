@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from torchrec_xd.atomic_write import write_json
 from torchrec_xd.config import RunConfig, load_config
 from torchrec_xd.data.locations import join
+from torchrec_xd.data.vocabularies import read_vocabularies
 from torchrec_xd.models import find_model
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.schema import Schema
@@ -27,6 +29,8 @@ from torchrec_xd.training.train_run import train
 WARM_UP = "warm_up"
 """Folder of what all policies begin with."""
 DONE = "step.json"
+_CLOSED = {"admit": 2**62, "expire": None}
+"""Of a vocabulary: no key comes any more, and none goes."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +101,18 @@ class StepJob:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _train(config: RunConfig, folder: Path) -> dict[str, float]:
-    """What it took, the measuring of the slice that follows included; of a run that goes on, since then."""
+def _train(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """What it took, the measuring of the slice that follows included; of a run that goes on, since then.
+
+    Where tables have vocabularies, also how many rows they have.
+    """
     cpu, begun = time.process_time(), time.perf_counter()
     rows = train(config, folder, restartable=True)["train"]["rows"]
-    return {"rows": rows, "cpu_seconds": time.process_time() - cpu, "seconds": time.perf_counter() - begun}
+    found = {"rows": rows, "cpu_seconds": time.process_time() - cpu, "seconds": time.perf_counter() - begun}
+    if not config.schema_in_use.living_tables():
+        return found
+    tables = read_vocabularies(RunFolder(folder).vocabularies).tables
+    return {**found, "tables": {name.removeprefix("t_"): table.rows for name, table in tables.items()}}
 
 
 class Steps:
@@ -195,6 +206,8 @@ class Steps:
         content = load_config(path, assign, self._schema_file()).model_dump(mode="json", by_alias=True)
         content |= {"schema": schema.model_dump(mode="json"), "continue_from": None, "evaluate_on": "test"}
         content["checkpoint"]["keep"] = 1
+        if schema.living_tables() and self._dated:
+            content["day"] = self.slices[step.number - 1].date
         if continues:
             before = self.step(step.seed, policy, step.number - 1)
             content["continue_from"] = str(before.run(model))
@@ -226,13 +239,20 @@ class Steps:
         }
         fixed = step.policy == "incremental_without_growth"
         rows = self.rows[warm_up - 1 if fixed else number - 1]
-        features = tuple(
-            feature.model_copy(update={"rows": rows[feature.table_name], "hash": "drop"})
-            if feature.has_table and feature.table_name in rows
-            else feature
-            for feature in self.schema.features
-        )
-        return self.schema.model_copy(update={"domains": domains, "features": features})
+        features = []
+        for feature in self.schema.features:
+            update: dict[str, Any] = {}
+            if feature.has_table and feature.table_name in rows:
+                update = {"rows": rows[feature.table_name], "hash": "drop"}
+            elif feature.vocabulary is not None and fixed:
+                update = {"vocabulary": feature.vocabulary.model_copy(update=_CLOSED)}
+            features.append(feature.model_copy(update=update))
+        return self.schema.model_copy(update={"domains": domains, "features": tuple(features)})
+
+    @cached_property
+    def _dated(self) -> bool:
+        """Whether the slices are days, so that vocabularies count days and not slices."""
+        return all(re.fullmatch(r"\d{4}-\d{2}-\d{2}", each.date) for each in self.slices)
 
     def left(self) -> Iterator[Step]:
         """Steps that are not done, each after the one that it goes on from."""
