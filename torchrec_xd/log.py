@@ -28,6 +28,8 @@ from torchrec_xd.run_folder import RunFolder
 logger = logging.getLogger(__name__)
 
 NOTEBOOK_WIDTH = 100
+VALID = "valid"
+"""Name of the validation score in metrics.jsonl."""
 PLAIN_SECONDS = 10.0
 """Where there is no terminal, progress is a line of text at most this often."""
 
@@ -102,11 +104,15 @@ class RunLog:
                 events.add_scalar(name, value, step)
         events.flush()
 
-    def truncate_after(self, step: int) -> None:
+    def truncate_after(self, step: int, *, validated: bool = True) -> None:
         """Forget the metrics past `step`, and a line that was broken off, before a run is resumed from that step.
 
         The resumed file then grows into what an uninterrupted run would have written. TensorBoard hides the points past
         `step` as well. To be called before `metrics`.
+
+        Args:
+            step: the last one that the resumed run does not repeat.
+            validated: whether it does not repeat the validation after it either; else that line is forgotten too.
 
         Raises:
             UserError: a line of metrics.jsonl was not written by a run.
@@ -121,7 +127,10 @@ class RunLog:
         for number, line in enumerate(lines, 1):
             if not isinstance(line.get("step"), int):
                 raise UserError(f"{self._metrics}:{number}: {line} has no integer 'step'; remove the line")
-        write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
+        kept = [
+            line for line in lines if line["step"] < step or (line["step"] == step and (validated or VALID not in line))
+        ]
+        write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     def progress(self, total: int, done: int = 0) -> Progress:
         """A progress display over `total` steps of which `done` are completed; silent on ranks other than 0."""

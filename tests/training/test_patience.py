@@ -6,12 +6,11 @@ import pytest
 
 from tests.support.feeds import schema_at, write_feed
 from tests.support.mkt_settings import FINETUNE, PRETRAIN
+from tests.support.patient_runs import config_of, lines
 from tests.support.small_models import weights
 from tests.support.stops import train_until
 from torchrec_xd.checkpoint import Scores
-from torchrec_xd.config import RunConfig
 from torchrec_xd.errors import UserError
-from torchrec_xd.settings import validate
 from torchrec_xd.training.split_evaluation import SplitEvaluation
 from torchrec_xd.training.train_run import train
 
@@ -19,21 +18,6 @@ from torchrec_xd.training.train_run import train
 @pytest.fixture(scope="module")
 def schema(tmp_path_factory):
     return schema_at(write_feed(tmp_path_factory.mktemp("feed"), rows=128))
-
-
-def config_of(schema, **content):
-    return validate(
-        RunConfig,
-        {
-            "schema": schema,
-            "model": {"name": "single", "widths": [4]},
-            "domains": ["post"],
-            "loader": {"batch_size": 64},
-            "trainer": {"epochs": 9, "patience": 2, "log_every": 1, "threads": 1},
-            **content,
-        },
-        "test",
-    )
 
 
 @pytest.fixture
@@ -48,11 +32,6 @@ def scores(monkeypatch):
 
     monkeypatch.setattr(SplitEvaluation, "monitored", monitored)
     return asked
-
-
-def lines(run):
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "rows_per_second"} for line in found]
 
 
 SAID = "no better score than 0.7000 in 2 epochs (trainer.patience): training ends after step 8 of 18"

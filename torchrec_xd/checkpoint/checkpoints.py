@@ -7,18 +7,15 @@ lies next to them is not touched.
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 import shutil
-import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import PositiveInt, TypeAdapter
+from pydantic import PositiveInt
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
@@ -27,6 +24,7 @@ from torchrec_xd.batch import LoaderState
 from torchrec_xd.checkpoint.generators import generator_states, held_states, restore_generators
 from torchrec_xd.checkpoint.reading import Reader, causes, load
 from torchrec_xd.checkpoint.restoring import restore, state_of
+from torchrec_xd.checkpoint.saved import CHECKPOINT, Saved, checksum, read_saved, step_of, write_saved
 from torchrec_xd.checkpoint.scores import Scores
 from torchrec_xd.distributed.lookups import forget_cached_rows
 from torchrec_xd.distributed.process_group import Processes
@@ -39,8 +37,6 @@ if TYPE_CHECKING:
     from torchrec_xd.distributed.optimizers import Optimizers
 
 logger = logging.getLogger(__name__)
-POSITION = "position.json"
-_OURS = re.compile(r"(step|partial)_\d{9,}")
 
 CheckpointChoice = Literal["best", "last"]
 """The checkpoint with the best validation score, or the last one."""
@@ -53,26 +49,6 @@ class CheckpointSettings(Settings):
     """Also every so many steps, besides the end of every epoch."""
     keep: PositiveInt = 2
     """How many of the last checkpoints are kept; the best one is kept as well."""
-
-
-@dataclass(frozen=True)
-class Saved:
-    """The content of a checkpoint's `position.json`."""
-
-    step: int
-    """Optimizer steps since the run began, whatever the number of processes that took them."""
-    position: LoaderState
-    world_size: int
-    schema: str
-    """Fingerprint of the schema."""
-    score: float | None = None
-    """The monitored validation metric, where it was measured; larger is better."""
-    files: dict[str, int] = field(default_factory=dict)
-    """CRC-32 of every other file."""
-    epoch_steps: int | None = None
-    """Steps of an epoch, for the processes and files that `position` counts in; None in runs of 0.2 and before."""
-    scores: Scores = field(default_factory=Scores)
-    """Of the validations so far."""
 
 
 class Checkpoints:
@@ -90,8 +66,12 @@ class Checkpoints:
         score: float | None,
         epoch_steps: int | None = None,
         scores: Scores = Scores(),  # noqa: B008 - frozen
+        *,
+        validated: bool = True,
     ) -> None:
         """Write a checkpoint (a collective): into a temporary folder, renamed when all ranks are done.
+
+        One that ends an epoch is written before validation (`validated=False`); `score` follows.
 
         Raises:
             UserError: on all ranks, if one could not write, or holds weights that are not finite; the checkpoints that
@@ -120,8 +100,23 @@ class Checkpoints:
         mine = checkpoint_files(partial, rank)
         parts = self.processes.all_gather_object({path.name: checksum(path) for path in mine})
         sums = {name: value for part in parts for name, value in part.items()}
-        saved = Saved(step, position, self.processes.size, self.schema, score, sums, epoch_steps, scores)
+        saved = Saved(step, position, self.processes.size, self.schema, score, sums, epoch_steps, scores, validated)
         self._together(finish, step)
+
+    def score(self, step: int, score: float | None, scores: Scores) -> None:
+        """Note in the checkpoint of `step` what validation says of it, and of all so far (a collective).
+
+        Raises:
+            UserError: as `save`.
+        """
+
+        def note() -> None:
+            if self.processes.is_main_process:
+                folder = self.directory / f"step_{step:09d}"
+                write_saved(folder, replace(read_saved(folder), score=score, scores=scores, validated=True))
+                self._prune(step)
+
+        self._together(note, step)
 
     def _together(self, action: Callable[[], object], step: int) -> None:
         """Do it; if it fails on some rank, fail on all."""
@@ -288,16 +283,18 @@ class Checkpoints:
         """The folders that `save` made, by step: nothing that merely looks like them."""
         if not self.directory.is_dir():
             return []
-        names = [path for path in self.directory.iterdir() if _OURS.fullmatch(path.name) and path.name.startswith(kind)]
-        return sorted((path for path in names if path.is_dir() and not path.is_symlink()), key=_step)
+        names = [
+            path for path in self.directory.iterdir() if CHECKPOINT.fullmatch(path.name) and path.name.startswith(kind)
+        ]
+        return sorted((path for path in names if path.is_dir() and not path.is_symlink()), key=step_of)
 
     def _prune(self, step: int) -> None:
         """Remove what is not among the last up to `step`; later ones are damaged, and this run has passed them over."""
-        earlier = [folder for folder in self._in_order("last") if _step(folder) <= step]
+        earlier = [folder for folder in self._in_order("last") if step_of(folder) <= step]
         for folder in earlier[self.settings.keep :]:
             if folder != self.best():
                 # First out of sight: a kill in between must not leave half a checkpoint that counts as one.
-                partial = self.directory / f"partial_{_step(folder):09d}"
+                partial = self.directory / f"partial_{step_of(folder):09d}"
                 try:
                     folder.rename(partial)
                     shutil.rmtree(partial)
@@ -330,39 +327,6 @@ class Checkpoints:
             )
 
 
-def read_saved(folder: Path) -> Saved:
-    """The description of a checkpoint.
-
-    Raises:
-        UserError: the folder is no checkpoint of ours.
-    """
-    try:
-        content = json.loads((folder / POSITION).read_bytes())
-        own = content.pop("checksum", None) if isinstance(content, dict) else None
-        if own is not None and own != _checksum_of(content):  # checkpoints of 0.2 and before have none
-            raise ValueError("it has been changed")
-        saved = TypeAdapter(Saved).validate_python(content)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is no checkpoint: {POSITION}: {error}") from None
-    if _OURS.fullmatch(folder.name) and _step(folder) != saved.step:
-        raise UserError(f"{folder} was renamed: it holds step {saved.step}")
-    return saved
-
-
-def write_saved(folder: Path, saved: Saved) -> None:
-    """Write the description of a checkpoint, with a checksum of its own."""
-    content = json.loads(json.dumps(asdict(saved)))
-    (folder / POSITION).write_text(json.dumps({**content, "checksum": _checksum_of(content)}))
-
-
-def _checksum_of(content: Any) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.rpartition("_")[2])
-
-
 def _score(folder: Path) -> tuple[bool, float]:
     """What the best checkpoint is known by; one without a score, or damaged, comes last."""
     try:
@@ -378,12 +342,3 @@ def _finite(tensor: torch.Tensor) -> bool:
         return True
     low, high = torch.aminmax(tensor.detach())
     return bool(torch.isfinite(low) & torch.isfinite(high))
-
-
-def checksum(path: Path) -> int:
-    """CRC-32 of a file."""
-    value = 0
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 24):
-            value = zlib.crc32(block, value)
-    return value

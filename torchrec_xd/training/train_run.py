@@ -108,7 +108,7 @@ def train(
             saved = checkpoints.resume(model, optimizers, log.say) if resume else None
             first = saved.step if saved else _begin(config, origin, model, optimizers, folder, processes, log)
             start = _loader_state(saved, loader, config, log) if saved else LoaderState(0, 0)
-            log.truncate_after(first)
+            log.truncate_after(first, validated=saved is None or saved.validated)
             log.say(f"{directory}: {config.model.name} on {', '.join(schema.domains)}, {loader.rows:,} rows an epoch")
             training = Training(model, optimizers, config.trainer, processes)
             _tell(log, training, changed, doubts)
@@ -121,6 +121,7 @@ def train(
                 start=start,
                 step=first,
                 scores=saved.scores if saved else Scores(),
+                validated=saved is None or saved.validated,
             )
             doubts += _doubts(loader, processes, doubts, log)
             ranks = processes.all_gather_object(_measured(model, optimizers, summary, processes))

@@ -23,7 +23,7 @@ from torchrec_xd.distributed.pipeline import pipelined_steps
 from torchrec_xd.distributed.precision import fast_bf16
 from torchrec_xd.distributed.process_group import Processes, ProcessSettings
 from torchrec_xd.errors import InterruptedRunError, UserError
-from torchrec_xd.log import RunLog
+from torchrec_xd.log import VALID, RunLog
 from torchrec_xd.outputs import Output
 
 if TYPE_CHECKING:
@@ -127,11 +127,12 @@ def fit(
     start: LoaderState,
     step: int = 0,
     scores: Scores,
+    validated: bool = True,
 ) -> Summary:
     """Train from `start` to the last epoch, or until patience ends: `scores` says what validation said before.
 
-    At the end of every epoch `validate` is called (larger is better) and a checkpoint is written. Steps are counted on
-    from `step`: where a resumed run has longer or shorter epochs than before, `start` alone says how much is left.
+    Every epoch ends with a checkpoint, then with a call of `validate` (larger is better); not `validated`: the run
+    ended in between. Steps are counted on from `step`; where epochs changed, `start` alone says how much is left.
 
     Raises:
         UserError: the loss or a weight is not finite; the last checkpoint stays.
@@ -140,10 +141,11 @@ def fit(
     settings, processes = training.settings, training.processes
     planned = settings.epochs * loader.steps
     first, total = step, step + planned - _position(start, loader)
+    if not validated:
+        scores = _validated(training, validate, log, checkpoints, step, scores)
     if _out_of_patience(scores, settings, log, step, total):
         return Summary(0, 0, 0.0, None)
-    rows, since = 0, Stopwatch(first)
-    began = time.perf_counter()
+    rows, since, began = 0, Stopwatch(first), time.perf_counter()
     training.model.train()
     batches = loader.batches(start, settings.epochs, pin=processes.device.type == "cuda")
     steps = train_steps(training, batches, _position(start, loader), planned)
@@ -166,26 +168,37 @@ def fit(
                 progress.update(step, f"loss {values['loss']:.4f}  {speed:,.0f} rows/s")
             if saves or stopping:
                 with since.stopped():
-                    score = _validated(training, validate, log, step) if epoch_ends else None
-                    scores = scores.after(score) if epoch_ends else scores
                     state = training.model, training.optimizers, batch.position, step
-                    checkpoints.save(*state, score, loader.steps, scores)
+                    checkpoints.save(*state, None, loader.steps, scores, validated=not epoch_ends)
+                    if epoch_ends and not stopping:  # who asks to stop may give seconds only
+                        scores = _validated(training, validate, log, checkpoints, step, scores)
             if stopping:
-                raise InterruptedRunError(
-                    f"stopped after step {step} of {total}; a checkpoint was written; go on with --resume"
-                )
+                raise _stopped(step, total)
             if epoch_ends and _out_of_patience(scores, settings, log, step, total):
                 break
     return Summary(step - first, rows, time.perf_counter() - began, since.median())
 
 
-def _validated(training: Training, validate: Callable[[], float | None], log: RunLog, step: int) -> float | None:
-    """The score of the epoch that ends."""
+def _validated(
+    training: Training,
+    validate: Callable[[], float | None],
+    log: RunLog,
+    checkpoints: Checkpoints,
+    step: int,
+    scores: Scores,
+) -> Scores:
+    """With the score of the epoch that ends, which is noted in its checkpoint."""
     score = validate()
     training.model.train()
     if score is not None:
-        log.metrics(step, {"valid": score})
-    return score
+        log.metrics(step, {VALID: score})
+    scores = scores.after(score)
+    checkpoints.score(step, score, scores)
+    return scores
+
+
+def _stopped(step: int, total: int) -> InterruptedRunError:
+    return InterruptedRunError(f"stopped after step {step} of {total}; a checkpoint was written; go on with --resume")
 
 
 def _out_of_patience(scores: Scores, settings: TrainerSettings, log: RunLog, step: int, total: int) -> bool:
