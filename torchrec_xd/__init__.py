@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torchrec_xd.config import RunConfig, load_config
     from torchrec_xd.data.schema_files import load_schema
-    from torchrec_xd.errors import InterruptedRunError, UserError
+    from torchrec_xd.errors import InterruptedRunError, OutageError, UserError
     from torchrec_xd.models.model import CrossEntropy, Model
     from torchrec_xd.models.spec import ModelSpec
     from torchrec_xd.outputs import Losses, Output, Predictions
@@ -32,6 +32,7 @@ __all__ = [
     "Losses",
     "Model",
     "ModelSpec",
+    "OutageError",
     "Output",
     "Predictions",
     "RunConfig",
@@ -60,6 +61,7 @@ _HOMES = {
     "Losses": "outputs",
     "Model": "models.model",
     "ModelSpec": "models.spec",
+    "OutageError": "errors",
     "Output": "outputs",
     "Predictions": "outputs",
     "RunConfig": "config",

@@ -12,12 +12,14 @@ from typing import NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from torchrec_xd.errors import InterruptedRunError, ReportedError, UserError
+from torchrec_xd.errors import InterruptedRunError, OutageError, ReportedError, UserError
 
 EXIT_USER_ERROR = 2
 """Something the user can correct; the message explains what."""
 EXIT_INTERRUPTED = 75
 """EX_TEMPFAIL: the run was stopped, wrote a checkpoint, and can go on with --resume."""
+EXIT_OUTAGE = EXIT_INTERRUPTED
+"""The same for a store that does not answer: schedulers may start the job again."""
 OTHERS_SECONDS = 3.0
 """What a process that has nothing to say leaves to the one that reports an error."""
 _CORRECTABLE = (
@@ -68,7 +70,7 @@ def fail(error: ReportedError) -> NoReturn:
         _say(str(error), "yellow")
     else:
         _say(f"error: {error}", "red")
-    sys.exit(EXIT_INTERRUPTED if isinstance(error, InterruptedRunError) else EXIT_USER_ERROR)
+    sys.exit(EXIT_INTERRUPTED if isinstance(error, InterruptedRunError | OutageError) else EXIT_USER_ERROR)
 
 
 def _is_further_process() -> bool:

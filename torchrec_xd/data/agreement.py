@@ -14,6 +14,7 @@ from pyarrow import fs
 from torchrec_xd.atomic_write import write_json
 from torchrec_xd.data.arrow import IdKind
 from torchrec_xd.data.locations import find_files
+from torchrec_xd.data.outages import Patience
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema, Split
 
@@ -72,17 +73,18 @@ def read_kinds(path: Path) -> list[FoundKind]:
         raise UserError(f"{path}: cannot be read: {error}") from None
 
 
-def refuse_shared_files(schema: Schema) -> None:
+def refuse_shared_files(schema: Schema, patience: Patience = Patience()) -> None:  # noqa: B008 - frozen
     """Check that no file belongs to two splits, of whatever domains; splits that cannot be found are passed over.
 
     Raises:
         UserError: a file is read by two splits, so that a model would be measured on rows that it has seen.
+        OutageError: the store does not answer.
     """
     owners: dict[tuple[str, str], tuple[str, Split]] = {}
     for name, domain in schema.domains.items():
         for split in get_args(Split):
             try:
-                filesystem, files = find_files(domain.paths(split), schema.root)
+                filesystem, files = find_files(domain.paths(split), schema.root, patience)
             except UserError:  # told when that split is read
                 continue
             local = isinstance(filesystem, fs.LocalFileSystem)

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +19,12 @@ from pyarrow import fs
 
 from torchrec_xd.data.limits import Limits, Range
 from torchrec_xd.data.locations import filesystem_of, find_files
+from torchrec_xd.data.outages import Patience
 from torchrec_xd.data.shards import RowGroup
 from torchrec_xd.data.statistics import Statistics, united
 from torchrec_xd.errors import UserError
 
+T = TypeVar("T")
 _OPEN_FILES = 32
 _TAIL = 65_536
 """Bytes read from the end of a file: most footers are shorter."""
@@ -56,9 +59,11 @@ class ParquetFiles:
         check: called with every Arrow schema that occurs, after the name of the first file that has it; raises
             UserError where columns are not as they should be.
         limits: what the statistics of local files are compared with.
+        patience: how long a store that does not answer is asked again.
 
     Raises:
         UserError: a location holds nothing, or lies on another file system, or a file is no readable Parquet.
+        OutageError: the store does not answer.
     """
 
     def __init__(
@@ -67,9 +72,11 @@ class ParquetFiles:
         root: str,
         check: Callable[[str, pa.Schema], None],
         limits: Sequence[Limits] = (),
+        patience: Patience = Patience(),  # noqa: B008 - frozen
     ):
-        self._filesystem, files = find_files(locations, root)
-        self._base = filesystem_of(root)[1].rstrip("/") + "/"
+        self._filesystem, files = find_files(locations, root, patience)
+        self._patience = patience
+        self._base = patience(functools.partial(filesystem_of, root), root)[1].rstrip("/") + "/"
         self._local = isinstance(self._filesystem, fs.LocalFileSystem)
         read = functools.partial(self._footer, Statistics(limits if self._local else ()))
         with ThreadPoolExecutor() as pool:
@@ -128,13 +135,16 @@ class ParquetFiles:
 
         Raises:
             UserError: a row group is damaged, or its file has changed since its footer was read.
+            OutageError: the store does not answer.
         """
         opened = functools.lru_cache(_OPEN_FILES)(self._open)
 
         def read(row_group: RowGroup) -> pa.Table:
             file, part = row_group.file, f"row group {row_group.index}"
             try:
-                table = opened(file).read_row_group(row_group.index, columns=list(columns))
+                table = self._patiently(
+                    lambda: opened(file).read_row_group(row_group.index, columns=list(columns)), file
+                )
             except UserError:
                 raise
             except _READ_ERRORS as error:
@@ -167,8 +177,7 @@ class ParquetFiles:
     def _footer(self, statistics: Statistics, file: str) -> _Footer:
         written = self._written(file)
         try:
-            with self._filesystem.open_input_file(file) as stream:
-                size, tail = stream.size(), _tail(stream)
+            _, size, tail = self._patiently(functools.partial(_opened, self._filesystem, file), file)
             parquet = pq.ParquetFile(pa.BufferReader(tail))
             schema = parquet.schema_arrow.remove_metadata()
             groups = _row_groups(file, parquet.metadata)
@@ -185,16 +194,18 @@ class ParquetFiles:
         self._check_unwritten(file)
         stamp = self._found[file].stamp
         try:
-            stream = self._filesystem.open_input_file(file)
-            tail = _tail(stream)
+            stream, size, tail = self._patiently(functools.partial(_opened, self._filesystem, file), file)
         except FileNotFoundError:
             raise _changed(file, "it is gone") from None
         except _READ_ERRORS as error:
             raise _damaged(file, error, "footer") from error
-        if (stream.size(), _digest(tail)) != (stamp.size, stamp.footer):
-            raise _changed(file, f"{stamp.size} bytes, now {stream.size()}; its footer is another one")
+        if (size, _digest(tail)) != (stamp.size, stamp.footer):
+            raise _changed(file, f"{stamp.size} bytes, now {size}; its footer is another one")
         metadata = pq.read_metadata(pa.BufferReader(tail))
         return pq.ParquetFile(stream, metadata=metadata, pre_buffer=not self._local, page_checksum_verification=True)
+
+    def _patiently(self, read: Callable[[], T], file: str) -> T:
+        return read() if self._local else self._patience(read, f"{self._filesystem.type_name}://{file}")
 
     def _written(self, file: str) -> tuple[int, int] | None:
         """Size and time of the last write; of local files only, as others tell times of differing precision."""
@@ -239,6 +250,12 @@ def _row_groups(file: str, metadata: pq.FileMetaData) -> list[RowGroup]:
     return groups
 
 
+def _opened(filesystem: fs.FileSystem, file: str) -> tuple[pa.NativeFile, int, bytes]:
+    """A file, its size and its footer."""
+    stream = filesystem.open_input_file(file)
+    return stream, stream.size(), _tail(stream)
+
+
 def _tail(stream: pa.NativeFile) -> bytes:
     """The footer, its length and the closing magic number, as they stand at the end of a file."""
     size = stream.size()
@@ -252,6 +269,8 @@ def _digest(tail: bytes) -> str:
 
 
 def _damaged(file: str, error: Exception | str, part: str) -> UserError:
+    if isinstance(error, PermissionError) or "AWS Error" in str(error) or "Azure Error" in str(error):
+        return UserError(f"{file}: cannot be read ({part}: {error}); correct credentials or permissions")
     return UserError(f"{file}: not a readable Parquet file ({part}: {error}); write it again or move it away")
 
 

@@ -22,6 +22,7 @@ from torchrec_xd.data.arrow import Decoder, Origin
 from torchrec_xd.data.collate import Collator
 from torchrec_xd.data.files import FileStamp, ParquetFiles
 from torchrec_xd.data.limits import Range
+from torchrec_xd.data.outages import DEFAULT_SECONDS, Patience
 from torchrec_xd.data.phases import Phase, PhaseSettings, phases
 from torchrec_xd.data.rows import Rows
 from torchrec_xd.data.shards import RowGroup, Shard, ShardSpec, Window
@@ -47,6 +48,15 @@ class LoaderSettings(Settings):
     rows. Instead of `mixing`. An extension, in no paper."""
     prefetch: PositiveInt = 8
     """Batches kept ready by a background thread."""
+    retry_minutes: float = Field(default=DEFAULT_SECONDS / 60, ge=0, le=1440)
+    """How long an object store that does not answer is asked again, before the run ends with exit code 75, which
+    schedulers retry. Less than `trainer.timeout_minutes`, as others wait for the process that asks. May change on
+    resume."""
+
+    @property
+    def patience(self) -> Patience:
+        """The same for those who read."""
+        return Patience(60 * self.retry_minutes, "loader.retry_minutes")
 
     @model_validator(mode="after")
     def _one_of_two(self) -> LoaderSettings:
@@ -76,6 +86,7 @@ class Loader:
             type, statistics in their footers lead to a value that breaks a rule, a table's ids are integers here and
             strings there, or `mixing` or `curriculum` does not fit the domains. (A domain without the split gives no
             rows.)
+        OutageError: the store does not answer.
     """
 
     def __init__(
@@ -95,8 +106,7 @@ class Loader:
             )
         self._settings = settings
         self._domains = [
-            _open_domain(schema, name, split, share, labels=labels, extra=extra, window_rows=settings.shuffle_rows)
-            for name in schema.domains
+            _open_domain(schema, name, split, share, settings, labels=labels, extra=extra) for name in schema.domains
         ]
         self._names = tuple(schema.domains)
         _refuse_absent(extra, split, self._domains, schema)
@@ -178,6 +188,7 @@ class Loader:
 
         Raises:
             UserError: `start` lies beyond its epoch, or a value in a file breaks a rule.
+            OutageError: the store does not answer.
         """
         if not 0 <= start.step <= self.steps:
             raise UserError(
@@ -235,16 +246,23 @@ class _Domain:
 
 
 def _open_domain(
-    schema: Schema, name: str, split: Split, share: ShardSpec, *, labels: bool, extra: tuple[str, ...], window_rows: int
+    schema: Schema,
+    name: str,
+    split: Split,
+    share: ShardSpec,
+    settings: LoaderSettings,
+    *,
+    labels: bool,
+    extra: tuple[str, ...],
 ) -> _Domain:
     paths = schema.domains[name].paths(split)
     decoder = Decoder(schema, name, labels=labels, extra=extra)
-    files = ParquetFiles(paths, schema.root, decoder.check, decoder.limits)
+    files = ParquetFiles(paths, schema.root, decoder.check, decoder.limits, settings.patience)
     if split == "train" and not files.row_groups:
         raise UserError(
             f"domain '{name}': the train files hold no rows ({', '.join(paths)}); there is nothing to learn from"
         )
-    return _Domain(files, Shard(name, files.row_groups, share, window_rows), decoder)
+    return _Domain(files, Shard(name, files.row_groups, share, settings.shuffle_rows), decoder)
 
 
 def _refuse_absent(extra: tuple[str, ...], split: Split, domains: list[_Domain], schema: Schema) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 from pyarrow import fs
 
 from torchrec_xd.data.lake import lake_location, pinned_files, refuse_table_folder
+from torchrec_xd.data.outages import Patience, is_outage
 from torchrec_xd.errors import UserError
 
 _NAMES = 20
@@ -24,7 +26,10 @@ def join(root: str, location: str) -> str:
     """A location, a relative one below `root`."""
     if "://" in location or Path(location).is_absolute():
         return location
-    return f"{root.rstrip('/')}/{location}" if "://" in root else str(Path(root, location))
+    if "://" not in root:
+        return str(Path(root, location))
+    folder, question, query = root.partition("?")
+    return f"{folder.rstrip('/')}/{location}{question}{query}"
 
 
 def filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
@@ -42,6 +47,8 @@ def filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
             raise UserError(f"{location}: {error}; correct what follows the question mark") from error
         return _fsspec(scheme, location, error)
     except OSError as error:
+        if is_outage(error):  # S3: where the region is not named, the store is asked for it
+            raise
         raise UserError(f"{location}: the file system cannot be reached: {error}") from error
 
 
@@ -57,13 +64,18 @@ def _fsspec(scheme: str, location: str, refusal: Exception) -> tuple[fs.FileSyst
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
 
 
-def find_files(locations: Sequence[str], root: str) -> tuple[fs.FileSystem, list[str]]:
+def find_files(
+    locations: Sequence[str],
+    root: str,
+    patience: Patience = Patience(),  # noqa: B008 - frozen
+) -> tuple[fs.FileSystem, list[str]]:
     """The files at all locations (see ParquetFiles), in their order, and their file system.
 
     Raises:
         UserError: a location is empty, holds nothing, holds a link to nothing, or lies on another file system.
+        OutageError: the store does not answer.
     """
-    found = [_find(location, root) for location in locations]
+    found = [patience(functools.partial(_find, location, root), join(root, location)) for location in locations]
     filesystem = found[0][0] if found else fs.LocalFileSystem()
     for location, (other, _) in zip(locations, found, strict=True):
         if not other.equals(filesystem):
@@ -89,6 +101,8 @@ def _find(location: str, root: str) -> tuple[fs.FileSystem, list[str]]:
             return filesystem, files
         others = [each.rpartition("/")[2] for each in _listed(filesystem, parent or "/", recursive=False)]
     except (OSError, UnicodeError) as error:
+        if isinstance(error, OSError) and is_outage(error):
+            raise
         raise UserError(f"{path}: cannot be listed: {error}") from error
     names = sorted(each for each in others if each.isprintable())
     near = difflib.get_close_matches(name, names, n=1)

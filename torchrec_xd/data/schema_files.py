@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
 
 from torchrec_xd.data.locations import find_files
+from torchrec_xd.data.outages import Patience
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import load_yaml, validate
@@ -54,14 +57,19 @@ def _resolved(feature: Any, root: str, origin: str) -> Any:
         raise UserError(f"{origin}: feature '{feature.get('column')}': rows: {error}") from None
 
 
+def _footer(filesystem: fs.FileSystem, file: str) -> tuple[list[str], int]:
+    """Columns and number of rows."""
+    with filesystem.open_input_file(file) as stream, pq.ParquetFile(stream) as parquet:
+        return parquet.schema_arrow.names, parquet.metadata.num_rows
+
+
 def _vocabulary_rows(location: str, root: str) -> int:
     """Rows of a vocabulary, by its footer; row 0 of the table, for values that it lacks, is none of them."""
     filesystem, files = find_files([location], root)
     count = 0
     for file in files:
         try:
-            with filesystem.open_input_file(file) as stream, pq.ParquetFile(stream) as parquet:
-                names, rows = parquet.schema_arrow.names, parquet.metadata.num_rows
+            names, rows = Patience()(functools.partial(_footer, filesystem, file), f"{filesystem.type_name}://{file}")
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{file} cannot be read as Parquet ({error}); write it again, or give the number") from None
         if missing := [column for column in _VOCABULARY if column not in names]:

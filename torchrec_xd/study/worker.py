@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from torchrec_xd.config import RunConfig
-from torchrec_xd.errors import InterruptedRunError, UserError
+from torchrec_xd.errors import InterruptedRunError, OutageError, UserError
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.training.inference import score
 from torchrec_xd.training.train_run import train
@@ -70,7 +70,7 @@ def run_job(job: Job, threads: int, log: Path, answer: Connection) -> None:
         job.run()
     except InterruptedRunError:
         return
-    except UserError as error:
+    except (UserError, OutageError) as error:
         answer.send(str(error))
     except Exception as error:  # whatever it is, the other jobs go on, and it is reported at the end
         traceback.print_exc()

@@ -79,7 +79,7 @@ def train(
         resume = processes.any(resume)  # a node may see late what another one wrote into a shared folder
         if restartable and (done := processes.on_main(lambda: _finished(config, folder))):
             return done
-        refuse_shared_files(config.schema_in_use)
+        refuse_shared_files(config.schema_in_use, config.loader.patience)
         config = with_vocabularies(config, folder, processes, begun=resume)
         schema = config.schema_in_use
         if config.trainer.compile:
@@ -246,11 +246,13 @@ def _check_config(config: RunConfig, folder: RunFolder) -> None:
         )
     free = {name: getattr(config.trainer, name) for name in ("epochs", "timeout_minutes")}
     trainer = begun.trainer.model_copy(update=free)
-    may_change = {"sharding": config.sharding, "trainer": trainer, "init_from": config.init_from}
+    loader = begun.loader.model_copy(update={"retry_minutes": config.loader.retry_minutes})
+    may_change = {"sharding": config.sharding, "trainer": trainer, "loader": loader, "init_from": config.init_from}
     if changes := config.changes_from(begun.model_copy(update=may_change)):
         raise UserError(
-            f"--resume: the config is not the one that {folder.path} began with ({changes}). Only `sharding` and "
-            f"`trainer.timeout_minutes` may change, and `trainer.epochs` may grow; resume with {folder.config}"
+            f"--resume: the config is not the one that {folder.path} began with ({changes}). Only `sharding`, "
+            "`trainer.timeout_minutes` and `loader.retry_minutes` may change, and `trainer.epochs` may grow; resume "
+            f"with {folder.config}"
         )
     same_path = begun.init_from == config.init_from
     if not same_path and source_run(config) != source_run(begun, folder):
