@@ -37,6 +37,7 @@ def _model_settings(content: Any) -> Any:
 ModelSettings = Annotated[
     SerializeAsAny[Any], PlainValidator(_model_settings), ChosenByName(lambda name: find_model(name).settings)
 ]
+TrackerName = Literal["mlflow", "wandb"]
 
 
 class RunConfig(Settings):
@@ -83,6 +84,9 @@ class RunConfig(Settings):
     monitor_tasks: tuple[str, ...] | None = None
     """The metric is averaged over these tasks. Default: all tasks of the target domains."""
     checkpoint: CheckpointSettings = CheckpointSettings()
+    trackers: tuple[TrackerName, ...] = ()
+    """Experiment trackers that get the run's metrics, next to TensorBoard: `mlflow`, `wandb` or both (extra
+    `trackers`). Addresses and accounts come from their own environment variables. May change on `--resume`."""
     seed: NonNegativeInt = 0
     """Seeds the weights, the order of rows and dropout."""
 
@@ -129,6 +133,10 @@ class RunConfig(Settings):
     def dump(self) -> str:
         """The resolved config as YAML, schema included: a run folder needs nothing else."""
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+    def by_key(self) -> dict[str, Any]:
+        """Every setting but the schema's, `a.b` to value."""
+        return _flat(self.model_dump(mode="json", by_alias=True, exclude={"data_schema"}))
 
     def changes_from(self, other: RunConfig, most: int = 3) -> str:
         """What differs from another config, as `key was …, is …`, the first ones; empty where nothing does."""

@@ -104,6 +104,15 @@ class RunFolder:
         """The same as an HTML page."""
         return self.path / "diagnostics.html"
 
+    def tracker(self, name: str) -> Path:
+        """The id that the run has in a tracker."""
+        return self.path / f"tracker.{name}.json"
+
+    def reports(self) -> list[Path]:
+        """What trackers get as files: settings, plan, metrics and pages, of those that are there."""
+        every = (self.config, self.plan, self.data, self.metrics, self.transfer, self.continued, self.diagnostics_page)
+        return [path for path in every if path.is_file()]
+
     def log(self, rank: int) -> Path:
         """The log file of one process."""
         return self.path / ("log.txt" if rank == 0 else f"log.rank{rank}.txt")

@@ -270,6 +270,10 @@ class Checkpoints:
         """The latest checkpoint."""
         return next(iter(self._in_order("last")), None)
 
+    def last_step(self) -> int:
+        """The step of the latest checkpoint; 0 where there is none."""
+        return max(map(_step, self._ours("step")), default=0)
+
     def best(self) -> Path | None:
         """The checkpoint with the best score; the latest one where none has a score."""
         return next(iter(self._in_order("best")), None)

@@ -36,6 +36,8 @@ from torchrec_xd.training.compilation import refuse_missing_compiler
 from torchrec_xd.training.inference import checkpoints_of, choose_checkpoint
 from torchrec_xd.training.origins import Origin, check_continuation, load_source_weights, origin_of
 from torchrec_xd.training.split_evaluation import SplitEvaluation, has_rows
+from torchrec_xd.training.trackers import refuse_unusable
+from torchrec_xd.training.tracking import Trackers
 from torchrec_xd.training.trainer import Summary, Training, fit
 from torchrec_xd.training.vocabularies import begin_rows, keep_vocabularies, with_vocabularies
 
@@ -88,11 +90,15 @@ def train(
         valid = SplitEvaluation(config, "valid", processes) if has_rows(schema, "valid") else None
         final = SplitEvaluation(config, config.evaluate_on, processes)
         loaders = [loader, *(evaluation.loader for evaluation in (valid, final) if evaluation)]
-        own = [kind for each in loaders for kind in each.id_kinds.values()]
         before = [folder, *(RunFolder(path) for path in (config.init_from, config.continue_from) if path)]
-        id_kinds = agreed([*(kind for run in before for kind in read_kinds(run.id_kinds)), *own])
-        splits: dict[Split, Loader] = {config.evaluate_on: final.loader, "train": loader}
-        splits |= {} if valid is None else {"valid": valid.loader}
+        id_kinds = agreed(
+            [
+                *(kind for run in before for kind in read_kinds(run.id_kinds)),
+                *(kind for each in loaders for kind in each.id_kinds.values()),
+            ]
+        )
+        valid_loader: dict[Split, Loader] = {} if valid is None else {"valid": valid.loader}
+        splits: dict[Split, Loader] = {config.evaluate_on: final.loader, "train": loader, **valid_loader}
         stamps: DataStamps = {split: each.stamps() for split, each in splits.items()}
         changed = _changed_data(folder, stamps, accept_changed_data) if resume else ""
         doubts = check_data(config, splits)
@@ -103,12 +109,13 @@ def train(
         parameters = built.parameter_counts()
         plan = plan_sharding(built, config, processes)
         processes.on_main(lambda: _begin_folder(config, plan, folder, stamps, id_kinds.values()))
-        with RunLog(folder.path, processes.rank) as log:
+        with RunLog(folder.path, processes.rank) as log, Trackers(config, folder, log) as trackers:
             model, optimizers = shard_by(plan, built, config, processes)
             saved = checkpoints.resume(model, optimizers, log.say) if resume else None
             first = saved.step if saved else _begin(config, origin, model, optimizers, folder, processes, log)
             start = _loader_state(saved, loader, config, log) if saved else LoaderState(0, 0)
             log.truncate_after(first, validated=saved is None or saved.validated)
+            trackers.start(checkpoints.last_step)
             log.say(f"{directory}: {config.model.name} on {', '.join(schema.domains)}, {loader.rows:,} rows an epoch")
             training = Training(model, optimizers, config.trainer, processes)
             _tell(log, training, changed, doubts)
@@ -223,6 +230,7 @@ def _continuing(config: RunConfig, folder: RunFolder, resume: bool, given: str |
 
 
 def _check_folder(config: RunConfig, folder: RunFolder, resume: bool) -> None:
+    refuse_unusable(config.trackers)
     if resume and not folder.exists():
         raise UserError(f"--resume: {folder.path} holds no run; leave --resume out to begin one")
     if resume:
@@ -245,14 +253,14 @@ def _check_config(config: RunConfig, folder: RunFolder) -> None:
             f"{begun.trainer.epochs}: it may grow only"
         )
     free = {name: getattr(config.trainer, name) for name in ("epochs", "timeout_minutes")}
-    trainer = begun.trainer.model_copy(update=free)
-    loader = begun.loader.model_copy(update={"retry_minutes": config.loader.retry_minutes})
-    may_change = {"sharding": config.sharding, "trainer": trainer, "loader": loader, "init_from": config.init_from}
+    may_change = {name: getattr(config, name) for name in ("sharding", "init_from", "trackers")}
+    may_change["trainer"] = begun.trainer.model_copy(update=free)
+    may_change["loader"] = begun.loader.model_copy(update={"retry_minutes": config.loader.retry_minutes})
     if changes := config.changes_from(begun.model_copy(update=may_change)):
         raise UserError(
             f"--resume: the config is not the one that {folder.path} began with ({changes}). Only `sharding`, "
-            "`trainer.timeout_minutes` and `loader.retry_minutes` may change, and `trainer.epochs` may grow; resume "
-            f"with {folder.config}"
+            "`trackers`, `trainer.timeout_minutes` and `loader.retry_minutes` may change, and `trainer.epochs` may "
+            f"grow; resume with {folder.config}"
         )
     same_path = begun.init_from == config.init_from
     if not same_path and source_run(config) != source_run(begun, folder):
