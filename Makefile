@@ -22,10 +22,11 @@ serve-quickstart: .venv/.installed  ## after quickstart: export MKT, serve it, c
 test: lint  ## set up .venv, then run everything that CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-lint: .venv/.installed  ## set up .venv, then ruff and mypy
+lint: .venv/.installed  ## set up .venv, then ruff, mypy and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint launch/containers/*.Containerfile
 
 docs: .venv/.installed  ## set up .venv, then the documentation: build/docs/index.html
 	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
