@@ -272,7 +272,7 @@ class Checkpoints:
 
     def last_step(self) -> int:
         """The step of the latest checkpoint; 0 where there is none."""
-        return max(map(_step, self._ours("step")), default=0)
+        return max(map(step_of, self._ours("step")), default=0)
 
     def best(self) -> Path | None:
         """The checkpoint with the best score; the latest one where none has a score."""
