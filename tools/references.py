@@ -21,7 +21,8 @@ from torchrec_xd.data.predictions import PredictionColumns, PredictionWriter
 from torchrec_xd.datasets.complete_journey.journey import PROVENANCE
 from torchrec_xd.error_boundary import run_command
 from torchrec_xd.errors import UserError
-from torchrec_xd.evaluation.metrics import Result, binary_metrics
+from torchrec_xd.evaluation.metrics import binary_metrics
+from torchrec_xd.evaluation.spread_rows import Result
 
 DOMAIN, LABEL, USER = "coupon", "redeemed", "household"
 TASK = f"{LABEL}@{DOMAIN}"

@@ -16,7 +16,9 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from tests.support.batches import SCHEMA, TASK_DOMAIN, batch_of
 from torchrec_xd.errors import UserError
+from torchrec_xd.evaluation import spread_rows
 from torchrec_xd.evaluation.metrics import Evaluation, MetricSettings, binary_metrics
+from torchrec_xd.evaluation.row_quantities import ascending
 from torchrec_xd.settings import validate
 
 
@@ -58,6 +60,36 @@ def predictions(draw, users=6):
     label = (random.random(rows) < draw(st.sampled_from([0.1, 0.5, 1.0]))).astype(np.float32)
     weight = random.choice([0.25, 1.0, 3.0, 1 / 3], rows)
     return score, label, random.integers(-users, users, rows), weight
+
+
+@given(predictions(), st.sampled_from([1, 4, 17]), st.booleans(), st.sampled_from([np.float32, np.float64]))
+def test_in_parts_as_in_one(given_rows, part_rows, whole, dtype):
+    score, label, user, weight = given_rows
+    score, weight = score.astype(dtype), np.ones_like(weight) if whole else weight
+    expected = binary_metrics(score, label, user, weight)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spread_rows, "PART_ROWS", part_rows)
+        assert equal(binary_metrics(score, label, user, weight), expected)
+    assert expected.auc == pytest.approx(slow_auc(score, label, weight), nan_ok=True)
+    assert expected.gauc == pytest.approx(slow_gauc(score, label, user, weight)[0], nan_ok=True)
+
+
+KEYS = {
+    "float32": st.lists(st.floats(width=32, allow_nan=False)).map(lambda keys: np.array(keys, dtype=np.float32)),
+    "float64": st.lists(st.floats(allow_nan=False)).map(lambda keys: np.array(keys, dtype=np.float64)),
+    "near": st.lists(st.integers(-5, 5)).map(lambda keys: np.array(keys, dtype=np.int64)),
+    "far": st.lists(st.integers(-(2**63), 2**63 - 1)).map(lambda keys: np.array(keys, dtype=np.int64)),
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+@given(st.data())
+def test_ascending_is_a_stable_argsort(name, data):
+    key = data.draw(KEYS[name])
+    found = ascending(key)
+    assert np.array_equal(key[found], np.sort(key))
+    if name != "float32":  # of float32, -0 comes before 0
+        assert np.array_equal(found, np.argsort(key, kind="stable"))
 
 
 def test_by_hand():

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torchrec_xd.evaluation.metrics import Report, ResultDict
+    from torchrec_xd.evaluation.metrics import Report
+    from torchrec_xd.evaluation.spread_rows import ResultDict
 
 
 def findings(report: Report, *, probabilities: bool = True) -> list[str]:

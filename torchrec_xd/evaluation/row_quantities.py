@@ -17,6 +17,9 @@ Array = NDArray[Any]
 PROBABILITY_FLOOR = 2.0**-23
 """Log loss keeps probabilities this far from 0 and 1: the spacing of float32 at 1, in which models predict."""
 
+_EXACT = 2.0**53
+"""Sums of whole numbers are exact below."""
+
 RULES = (
     "a score is NaN or infinite; the model diverged: lower the learning rate, or look for NaN among the inputs",
     "a label is neither 0 nor 1; binary metrics take no others: correct the label column",
@@ -51,6 +54,29 @@ def log_losses(score_R: Array, label_R: Array) -> Array:
     return -np.log(np.where(label_R == 1, prob_R, 1 - prob_R))
 
 
+def ascending(key_R: Array) -> Array:
+    """The places of rows in the order of their keys, equal ones in their own order.
+
+    Keys of 32 bits (float32, or integers so close to each other) are sorted together with their places, as numbers of
+    64 bits: a tenth of the time of a stable argsort.
+    """
+    if key_R.dtype == np.float32:
+        bits_R = key_R.view(np.uint32)
+        bits_R = bits_R ^ np.where(bits_R >> np.uint32(31), np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
+    elif key_R.dtype.kind in "iu" and len(key_R) and int(key_R.max()) - int(key_R.min()) < 1 << 32:
+        bits_R = key_R - key_R.min()
+    else:
+        order_R: Array = np.argsort(key_R, kind="stable")
+        return order_R
+    packed_R: Array = bits_R.astype(np.uint64)
+    packed_R <<= np.uint64(32)
+    packed_R |= np.arange(len(key_R), dtype=np.uint64)
+    packed_R.sort()
+    packed_R &= np.uint64(0xFFFFFFFF)
+    places_R: Array = packed_R.view(np.int64)
+    return places_R
+
+
 def run_starts(*keys: Array) -> Array:
     """Index of the first row of each run of rows with equal keys."""
     new_R = np.zeros(len(keys[0]), dtype=bool)
@@ -72,7 +98,7 @@ def auc_by_user(score_R: Array, label_R: Array, user_R: Array, weight_R: Array) 
     Returns:
         User ids [U], ascending; AUC [U], NaN for users without both classes; summed row weights [U].
     """
-    order = np.argsort(user_R, kind="stable")
+    order = ascending(user_R)
     user_R, score_R = user_R[order], score_R[order]
     positive_R = (label_R * weight_R)[order].astype(np.float64)
     negative_R = weight_R[order] - positive_R
@@ -89,14 +115,20 @@ def auc_by_user(score_R: Array, label_R: Array, user_R: Array, weight_R: Array) 
 def _sums_before(value_R: Array, first_U: Array) -> Array:
     """Sum of all earlier values of the same user, [R].
 
-    Each user is summed alone: the difference of two places of one long running sum loses whatever is small next to the
-    users before.
+    Of whole numbers, it is the difference of two places of one long running sum. Else each user is summed alone: such a
+    difference would lose whatever is small next to the users before.
 
     Args:
         value_R: values, the rows of a user side by side.
         first_U: index of each user's first row, ascending.
     """
     length_U = np.diff(first_U, append=len(value_R))
+    if np.array_equal(value_R, np.floor(value_R)):
+        up_to_R = np.cumsum(value_R)
+        if len(up_to_R) and up_to_R[-1] < _EXACT:
+            up_to_R -= value_R
+            before_R: Array = up_to_R - np.repeat(up_to_R[first_U], length_U)
+            return before_R
     before_R = np.zeros(len(value_R))
     width_U = 2 ** np.ceil(np.log2(length_U)).astype(np.int64)
     padded = np.append(value_R, np.zeros(width_U.max(initial=0)))

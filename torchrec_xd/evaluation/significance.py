@@ -8,8 +8,11 @@ Shape legend: R rows, U users, S seeds, N resamples, G distinct scores of positi
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -152,13 +155,24 @@ def resample(
             )
         found[name, metric] = Resampled(value_S, np.empty((len(of_seeds), samples)), users_of[metric])
     generator, chunk = np.random.default_rng(seed), max(CHUNK, CHUNK_ROWS // len(label))
-    for first in range(0, samples, chunk):
-        chosen = slice(first, min(first + chunk, samples))
-        times_drawn_UN = _draw_users(generator, len(users), chosen.stop - chosen.start)
-        for key, of_seeds in statistics.items():
-            for place, statistic in enumerate(of_seeds):
-                found[key].drawn_SN[place, chosen] = statistic(times_drawn_UN)
+    every = [
+        (found[key].drawn_SN[place], each)
+        for key, of_seeds in statistics.items()
+        for place, each in enumerate(of_seeds)
+    ]
+    # What statistics spend their time in, products of sparse matrices and running sums, does without Python's lock.
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        for first in range(0, samples, chunk):
+            chosen = slice(first, min(first + chunk, samples))
+            times_drawn_UN = _draw_users(generator, len(users), chosen.stop - chosen.start)
+            values = threads.map(_value, [statistic for _, statistic in every], repeat(times_drawn_UN))
+            for (drawn_N, _), value_N in zip(every, values, strict=True):
+                drawn_N[chosen] = value_N
     return found
+
+
+def _value(statistic: Statistic, times_drawn_UN: Array) -> Array:
+    return statistic(times_drawn_UN)
 
 
 def compare(a: Resampled, b: Resampled, seed: int = 0) -> Comparison:
@@ -221,19 +235,31 @@ def _draw_users(generator: np.random.Generator, num_users: int, samples: int) ->
 
 
 def _auc(score: Array, label: Array, user: Array, weight: Array) -> Statistic:
-    """Rows are summed by user and by place among the G distinct scores of positives: 2 g + 1 is at one, 2 g below."""
+    """Positives are summed by user and by distinct score, negatives by the first of these that is above them."""
     positive, negative = label == 1, label == 0
     value_G, group = np.unique(score[positive], return_inverse=True)
-    place = sum(np.searchsorted(value_G, score[negative], side=side) for side in ("left", "right"))
-    num_users = int(user.max()) + 1
-    positive_GU = csr_array((weight[positive], (group, user[positive])), shape=(len(value_G), num_users))
-    negative_HU = csr_array((weight[negative], (place, user[negative])), shape=(2 * len(value_G) + 1, num_users))
+    first_above, tied = (np.searchsorted(value_G, score[negative], side=side) for side in ("right", "left"))
+    shape = (len(value_G), int(user.max()) + 1)
+
+    def summed(group: Array, own: Array) -> csr_array:
+        return csr_array((weight[own], (group, user[own])), shape=shape)
+
+    rows = np.flatnonzero(negative)
+    inside = first_above < len(value_G)
+    positive_GU, below_GU = summed(group, positive), summed(first_above[inside], rows[inside])
+    ties = tied < first_above
+    group_T, at = np.unique(tied[ties], return_inverse=True)
+    tied_TU = summed(at, rows[ties])[: len(group_T)]
+    positive_U, negative_U = (np.bincount(user, weight * own) for own in (positive, negative))
 
     def statistic(times_drawn_UN: Array) -> Array:
         positive_GN = positive_GU @ times_drawn_UN
-        up_to_HN = np.cumsum(negative_HU @ times_drawn_UN, axis=0)
-        twice_ordered_N = np.einsum("gn,gn->n", positive_GN, up_to_HN[:-1:2] + up_to_HN[1::2])
-        return _ratio(twice_ordered_N, 2 * positive_GN.sum(axis=0) * up_to_HN[-1])
+        below_GN = below_GU @ times_drawn_UN
+        np.cumsum(below_GN, axis=0, out=below_GN)
+        ordered_N = np.einsum("gn,gn->n", positive_GN, below_GN)
+        if len(group_T):
+            ordered_N += np.einsum("gn,gn->n", positive_GN[group_T], tied_TU @ times_drawn_UN) / 2
+        return _ratio(ordered_N, (positive_U @ times_drawn_UN) * (negative_U @ times_drawn_UN))
 
     return statistic
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from torchrec_xd.evaluation.metrics import Result, binary_metrics
+from torchrec_xd.evaluation.metrics import binary_metrics
 from torchrec_xd.evaluation.row_quantities import Array
+from torchrec_xd.evaluation.spread_rows import Result
 from torchrec_xd.schema import Schema
 from torchrec_xd.study.replay.slices import Slice
 from torchrec_xd.study.replay.steps import Step, Steps
