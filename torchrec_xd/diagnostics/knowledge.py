@@ -14,7 +14,6 @@ from typing import Any
 
 import plotly.graph_objects as go
 import torch
-from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -247,6 +246,8 @@ def noise_against_others(features: Sequence[dict[str, Any]]) -> dict[str, Any] |
 
     None where there is no noise, or nothing else.
     """
+    from scipy.stats import mannwhitneyu  # noqa: PLC0415 - takes .7 s to import, and training does not need it
+
     noise = [feature["mean"] for feature in features if feature["noise"]]
     informative = [feature["mean"] for feature in features if not feature["noise"]]
     if not (noise and informative):

@@ -28,7 +28,6 @@ from torchrec_xd.log import RunLog
 from torchrec_xd.models import find_model
 from torchrec_xd.models.model import Model
 from torchrec_xd.outputs import scores_on_cpu
-from torchrec_xd.prepare.raw_rows import encode_raw_rows
 from torchrec_xd.reports.run_report import save_report
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.schema import Schema, Split
@@ -268,6 +267,8 @@ def score_raw(
             "without --raw"
         )
     with tempfile.TemporaryDirectory(dir=Path(output).absolute().parent, prefix=".score") as place:
+        from torchrec_xd.prepare.raw_rows import encode_raw_rows  # noqa: PLC0415 - imports the engines of recipes
+
         rows = encode_raw_rows(encoders, raw, domain, Path(place), inputs=inputs or {}, keep=keep)
         count = score(directory, rows.path, output, domain, checkpoint, parts=parts, keep=rows.kept)
     for name, unseen in rows.unseen.items():
