@@ -12,9 +12,9 @@ class UserError(ReportedError, ValueError):
     """Something the user can correct: its text gives the value, the rule and the fix."""
 
 
-class OutageError(ReportedError):
-    """A store of data did not answer for the time that it was given: nothing to correct, and worth another try."""
-
-
 class InterruptedRunError(ReportedError):
     """The run was asked to stop (SIGINT, SIGTERM) and wrote a checkpoint; `--resume` goes on from there."""
+
+
+class OutageError(ReportedError):
+    """The network or a store was gone for longer than is waited for. Started again, the run may well succeed."""

@@ -144,12 +144,12 @@ def test_on_a_cpu_the_group_is_bound_to_nothing(alone):
 
 def test_how_long_processes_wait_for_each_other_is_a_setting(alone):
     gpus = Gpus(alone, visible=0)
-    with process_group(ProcessSettings(timeout_minutes=7)):
-        assert gpus.asked["store"].timeout == timedelta(minutes=7)
-    assert gpus.asked["timeout"] == timedelta(minutes=7)
+    with process_group(ProcessSettings(timeout_s=7)):
+        assert gpus.asked["store"].timeout == timedelta(seconds=7)
+    assert gpus.asked["timeout"] == timedelta(seconds=7)
     with process_group():
         pass
-    assert gpus.asked["timeout"] == timedelta(minutes=30)  # torch's own choice
+    assert gpus.asked["timeout"] == timedelta(minutes=10)
 
 
 def launched(alone, **environment):

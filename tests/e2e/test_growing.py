@@ -84,7 +84,7 @@ def test_a_finished_run_is_given_more_epochs(tmp_path):
     train(config(3), tmp_path / "whole")
     train(config(2), tmp_path / "grown")
     assert saved(tmp_path / "grown") == ["step_000000060"]
-    content = train(config(3, timeout_minutes=90), tmp_path / "grown", restartable=True)
+    content = train(config(3, timeout_s=90), tmp_path / "grown", restartable=True)
     assert content["checkpoint"] == "step_000000090"
     assert content["eval"] == json.loads((tmp_path / "whole" / "metrics.json").read_text())["eval"]
     losses = [[(line["step"], line.get("loss")) for line in lines(tmp_path / run)] for run in ("whole", "grown")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,19 +15,20 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from pydantic import Field
-from torch.distributed.constants import default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 from torchrec_xd.distributed.device import own_device, refuse_shared_gpu
 from torchrec_xd.distributed.memory import keep_freed_memory
 from torchrec_xd.distributed.precision import arithmetic
-from torchrec_xd.errors import ReportedError, UserError
+from torchrec_xd.errors import OutageError, ReportedError, UserError
 from torchrec_xd.settings import Settings
 
 T = TypeVar("T")
 _START = (
     "start several processes with torchrun, which sets all of these; for one process alone unset RANK and WORLD_SIZE"
 )
+_NETWORK = re.compile(r"gloo|NCCL|TCPStore|Connection (closed|reset|refused)")
+"""In what torch says of connections that fail, mostly as a plain RuntimeError."""
 
 
 class ProcessSettings(Settings):
@@ -34,9 +36,10 @@ class ProcessSettings(Settings):
 
     threads: int = Field(default=0, ge=0, le=4096)
     """CPU threads per process; 0 leaves the choice to torch."""
-    timeout_minutes: int | None = Field(default=None, ge=1, le=100_000)
-    """How long processes wait for each other, at the start and in every exchange, before the run ends with an error;
-    null leaves the choice to torch (30). More where one of them is busy for long, for example with slow storage."""
+    timeout_s: int = Field(default=600, ge=1, le=6_000_000)
+    """Seconds that processes wait for each other, at the start and in every exchange, before the run ends with exit
+    code 75. More where one of them is busy for longer, for example with slow storage; less to notice sooner that one
+    hangs or that the network is gone (the kernel alone takes some 15 minutes)."""
     keep_freed_memory: bool = True
     """Have glibc keep what is freed, in huge pages, for as long as the process lives: a step is 12 % faster on CPU.
     Without effect under other C libraries. (The command line also sets GOMP_SPINCOUNT, which only takes effect before
@@ -133,9 +136,16 @@ def process_group(settings: ProcessSettings | None = None) -> Iterator[Processes
 
     Raises:
         UserError: the environment describes half a group, or there are more processes than GPUs.
+        OutageError: another process was not heard of any more.
     """
     settings = settings or ProcessSettings()
     rank, size, local_rank, local_size = _launched()
+    with _outages(rank, size, settings.timeout_s), _joined(settings, rank, size, local_rank, local_size) as processes:
+        yield processes
+
+
+@contextmanager
+def _joined(settings: ProcessSettings, rank: int, size: int, local_rank: int, local_size: int) -> Iterator[Processes]:
     device = own_device(local_rank, local_size)
     if settings.keep_freed_memory:
         keep_freed_memory()
@@ -148,8 +158,7 @@ def process_group(settings: ProcessSettings | None = None) -> Iterator[Processes
     if size == local_size and any(n == "lo" for _, n in socket.if_nameindex()):
         # All processes are on this machine: gloo's sockets need not be reachable from outside.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    minutes = settings.timeout_minutes
-    timeout = default_pg_timeout if minutes is None else timedelta(minutes=minutes)
+    timeout = timedelta(seconds=settings.timeout_s)
     store = next(iter(rendezvous("env://", timeout=timeout)))[0] if size > 1 else dist.HashStore()  # type: ignore[attr-defined]
     store.set_timeout(timeout)
     if cuda and size > 1:
@@ -169,6 +178,34 @@ def process_group(settings: ProcessSettings | None = None) -> Iterator[Processes
     finally:
         dist.destroy_process_group()
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def _outages(rank: int, size: int, timeout_s: int) -> Iterator[None]:
+    """Errors of the network are reported, by every rank that has one: where it is cut, none knows of the others."""
+    try:
+        yield
+    except RuntimeError as error:
+        if size == 1 or not (isinstance(error, dist.DistError) or _NETWORK.search(str(error))):
+            raise
+        outage = OutageError(_outage(str(error), rank, size, timeout_s))
+        outage.told = False
+        raise outage from error
+
+
+def _outage(error: str, rank: int, size: int, timeout_s: int) -> str:
+    """What is known of an outage, where to look, and what to set."""
+    here = f"rank {rank} of {size}, on {socket.gethostname()},"
+    if "imed out" in error or "imeout" in error:
+        return (
+            f"{here} waited {timeout_s} s (trainer.timeout_s) for the other processes in vain: one of them hangs, or "
+            "the network between their nodes is gone. Look at the nodes and ranks that do not say this; raise "
+            "trainer.timeout_s if one was only busy. Started again, the run goes on from its last checkpoint"
+        )
+    return (
+        f"{here} lost its connection to another process: that has ended, or the network to its node is gone. Look at "
+        "what the other ranks say, and at their nodes. Started again, the run goes on from its last checkpoint"
+    )
 
 
 def _launched() -> tuple[int, int, int, int]:

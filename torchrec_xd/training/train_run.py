@@ -252,15 +252,15 @@ def _check_config(config: RunConfig, folder: RunFolder) -> None:
             f"--resume: trainer.epochs is {config.trainer.epochs}, and {folder.path} began with "
             f"{begun.trainer.epochs}: it may grow only"
         )
-    free = {name: getattr(config.trainer, name) for name in ("epochs", "timeout_minutes")}
+    free = {name: getattr(config.trainer, name) for name in ("epochs", "timeout_s")}
     may_change = {name: getattr(config, name) for name in ("sharding", "init_from", "trackers")}
     may_change["trainer"] = begun.trainer.model_copy(update=free)
     may_change["loader"] = begun.loader.model_copy(update={"retry_minutes": config.loader.retry_minutes})
     if changes := config.changes_from(begun.model_copy(update=may_change)):
         raise UserError(
             f"--resume: the config is not the one that {folder.path} began with ({changes}). Only `sharding`, "
-            "`trackers`, `trainer.timeout_minutes` and `loader.retry_minutes` may change, and `trainer.epochs` may "
-            f"grow; resume with {folder.config}"
+            "`trackers`, `trainer.timeout_s` and `loader.retry_minutes` may change, and `trainer.epochs` may grow; "
+            f"resume with {folder.config}"
         )
     same_path = begun.init_from == config.init_from
     if not same_path and source_run(config) != source_run(begun, folder):
