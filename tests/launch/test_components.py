@@ -38,9 +38,9 @@ def torchx(component, *arguments):
 def commands(app, module="torchrec_xd.cli"):
     """What torchrun is asked to run on each node, stage by stage."""
     (role,) = app.roles
-    stages = shlex.split(role.args[1].removeprefix("exec python -m torchrec_xd.launch.stages "))
+    stages = shlex.split(role.args[1].removeprefix("exec python -m torchrec_xd.launch.stages --stop-before 120 "))
     joined = " ".join(shlex.quote(word) for word in stages).split(" --then ")
-    assert all(stage.startswith("torchrun ") for stage in joined)
+    assert all(stage.startswith("python -m torchrec_xd.launch.elastic ") for stage in joined)
     return [shlex.split(stage.partition(f" -m {module} ")[2]) for stage in joined]
 
 
@@ -66,6 +66,7 @@ def test_help_says_what_every_argument_is(name, capsys):
         "--env str": "A=1,B=2",
         "--max_restarts int": "torchelastic",
         "--max_retries int": "scheduler",
+        "--stop_before int": "time limit",
     }.items():
         assert said in told.partition(f" {option}")[2].partition("(default")[0], option
 
@@ -113,7 +114,11 @@ def test_the_stages_of_mkt_are_given_their_settings_and_ports():
     assert second[5:9] == ["--set", "seed=3", "--set", "trainer.epochs=4"]
     assert second[-2:] == ["--set", "init_from=runs/x/pretrain"]  # the last word, whatever else was said
     (role,) = app.roles
-    assert [f":{port} " in role.args[1] for port in (29500, 29501)] == [True, True]
+    own_port = "+2*($${SLURM_JOB_ID_HET_GROUP_0:-0}%1500)"
+    assert [f":$(({port}{own_port})) " in role.args[1].replace("$$((", "$((") for port in (29500, 29501)] == [
+        True,
+        True,
+    ]
     assert sorted(role.port_map.values()) == [29500, 29501]
 
 
@@ -148,6 +153,7 @@ def test_what_a_job_takes_where_nobody_says_otherwise(given, cpu, memory, thread
         ("train", ["-j", "1x2", "--gpu", "4"], ["--gpu 4", "-j 1x2"]),
         ("train", ["-j", "1x4", "--threads", "2", "--cpu", "4"], ["--cpu 4", "need 8"]),
         ("train", ["--memMB", "-1"], ["--memMB -1", "at least 0"]),
+        ("train", ["--stop_before", "-1"], ["--stop_before -1", "at least 0"]),
         ("train", ["--threads", "-1"], ["--threads -1", "at least 0"]),
         ("train", ["-j", "1x4", "--gpu", "4", "--cpu", "3"], ["--cpu 3", "need 4"]),
         ("mkt", ["--max_retries", "-1"], ["--max_retries -1", "at least 0"]),

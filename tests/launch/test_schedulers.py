@@ -49,6 +49,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "4",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     "PET_MAX_RESTARTS": "3",
+    "PET_SHUTDOWN_TIMEOUT": "120",
     "GLOO_SOCKET_IFNAME": "eth0",
     "NCCL_SOCKET_IFNAME": "eth0",
     "NCCL_DEBUG": "WARN",
@@ -80,20 +81,24 @@ def in_a_shell(arguments, tmp_path, **environment):
     return json.loads(done.stdout)
 
 
-def assert_stages_at(words, host, run_id):
+def assert_stages_at(words, host, run_id, first_port=29500):
     """Both stages, one after the other, with eight processes on two nodes that meet at `host`."""
-    assert words[:2] == ["-m", "torchrec_xd.launch.stages"]
+    assert words[:4] == ["-m", "torchrec_xd.launch.stages", "--stop-before", "120"]
     place = words.index("--then")
-    for port, stage, name in ((29500, words[2:place], "pretrain"), (29501, words[place + 1 :], "finetune")):
-        options = dict(zip(stage[1 : stage.index("-m")][::2], stage[1 : stage.index("-m")][1::2], strict=True))
-        assert stage[0] == "torchrun"
+    for port, stage, name in (
+        (first_port, words[4:place], "pretrain"),
+        (first_port + 1, words[place + 1 :], "finetune"),
+    ):
+        assert stage[:3] == ["python", "-m", "torchrec_xd.launch.elastic"]
+        torchrun = stage[3 : stage.index("-m", 3)]
+        options = dict(zip(torchrun[::2], torchrun[1::2], strict=True))
         assert options["--nnodes"] == "2"
         assert options["--nproc_per_node"] == "8"
         assert options["--rdzv_backend"] == "c10d"
         assert options["--rdzv_endpoint"] == f"{host}:{port}"
         assert options["--rdzv_id"] == run_id
         config, folder = f"configs/mkt_cj_{name}.yaml", f"/cluster/runs/mkt/{name}"
-        rest = stage[stage.index("-m") :]
+        rest = stage[stage.index("-m", 3) :]
         assert rest[:7] == [*MODULE, "train", config, "--run-dir", folder, "--restartable"]
 
 
@@ -128,6 +133,7 @@ def submit(script, tmp_path, ends_with, restarts):
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "SLURM_JOB_ID": "71",
         "SLURM_JOB_NODELIST_HET_GROUP_0": "node5",
+        "SLURM_JOB_ID_HET_GROUP_0": "71",
         "SLURM_RESTART_COUNT": restarts,
         "ENDS_WITH": ends_with,
     }
@@ -152,7 +158,7 @@ def test_slurm_starts_one_task_on_each_node_and_requeues_what_failed(mkt, tmp_pa
     for options, variables, words in tasks:
         assert "--kill-on-bad-exit=1" in options
         assert variables == {**ENVIRONMENT, "TORCHX_JOB_ID": variables["TORCHX_JOB_ID"]}
-        assert_stages_at(words, "node5", "71")
+        assert_stages_at(words, "node5", "71", first_port=29500 + 2 * 71)
     for restarts, again in {"0": True, "1": True, "2": False}.items():
         code, _, requeued = submit(script, tmp_path, ends_with="1", restarts=restarts)
         assert (code, requeued) == (1, again)

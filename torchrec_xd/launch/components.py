@@ -24,6 +24,9 @@ from torchrec_xd.schema import Split
 
 PORT = 29500
 """Where the first stage's nodes find each other; every further stage has the port after."""
+SLURM_PORTS = 1500
+"""Jobs of Slurm may share their first node: each has two ports from PORT on, by its number modulo this one. All are
+below 32768, where Linux begins to give out ports by itself."""
 
 CPU_MEMORY = 8192
 """MB of a node without GPUs, where nobody says how much."""
@@ -48,6 +51,8 @@ class Job:
         env: further environment variables, as A=1,B=2.
         max_restarts: how often torchelastic starts all processes again after one died; they resume.
         max_retries: how often the scheduler submits a failed job again; it resumes.
+        stop_before: seconds before Slurm's time limit at which a job is asked to stop: it writes a checkpoint and is
+            requeued, as one of its retries; 0 is never. As long torchelastic waits for processes asked to stop.
     """
 
     j: str = "1x2"
@@ -61,6 +66,7 @@ class Job:
     env: dict[str, str] = field(default_factory=dict)
     max_restarts: int = 0
     max_retries: int = 0
+    stop_before: int = 120
 
     @property
     def processes(self) -> int:
@@ -87,7 +93,7 @@ class Job:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.j):
             raise UserError(f"-j {self.j}: expected NODESxPROCESSES, both at least 1, for example 2x8")
-        for name in ("threads", "cpu", "gpu", "memMB", "max_restarts", "max_retries"):
+        for name in ("threads", "cpu", "gpu", "memMB", "max_restarts", "max_retries", "stop_before"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name} {getattr(self, name)}: at least 0")
         if self.gpu and self.gpu != self.processes:
@@ -247,6 +253,7 @@ def launch(name: str, job: Job, *stages: list[str], module: str = "torchrec_xd.c
     env = {
         "OMP_NUM_THREADS": str(job.threads_each),
         "PET_MAX_RESTARTS": str(job.max_restarts),  # PET_*: torchrun's options
+        **({"PET_SHUTDOWN_TIMEOUT": str(job.stop_before)} if job.stop_before else {}),
         # A store for every start: with torch's shared one, restarted ranks may look for addresses of dead ones.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
@@ -272,11 +279,19 @@ def launch(name: str, job: Job, *stages: list[str], module: str = "torchrec_xd.c
     ]
     (role,) = apps[0].roles
     role.name = name
-    if len(apps) > 1:
-        commands = [app.roles[0].args[1] for app in apps]
-        role.args = ["-c", f"exec python -m torchrec_xd.launch.stages {' --then '.join(commands)}"]
-        role.port_map = {f"c10d-{place}": PORT + place for place in range(len(apps))}
+    commands = [_elastic(app.roles[0].args[1], PORT + place) for place, app in enumerate(apps)]
+    stages_run = f"exec python -m torchrec_xd.launch.stages --stop-before {job.stop_before}"
+    role.args = ["-c", f"{stages_run} {' --then '.join(commands)}"]
+    role.port_map = {f"c10d-{place}": PORT + place for place in range(len(apps))}
     return apps[0]
+
+
+def _elastic(torchrun: str, port: int) -> str:
+    """TorchX's command with our torchrun, and with a port of the job's own on Slurm."""
+    own_port = f"$$(({port}+2*($${{SLURM_JOB_ID_HET_GROUP_0:-0}}%{SLURM_PORTS})))"  # TorchX takes $$ for $
+    return torchrun.replace("torchrun ", "python -m torchrec_xd.launch.elastic ", 1).replace(
+        f":{port} ", f":{own_port} ", 1
+    )
 
 
 def _of_stage(stage: str, assign: Sequence[str]) -> list[str]:

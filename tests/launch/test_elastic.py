@@ -1,0 +1,73 @@
+"""With which exit code our torchrun leaves, and that it leaves."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.launch.conftest import ROOT
+
+ELASTIC = ["-m", "torchrec_xd.launch.elastic", "--standalone", "--nproc-per-node", "2"]
+# What rank 0 and rank 1 do, after a moment in which both have started.
+RANK = """
+import os, sys, time
+time.sleep(0.5)
+code = int(sys.argv[1 + int(os.environ["RANK"])])
+os.kill(os.getpid(), 9) if code == 9 else sys.exit(code)
+"""
+WAITING = """
+import os, time
+from torchrec_xd.distributed.process_group import ProcessSettings, process_group
+from torchrec_xd.error_boundary import run_command
+
+def command():
+    with process_group(ProcessSettings(timeout_s=2)) as processes:
+        if processes.rank == 1:
+            time.sleep(60)
+        processes.barrier()
+
+run_command(command)
+"""
+# Its process has ended, and it does not look.
+STUCK = """
+import subprocess, sys, time
+from torchrec_xd.launch import elastic
+
+def waits(arguments):
+    subprocess.Popen([sys.executable, "-c", ""])
+    time.sleep(60)
+
+elastic.run.main, elastic.STUCK_SECONDS = waits, 1.0
+sys.exit(elastic.main([]))
+"""
+
+
+def python(*words):
+    return subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
+
+
+@pytest.mark.parametrize(("codes", "code"), [((0, 0), 0), ((1, 2), 2), ((75, 0), 75), ((9, 0), 137)])
+def test_the_code_is_that_of_the_process_that_failed(tmp_path, codes, code):
+    """An error of the user wins: with it nothing is to be tried again."""
+    (tmp_path / "rank.py").write_text(RANK)
+    done = python(*ELASTIC, tmp_path / "rank.py", *codes)
+    assert done.returncode == code, done.stderr
+    assert ("SIGKILL" in done.stderr) == (code == 137)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_process_that_hangs_is_waited_for_as_long_as_the_setting_says(tmp_path):
+    (tmp_path / "job.py").write_text(WAITING)
+    done = python(*ELASTIC, tmp_path / "job.py")
+    assert done.returncode == 75
+    (told,) = (line for line in done.stderr.splitlines() if "error: " in line)
+    assert "error: rank 0 of 2, on " in told
+    assert "waited 2 s (trainer.timeout_s) for the other processes in vain: one of them hangs, or the network" in told
+    assert "Traceback" not in done.stderr
+
+
+def test_it_does_not_wait_for_the_network_when_its_processes_have_ended():
+    done = python("-c", STUCK)
+    assert (done.returncode, done.stderr.count("hears nothing from the node")) == (75, 1)
