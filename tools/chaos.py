@@ -6,6 +6,9 @@ Trains the config twice under torchrun, with `--restartable`. The first run is l
 times, one random rank gets SIGKILL, or (one time in four) all get SIGTERM; torchelastic starts all of them again. Then
 both runs' last checkpoints (weights, optimizer state, random generators), metrics.json and metrics.jsonl are compared,
 but for what was measured by the clock. Exit code 1 if anything differs. Linux only: it reads /proc.
+
+With `--partition`, as root, both runs are on two machines (network namespaces of this one), and in place of kills the
+wire between them is cut, in turn for 5 s and for good (tools/partition.py).
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ import torch
 import typer
 from rich.console import Console
 
+from tools import partition, two_machines
 from torchrec_xd.checkpoint.reading import Reader, load
 from torchrec_xd.config import load_config
 from torchrec_xd.error_boundary import run_command
@@ -268,6 +272,27 @@ def _lines(run: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name != "rows_per_second"} for line in lines]
 
 
+def _prepared(config: Path, assign: list[str], out: Path) -> list[str]:
+    """The train command of both runs, and an empty place for them."""
+    for run in RUNS:
+        if (out / run).exists():
+            raise UserError(f"--out {out}: there is a run in it already; name another folder")
+    assign = ["trainer.threads=1", *assign]
+    if load_config(config, assign).checkpoint.every_steps is None:
+        assign.append(f"checkpoint.every_steps={EVERY_STEPS}")
+    out.mkdir(parents=True, exist_ok=True)
+    return ["train", str(config), *(word for assignment in assign for word in ("--set", assignment))]
+
+
+def _report(config: Path, out: Path, began: float, happened: dict[str, Any]) -> dict[str, Any]:
+    """What was done, and whether both runs have the same bits."""
+    found = differences(out / "undisturbed", out / "disturbed")
+    for line in found[:SHOWN_DIFFERENCES]:
+        screen.print(f"differs: {line}", markup=False)
+    seconds = round(time.monotonic() - began, 1)
+    return {**happened, "bit_equal": not found, "seconds": seconds, "config": str(config)}
+
+
 def put_to_the_test(
     config: Path, assign: list[str], out: Path, kills: list[Kill], processes: int, patience: float
 ) -> dict[str, Any]:
@@ -276,15 +301,7 @@ def put_to_the_test(
     Raises:
         UserError: the config is wrong, a run failed by itself or came no further, or the kills do not fit into it.
     """
-    began = time.monotonic()
-    for run in RUNS:
-        if (out / run).exists():
-            raise UserError(f"--out {out}: there is a run in it already; name another folder")
-    assign = ["trainer.threads=1", *assign]
-    if load_config(config, assign).checkpoint.every_steps is None:
-        assign.append(f"checkpoint.every_steps={EVERY_STEPS}")
-    out.mkdir(parents=True, exist_ok=True)
-    train = ["train", str(config), *(word for assignment in assign for word in ("--set", assignment))]
+    began, train = time.monotonic(), _prepared(config, assign, out)
     screen.print(f"{config}: {processes} processes into {out}, undisturbed", markup=False)
     with started(train, out / "undisturbed", processes, 0, patience) as job:
         interval, steps = undisturbed(job), job.saved()
@@ -292,16 +309,32 @@ def put_to_the_test(
     with started(train, out / "disturbed", processes, len(kills), patience) as job:
         disturbed(job, kills, steps, interval)
         restarts = job.restarts
-    found = differences(out / "undisturbed", out / "disturbed")
-    for line in found[:SHOWN_DIFFERENCES]:
-        screen.print(f"differs: {line}", markup=False)
-    return {
-        "kills": len(kills),
-        "restarts": restarts,
-        "bit_equal": not found,
-        "seconds": round(time.monotonic() - began, 1),
-        "config": str(config),
-    }
+    return _report(config, out, began, {"kills": len(kills), "restarts": restarts})
+
+
+def put_apart(
+    config: Path, assign: list[str], out: Path, cuts: list[partition.Cut], processes: int, patience: float
+) -> dict[str, Any]:
+    """Train twice into `out`, on two machines whose wire is cut in the second run; compare, and return the report.
+
+    Raises:
+        UserError: there can be no two machines here, or a run did not do what has to follow a cut.
+    """
+    if lacking := two_machines.missing():
+        raise UserError(f"--partition: {lacking}")
+    if processes % 2:
+        raise UserError(f"--partition --processes {processes}: an even number, half of them on each machine")
+    began, train = time.monotonic(), _prepared(config, assign, out)
+    screen.print(f"{config}: {processes} processes on two machines into {out}, undisturbed", markup=False)
+    with two_machines.two_machines() as machines:
+        with partition.started(machines, train, out / "undisturbed", processes, patience) as job:
+            job.finish()
+            steps = job.saved()
+        screen.print(f"{steps} steps; now with {len(cuts)} cuts")
+        happened = partition.disturbed(
+            lambda: partition.started(machines, train, out / "disturbed", processes, patience), cuts, steps
+        )
+    return _report(config, out, began, {"cuts": happened})
 
 
 def chaos(
@@ -317,11 +350,20 @@ def chaos(
     patience: Annotated[
         float, typer.Option(help="Seconds without a restart or a checkpoint that are a failure.")
     ] = PATIENCE_SECONDS,
+    apart: Annotated[
+        bool,
+        typer.Option(
+            "--partition", help="Cut the network between two machines made here (as root), in place of kills."
+        ),
+    ] = False,
 ) -> None:
     """Train a config undisturbed and disturbed by kills, and compare what came out bit by bit."""
     folder = out or Path(tempfile.mkdtemp(prefix="chaos-"))
-    drawn = schedule(kills, processes, seed)
-    content = put_to_the_test(config, assign or [], folder, drawn, processes, patience)
+    if apart:
+        content = put_apart(config, assign or [], folder, partition.schedule(kills, seed), processes, patience)
+    else:
+        drawn = schedule(kills, processes, seed)
+        content = put_to_the_test(config, assign or [], folder, drawn, processes, patience)
     text = json.dumps(content, indent=1)
     if report is not None:
         report.write_text(text + "\n", encoding="utf-8")
