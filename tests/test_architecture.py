@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     ("errors",),
+    ("given_paths",),
     ("atomic_write", "private_names", "strict_yaml"),
     (
         "settings",

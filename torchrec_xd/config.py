@@ -20,7 +20,7 @@ from torchrec_xd.models import find_model
 from torchrec_xd.planner import ShardingSettings
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.schema import Schema, Split
-from torchrec_xd.settings import ChosenByName, Settings, load_yaml, override, validate
+from torchrec_xd.settings import ChosenByName, LocalPath, Settings, load_yaml, override, validate
 from torchrec_xd.training.trainer import TrainerSettings
 
 
@@ -55,11 +55,11 @@ class RunConfig(Settings):
     """Features that are left out."""
     without_specific: bool = False
     """Whether all features of group specific are left out, as CTNet's paper pre-trains its source tower."""
-    init_from: Path | None = None
+    init_from: LocalPath | None = None
     """Run folder that the model starts from (mkt_finetune: the stage-1 run; single: the source's, to fine-tune it)."""
     init_checkpoint: Literal["last", "best"] = "best"
     """Which checkpoint of it: the one with the best validation score, or the last."""
-    continue_from: Path | None = None
+    continue_from: LocalPath | None = None
     """Run folder whose model this run goes on with, on new rows (`train --continue-from`): all weights and optimizer
     states are those of its last checkpoint, and steps count on. Model, features and tasks are the same; tables may have
     more rows. Reading, and the schedule of learning rates, begin anew."""

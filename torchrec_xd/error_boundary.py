@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from torchrec_xd.errors import InterruptedRunError, OutageError, ReportedError, UserError
+from torchrec_xd.given_paths import masked
 
 EXIT_USER_ERROR = 2
 """Something the user can correct; the message explains what."""
@@ -79,4 +80,4 @@ def _is_further_process() -> bool:
 
 
 def _say(text: str, style: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(text, style))
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(masked(text), style))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrec_xd.errors import UserError
+from torchrec_xd.given_paths import local_path
 
 NEW_VOCABULARIES = ".vocabularies"
 """Name of the folder in which vocabularies are made."""
@@ -15,9 +16,16 @@ NEW_VOCABULARIES = ".vocabularies"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run."""
+    """The folder of one run.
+
+    Raises:
+        UserError: it is no local path.
+    """
 
     path: Path
+
+    def __post_init__(self) -> None:
+        local_path(self.path, "run folder")
 
     @property
     def config(self) -> Path:

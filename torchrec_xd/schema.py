@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from torchrec_xd.errors import UserError
 from torchrec_xd.feature import Feature, Group, VocabularySettings
+from torchrec_xd.given_paths import without_secrets
 from torchrec_xd.settings import Settings
 from torchrec_xd.table_types import MAX_DIM
 
@@ -39,6 +40,13 @@ class Domain(Settings):
     """Held out at the end of the training period; settings are chosen on it."""
     test: Paths | None = None
     """Looked at for final numbers only."""
+
+    @field_validator("train", "valid", "test")
+    @classmethod
+    def _check_secrets(cls, paths: Paths | None) -> Paths | None:
+        for path in (paths,) if isinstance(paths, str) else paths or ():
+            without_secrets(path)
+        return paths
 
     def paths(self, split: Split) -> tuple[str, ...]:
         """Where the rows of one split lie; empty where the domain has none."""
@@ -112,6 +120,11 @@ class Schema(Settings):
     vocabularies: Path | None = Field(default=None, exclude=True)
     """Never written: a run knows the folder of its vocabularies, in which raw keys are looked up; an artefact its
     file."""
+
+    @field_validator("root")
+    @classmethod
+    def _check_root(cls, root: str) -> str:
+        return without_secrets(root)
 
     def with_vocabularies(self, place: Path, rows: dict[str, int]) -> Schema:
         """The same schema, its raw keys looked up in the vocabularies of a run or an artefact.

@@ -6,13 +6,16 @@ import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from torchrec_xd.errors import UserError
+from torchrec_xd.given_paths import local_path, masked
 from torchrec_xd.strict_yaml import parse_value, parse_yaml
 
+LocalPath = Annotated[Path, AfterValidator(local_path)]
+"""A path on this machine."""
 MAX_FP32 = 3e38
 """Larger settings would be infinite where kernels read them, as fp32."""
 _INT64 = range(-(2**63), 2**63)
@@ -30,6 +33,7 @@ class Settings(BaseModel):
         use_attribute_docstrings=True,
         validate_default=True,
         allow_inf_nan=False,
+        hide_input_in_errors=True,
     )
 
     @model_validator(mode="before")
@@ -81,12 +85,14 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, with `extends: OTHER` (relative to the file) merged beneath it.
 
     Raises:
-        UserError: the file is missing, is no mapping, is not valid YAML, holds a key twice, or extends itself.
+        UserError: the file is missing or no local path, is no mapping, is not valid YAML, holds a key twice, or extends
+            itself.
     """
     return _load_yaml(path, ())
 
 
 def _load_yaml(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+    local_path(path)
     if path.resolve() in children:
         raise UserError(f"{path}: 'extends' runs in a circle: {' -> '.join(str(p) for p in (*children, path))}")
     try:
@@ -128,12 +134,14 @@ def override(content: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
         dotted, equals, text = assignment.partition("=")
         keys = dotted.split(".")
         if not equals or not all(keys):
-            raise UserError(f"--set {assignment}: expected KEY.KEY=VALUE, for example trainer.epochs=2")
-        value = parse_value(text, f"--set {assignment[:_SHOWN]}")
+            raise UserError(f"--set {masked(assignment)}: expected KEY.KEY=VALUE, for example trainer.epochs=2")
+        value = parse_value(text, f"--set {masked(assignment)[:_SHOWN]}")
         walked: Any = content
         for depth, key in enumerate(keys):
             if not isinstance(walked, dict):
-                raise UserError(f"--set {assignment}: '{'.'.join(keys[:depth])}' is {walked!r}, which has no keys")
+                raise UserError(
+                    f"--set {masked(assignment)}: '{'.'.join(keys[:depth])}' is {_shown(walked)}, which has no keys"
+                )
             walked = {} if walked.get(key) is None else walked[key]
         for key in reversed(keys):
             value = {key: value}
@@ -177,7 +185,7 @@ def _fault(kind: type[BaseModel], content: Any, fault: Any) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = masked(repr(value))
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from torchrec_xd.errors import UserError
+from torchrec_xd.given_paths import masked
 
 MAX_DEPTH = 50
 MAX_NODES = 100_000
@@ -140,7 +141,9 @@ def parse_value(text: str, origin: str) -> Any:
     try:
         return _parsed(text)[1]
     except _FaultError as fault:
-        raise UserError(f"{origin}: {text[:80]!r} is not a valid YAML value: {fault.problem}; quote it") from None
+        raise UserError(
+            f"{origin}: {masked(text)[:80]!r} is not a valid YAML value: {fault.problem}; quote it"
+        ) from None
 
 
 def _parsed(text: str) -> tuple[yaml.Node | None, Any]:

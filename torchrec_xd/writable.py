@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from torchrec_xd.errors import UserError
+from torchrec_xd.given_paths import local_path
 
 T = TypeVar("T")
 
@@ -16,8 +17,9 @@ def check_output_file(path: str | Path, option: str) -> None:
     """Check that a file can be written later, as far as one can tell without writing; missing folders will be made.
 
     Raises:
-        UserError: it is a folder, or lies below a file or in a folder that may not be written.
+        UserError: it is a folder or no local path, or lies below a file or in a folder that may not be written.
     """
+    local_path(path, option)
     if _try(Path(path).is_dir, f"{option} {path}"):
         raise UserError(f"{option} {path} is a folder; name a file in it")
     _check_folder(Path(path).absolute().parent, f"{option} {path}")
@@ -25,6 +27,7 @@ def check_output_file(path: str | Path, option: str) -> None:
 
 def check_output_folder(path: str | Path, option: str) -> None:
     """The same for a folder of outputs."""
+    local_path(path, option)
     _check_folder(Path(path).absolute(), f"{option} {path}")
 
 

@@ -1,7 +1,9 @@
-"""The command line in a process of its own."""
+"""The command line, in a process of its own or in this one."""
 
 import subprocess
 import sys
+
+import pytest
 
 
 def command(*arguments, check=True, **options):
@@ -15,3 +17,15 @@ def command(*arguments, check=True, **options):
     )
     assert not check or done.returncode == 0, done.stderr
     return done
+
+
+def main_of(monkeypatch, *arguments):
+    """The exit code of the command line in this process."""
+    from torchrec_xd.cli.app import main
+
+    for name in ("GOMP_SPINCOUNT", "KINETO_LOG_LEVEL"):
+        monkeypatch.setenv(name, "1")  # set by commands, and taken back
+    monkeypatch.setattr(sys, "argv", ["torchrec-xd", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code or 0

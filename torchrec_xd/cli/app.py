@@ -13,6 +13,7 @@ from torchrec_xd.cli.evaluate import evaluate
 from torchrec_xd.cli.export import export
 from torchrec_xd.cli.init import init
 from torchrec_xd.cli.label import label
+from torchrec_xd.cli.local_paths import local_paths
 from torchrec_xd.cli.prepare import prepare
 from torchrec_xd.cli.profile import profile
 from torchrec_xd.cli.replay import replay
@@ -30,9 +31,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (init, prepare, profile, label, train, evaluate, score, export, serve, diagnose):
-    app.command()(command)
+    app.command()(local_paths(command))
 for study_command in (compare, ablate, tune, replay, simulate):
-    app.command()(study_command)
+    app.command()(local_paths(study_command))
 app.add_typer(plan.app, name="plan")
 app.add_typer(config.app, name="config")
 app.command(**benchmark.ANY_ARGUMENTS)(benchmark.benchmark)

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from torchrec_xd.cli.local_paths import local_paths
 from torchrec_xd.cli.screen import screen
 from torchrec_xd.shipped import copy_config, find_config, shipped_configs
 from torchrec_xd.writable import check_output_folder
@@ -19,6 +20,7 @@ Name = Annotated[str, typer.Argument(help="Name, as `torchrec-xd config list` sh
 
 
 @app.command("list")
+@local_paths
 def list_configs() -> None:
     """List the configs, each with its first line."""
     table = Table("name", "what it is")
@@ -28,12 +30,14 @@ def list_configs() -> None:
 
 
 @app.command("show")
+@local_paths
 def show_config(name: Name) -> None:
     """Print a config as it is written."""
     typer.echo(find_config(name).read_text(encoding="utf-8"), nl=False)
 
 
 @app.command("copy")
+@local_paths
 def copy(
     name: Name,
     out: Annotated[Path, typer.Option(help="Folder to copy into; files that are there stay.")] = Path("configs"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from torchrec_xd.atomic_write import write_json, write_text
+from torchrec_xd.cli.local_paths import local_paths
 from torchrec_xd.cli.plan_inputs import (
     BatchSize,
     ClusterOption,
@@ -47,6 +48,7 @@ app = typer.Typer(help="Plan how embedding tables are sharded over a cluster.", 
 
 
 @app.command()
+@local_paths
 def make(
     config: Annotated[Path | None, typer.Argument(help="Run config or schema (YAML) whose tables are planned.")] = None,
     tables: Annotated[Path | None, typer.Option(help="Table list: CSV or YAML.")] = None,
@@ -115,10 +117,11 @@ def make(
             write_json(report, _summary(planning, default, lookups), indent=1)
 
 
-app.command()(scale)
+app.command()(local_paths(scale))
 
 
 @app.command()
+@local_paths
 def diff(
     before: Annotated[Path, typer.Argument(help="Plan file.")],
     after: Annotated[Path, typer.Argument(help="Plan file.")],
@@ -131,6 +134,7 @@ def diff(
 
 
 @app.command()
+@local_paths
 def check(run: Annotated[Path, typer.Argument(help="Run folder of a finished run.")], report: Json = None) -> None:
     """Show memory and time of a finished run by rank, next to the estimates of its plan."""
     from torchrec_xd.planner import check_run
@@ -149,6 +153,7 @@ def check(run: Annotated[Path, typer.Argument(help="Run folder of a finished run
 
 
 @app.command()
+@local_paths
 def calibrate(
     out: Annotated[Path, typer.Argument(help="Cluster profile to write.")],
     cluster: Annotated[

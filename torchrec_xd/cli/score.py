@@ -21,7 +21,7 @@ def score(
             help="Run folder, not with --artifact; then file, folder or glob with rows of one domain: Parquet, or raw.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    out: Annotated[str, typer.Option(help="Parquet file to write, local or on an object store.")],
     domain: Annotated[str | None, typer.Option(help="Domain of the rows; an artefact has one.")] = None,
     checkpoint: Annotated[
         Literal["best", "last"] | None,
@@ -78,7 +78,7 @@ def score(
 def _by_run(
     run: str,
     rows: str,
-    out: Path,
+    out: str,
     domain: str,
     checkpoint: Literal["best", "last"],
     parts: bool,
@@ -95,7 +95,7 @@ def _by_run(
 
 
 def _by_artifact(
-    artifact: Path, rows: str, out: Path, domain: str | None, options: dict[str, Any], inputs: Mapping[str, str] | None
+    artifact: Path, rows: str, out: str, domain: str | None, options: dict[str, Any], inputs: Mapping[str, str] | None
 ) -> int:
     refuse_missing_packages("serve", "onnxruntime", *(() if inputs is None else ("ibis", "duckdb", "sqlglot")))
     from torchrec_xd.serving.artifact import Artifact, find_artifact

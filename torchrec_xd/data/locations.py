@@ -16,6 +16,7 @@ from pyarrow import fs
 from torchrec_xd.data.lake import lake_location, pinned_files, refuse_table_folder
 from torchrec_xd.data.outages import Patience, is_outage
 from torchrec_xd.errors import UserError
+from torchrec_xd.given_paths import without_secrets
 
 _NAMES = 20
 _ARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
@@ -37,6 +38,7 @@ def filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
     scheme, is_uri, rest = location.partition("://")
     if not is_uri:
         return fs.LocalFileSystem(), str(Path(location).absolute())
+    without_secrets(location)
     rest, question, query = rest.partition("?")
     host, _, path = rest.partition("/")
     try:

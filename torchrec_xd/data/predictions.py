@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pyarrow import fs
 
 from torchrec_xd.data.column_types import holds_strings
 from torchrec_xd.data.files import ParquetFiles
+from torchrec_xd.data.locations import filesystem_of
+from torchrec_xd.data.outages import Patience
 from torchrec_xd.data.strings import user_numbers
 from torchrec_xd.errors import UserError
+from torchrec_xd.given_paths import masked
+from torchrec_xd.writable import check_output_file
 
 PredictionTable: TypeAlias = pa.Table
 """Predictions in memory."""
@@ -136,17 +142,60 @@ class KeptColumns:
         return pa.field(found.name, pa.string() if text else pa.binary())
 
 
+def check_output(output: str | Path) -> None:
+    """Check that predictions can be written to a file, local or on an object store.
+
+    Raises:
+        UserError: they cannot, as far as one can tell.
+        OutageError: the store does not answer.
+    """
+    if not _on_store(output):
+        check_output_file(output, "--out")
+        return
+
+    def found() -> fs.FileType:
+        filesystem, path = filesystem_of(str(output))
+        return filesystem.get_file_info(path.partition("/")[0]).type
+
+    try:
+        kind = Patience()(found, masked(str(output)))
+    except OSError as error:
+        raise UserError(f"--out {output}: cannot be written: {error}") from None
+    if kind == fs.FileType.NotFound:
+        raise UserError(f"--out {output}: there is no such bucket; make it, or name another one")
+
+
+def scratch_folder(output: str | Path) -> Path | None:
+    """Where to keep what is only needed to write predictions: their folder; None, the system's own, for a store's."""
+    return None if _on_store(output) else Path(output).absolute().parent
+
+
+def _on_store(output: str | Path) -> bool:
+    """Whether it is on a store that shows a file when it is whole."""
+    return str(output).startswith(("s3://", "gs://", "gcs://", "abfs://", "abfss://"))
+
+
+def _upload(file: Path, location: str) -> None:
+    def copied() -> None:
+        filesystem, path = filesystem_of(location)
+        fs.copy_files(str(file), path, fs.LocalFileSystem(), filesystem)
+
+    Patience()(copied, location)
+
+
 class PredictionWriter:
     """Enter it and write batch by batch; the file appears when the block is left without an error.
 
     Args:
-        path: the file to write; replaced if it exists.
+        output: the file to write, one on an object store by way of a temporary folder; replaced if it exists.
         columns: what it holds.
     """
 
-    def __init__(self, path: Path, columns: PredictionColumns) -> None:
-        self._path, self._columns = path, columns
-        self._partial = path.with_name(path.name + ".partial")
+    def __init__(self, output: str | Path, columns: PredictionColumns) -> None:
+        self._columns = columns
+        self._store = str(output) if _on_store(output) else None
+        self._path = Path(tempfile.mkdtemp(), "predictions.parquet") if self._store else Path(output)
+        self._partial = self._path.with_name(self._path.name + ".partial")
 
     def __enter__(self) -> PredictionWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,10 +204,15 @@ class PredictionWriter:
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         self._writer.close()
-        if kind is None:
-            self._partial.replace(self._path)
-        else:
-            self._partial.unlink()
+        try:
+            if kind is None and self._store is None:
+                self._partial.replace(self._path)
+            elif kind is None and self._store is not None:
+                _upload(self._partial, self._store)
+        finally:
+            self._partial.unlink(missing_ok=True)
+            if self._store is not None:
+                self._path.parent.rmdir()
 
     def write(self, table: PredictionTable) -> int:
         """Write the rows of one batch, as `PredictionColumns.table` makes them; returns their number."""

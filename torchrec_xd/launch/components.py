@@ -20,6 +20,7 @@ from torchx.components.dist import ddp
 
 from torchrec_xd.error_boundary import fail
 from torchrec_xd.errors import UserError
+from torchrec_xd.given_paths import local_path
 from torchrec_xd.schema import Split
 
 PORT = 29500
@@ -126,6 +127,7 @@ class Run:
             from torchrec_xd.config import load_config  # noqa: PLC0415 - takes seconds, and --help needs none of it
         finally:
             logging.disable(logging.NOTSET)
+        local_path(self.run_dir, "--run_dir")
         found = load_config(Path(self.config), list(assign)).model.name
         if model not in (None, found):
             raise UserError(f"{self.config} trains '{found}', not '{model}'; the component `train` takes any model")
@@ -229,6 +231,8 @@ def evaluate(*, run_dir: str, split: str = "test", checkpoint: str = "best", out
     for name, value, choices in (("split", split, get_args(Split)), ("checkpoint", checkpoint, ("best", "last"))):
         if value not in choices:
             raise UserError(f"--{name} {value}: one of {', '.join(choices)}")
+    for option, path in (("--run_dir", run_dir), ("--out", out)):
+        local_path(path, option)
     written = ["--json", out] if out else []
     return launch("evaluate", job, ["evaluate", run_dir, "--split", split, "--checkpoint", checkpoint, *written])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from torchrec_xd.errors import UserError
+from torchrec_xd.given_paths import local_path
 from torchrec_xd.prepare import encoders as learnt
 from torchrec_xd.prepare import manifest, schema_file
 from torchrec_xd.prepare.checks import RowCounts
@@ -55,6 +56,7 @@ def prepare_recipe(
     Raises:
         UserError: something is wrong with the recipe, the inputs or the engine; names the line of the recipe.
     """
+    local_path(out, "--out")
     file = load_recipe(path, assignments)
     check_recipe(file)
     given = (load_encoders(encoders), encoders_folder(encoders)) if encoders is not None else None

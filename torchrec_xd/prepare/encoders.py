@@ -7,8 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+from pyarrow import fs
 from pydantic import Field, ValidationError
 
+from torchrec_xd.data.locations import filesystem_of, join
+from torchrec_xd.data.outages import Patience
 from torchrec_xd.errors import UserError
 from torchrec_xd.settings import Settings
 
@@ -94,15 +97,16 @@ def copy_encoders(data: str, to: Path) -> None:
     """Copy the encoders of a prepared data set, where it has some, so that a run can encode raw rows by itself.
 
     Args:
-        data: folder of the data set.
+        data: folder of the data set, local or on an object store.
         to: folder of the copy, which replaces an older one.
     """
-    source = Path(data) / FOLDER
-    if not (source / NAME).is_file():
+    location, patience = join(data, FOLDER), Patience()
+    filesystem, source = patience(lambda: filesystem_of(location), location)
+    if patience(lambda: filesystem.get_file_info(f"{source}/{NAME}").type, location) != fs.FileType.File:
         return
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
+    patience(lambda: fs.copy_files(source, str(partial), filesystem, fs.LocalFileSystem()), location)
     shutil.rmtree(to, ignore_errors=True)
     partial.rename(to)
 

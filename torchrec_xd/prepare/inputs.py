@@ -15,6 +15,7 @@ import sqlglot
 from torchrec_xd.data.lake import lake_files
 from torchrec_xd.data.locations import find_files, join
 from torchrec_xd.errors import UserError
+from torchrec_xd.given_paths import local_path
 from torchrec_xd.prepare.atomic import SEPARATOR, atomic_columns, atomic_options, atomic_select
 from torchrec_xd.prepare.input_errors import explained, input_errors
 from torchrec_xd.prepare.recipe import Format, Input
@@ -102,6 +103,9 @@ def _open(tables: Tables, file: RecipeFile, name: str, given: Input) -> list[str
     if kind is None:
         raise file.fault(key, f"what is {locations[0]}? Name its 'format', one of: {', '.join(get_args(Format))}")
     try:
+        for location in locations:
+            if not location.startswith("file:"):
+                local_path(join(file.recipe.root, location))
         if kind in ("delta", "iceberg"):
             paths, _version = lake_files(join(file.recipe.root, locations[0]), kind, given.version)
             tables.read(name, "parquet", paths, {}, {})

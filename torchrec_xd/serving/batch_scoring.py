@@ -21,13 +21,12 @@ import pyarrow as pa
 from torchrec_xd.data.agreement import FoundKind, agreed
 from torchrec_xd.data.arrow import Decoder, Origin
 from torchrec_xd.data.files import ParquetFiles
-from torchrec_xd.data.predictions import KeptColumns, PredictionColumns, PredictionWriter
+from torchrec_xd.data.predictions import KeptColumns, PredictionColumns, PredictionWriter, check_output, scratch_folder
 from torchrec_xd.data.rows import Floats, Integers
 from torchrec_xd.data.shards import RowGroup
 from torchrec_xd.errors import UserError
 from torchrec_xd.serving.artifact import GATE, Artifact, find_artifact
 from torchrec_xd.serving.scorer import Scorer
-from torchrec_xd.writable import check_output_file
 
 logger = logging.getLogger(__name__)
 _CHUNK = 4096
@@ -70,7 +69,7 @@ def score_by_artifact(
     Raises:
         UserError: no whole artefact, or rows that do not fit its schema; nothing is written.
     """
-    check_output_file(output, "--out")
+    check_output(output)
     artifact = Artifact.open(find_artifact(Path(place)))
     paths = [str(rows) if "://" in str(rows) else str(Path(rows).absolute())]
     own = _Rows(artifact, options.unseen_ids)
@@ -83,7 +82,7 @@ def score_by_artifact(
     columns = PredictionColumns(artifact.schema.user, artifact.manifest.tasks, scores, kept.fields, strings)
     names = [*artifact.manifest.tasks, *scores]
     dropped: Counter[str] = Counter()
-    with PredictionWriter(Path(output), columns) as writer:
+    with PredictionWriter(output, columns) as writer:
         count = 0
         for user_B, score_TB, left_out in _scored(own, files, names, options.workers):
             count += writer.write(columns.table(user_B, score_TB, kept.take(len(user_B))))
@@ -118,14 +117,14 @@ def score_raw_by_artifact(
     # It brings the engines of recipes, which nothing else of serving needs.
     from torchrec_xd.prepare.raw_rows import encode_raw_rows  # noqa: PLC0415
 
-    check_output_file(output, "--out")
+    check_output(output)
     artifact = Artifact.open(find_artifact(Path(place)))
     if artifact.encoders is None:
         raise UserError(
             f"{place}: keeps no encoders, as the run's data were not made by 'prepare RECIPE'; score prepared rows, "
             "without --raw"
         )
-    with tempfile.TemporaryDirectory(dir=Path(output).absolute().parent, prefix=".score") as folder:
+    with tempfile.TemporaryDirectory(dir=scratch_folder(output), prefix=".score") as folder:
         domain, keep = artifact.manifest.domain, tuple(options.keep or ())
         rows = encode_raw_rows(artifact.encoders, raw, domain, Path(folder), inputs=inputs, keep=keep)
         count = score_by_artifact(artifact.folder, rows.path, output, replace(options, keep=rows.kept))
@@ -183,7 +182,7 @@ def _scored(rows: _Rows, files: ParquetFiles, names: Sequence[str], workers: int
         yield from (rows.scored(read(group), group, scorer, names) for group in files.row_groups)
         return
     context = multiprocessing.get_context("spawn")
-    begin = (rows.artifact, rows.unseen_ids)
+    begin = (rows.artifact, rows.unseen_ids, files)
     with ProcessPoolExecutor(workers, context, _begin, begin) as pool:
         waiting: deque[Future[_Scored]] = deque()
         for group in files.row_groups:
@@ -199,18 +198,13 @@ class _Worker:
 
     rows: _Rows
     scorer: Scorer
-    files: ClassVar[dict[str, Callable[[RowGroup], pa.Table]]] = {}
+    read: ClassVar[Callable[[RowGroup], pa.Table]]
 
 
-def _begin(artifact: Artifact, unseen_ids: UnseenIds) -> None:
+def _begin(artifact: Artifact, unseen_ids: UnseenIds, files: ParquetFiles) -> None:
     _Worker.rows, _Worker.scorer = _Rows(artifact, unseen_ids), Scorer(artifact)
+    _Worker.read = staticmethod(files.reader(_Worker.rows.decoder.columns))
 
 
 def _work(group: RowGroup, names: Sequence[str]) -> _Scored:
-    rows = _Worker.rows
-    read = _Worker.files.get(group.file)
-    if read is None:
-        read = _Worker.files[group.file] = ParquetFiles([group.file], ".", rows.decoder.check).reader(
-            rows.decoder.columns
-        )
-    return rows.scored(read(group), group, _Worker.scorer, names)
+    return _Worker.rows.scored(_Worker.read(group), group, _Worker.scorer, names)

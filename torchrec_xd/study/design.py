@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from torchrec_xd.errors import UserError
 from torchrec_xd.evaluation.significance import Metric
+from torchrec_xd.given_paths import local_path
 from torchrec_xd.settings import Settings, load_yaml, validate
 
 
@@ -23,7 +24,7 @@ def _folder_name(name: str) -> str:
 def _path(path: Path) -> Path:
     if "\0" in str(path):
         raise ValueError("a path has no null characters")
-    return path
+    return local_path(path)
 
 
 FilePath = Annotated[Path, AfterValidator(_path)]

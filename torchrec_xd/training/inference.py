@@ -16,7 +16,7 @@ from torchrec_xd.checkpoint import CheckpointChoice, Checkpoints
 from torchrec_xd.config import RunConfig, load_run
 from torchrec_xd.data.agreement import agreed, read_kinds
 from torchrec_xd.data.loader import Loader
-from torchrec_xd.data.predictions import KeptColumns, PredictionColumns, PredictionWriter
+from torchrec_xd.data.predictions import KeptColumns, PredictionColumns, PredictionWriter, check_output, scratch_folder
 from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.data.shards import ShardSpec
 from torchrec_xd.data.vocabularies import digest
@@ -202,7 +202,7 @@ def score(
     Args:
         directory: the run folder.
         rows: Parquet file, folder or glob. Default: the domain's test split.
-        output: the file to write, whole or not at all.
+        output: the file to write, whole or not at all; one on an object store too (`s3://BUCKET/FILE`).
         domain: of the rows.
         checkpoint: best or last.
         parts: also write `score_<name>`, untruncated, for each task and each auxiliary score.
@@ -216,10 +216,10 @@ def score(
     Raises:
         UserError: an unknown domain, or rows that do not fit the schema; nothing is written.
     """
-    check_output_file(output, "--out")
+    check_output(output)
 
     def written(columns: PredictionColumns, tables: Iterator[PredictionTable]) -> int:
-        with PredictionWriter(Path(output), columns) as writer:
+        with PredictionWriter(output, columns) as writer:
             return sum(writer.write(table) for table in tables)
 
     names = keep if isinstance(keep, Mapping) else {name: name for name in keep}
@@ -248,7 +248,7 @@ def score_raw(
     Args:
         directory: the run folder; the run was trained on a data set that `prepare RECIPE` wrote.
         raw: file, folder or glob, in a format that recipes read.
-        output: the file to write, whole or not at all.
+        output: the file to write, whole or not at all; one on an object store too (`s3://BUCKET/FILE`).
         domain: of the rows.
         checkpoint: best or last.
         parts: as of `score`.
@@ -259,14 +259,14 @@ def score_raw(
     Raises:
         UserError: the run has no encoders, or what `encode_raw_rows` and `score` raise.
     """
-    check_output_file(output, "--out")
+    check_output(output)
     encoders = RunFolder(Path(directory)).encoders
     if not encoders.is_dir():
         raise UserError(
             f"{directory}: keeps no encoders, as its data were not made by 'prepare RECIPE'; score prepared rows, "
             "without --raw"
         )
-    with tempfile.TemporaryDirectory(dir=Path(output).absolute().parent, prefix=".score") as place:
+    with tempfile.TemporaryDirectory(dir=scratch_folder(output), prefix=".score") as place:
         from torchrec_xd.prepare.raw_rows import encode_raw_rows  # noqa: PLC0415 - imports the engines of recipes
 
         rows = encode_raw_rows(encoders, raw, domain, Path(place), inputs=inputs or {}, keep=keep)

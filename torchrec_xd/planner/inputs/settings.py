@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from torchrec_xd.distributed.exchange import CommunicationSettings
 from torchrec_xd.planner.inputs.constraints import Constraint
-from torchrec_xd.settings import Settings
+from torchrec_xd.settings import LocalPath, Settings
 
 
 class PlannerSettings(Settings):
@@ -35,7 +34,7 @@ class ShardingSettings(Settings):
     constraints: tuple[Constraint, ...] = ()
     """Pins, bans and co-locations of single tables. On GPUs `forbid: [fused_uvm_caching, fused_uvm]` keeps tables in
     HBM; otherwise they go to host memory where HBM is short."""
-    plan: Path | None = None
+    plan: LocalPath | None = None
     """A plan that `torchrec-xd plan make --out` wrote. Default: planned when the run starts."""
     communication: CommunicationSettings = CommunicationSettings()
     """Precision in which ranks exchange embeddings and gradients."""
