@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.support.feeds import schema_at, write_feed
+from tests.support.label_logs import LABELS, labels, small_logs
+from tests.support.label_logs import run as run_label
 from tests.support.patient_runs import config_of
 from torchrec_xd.cli.app import app
 from torchrec_xd.config import load_run
@@ -222,12 +224,22 @@ def _once(read, place):
 def test_a_run_keeps_the_encoders_of_data_on_a_store(feed, store, tmp_path):
     """They lie with the data, and `score --raw` needs them."""
     store.put(feed, "feed")
-    (tmp_path / "encoders/tables").mkdir(parents=True)
+    (tmp_path / "encoders").mkdir()
     (tmp_path / "encoders/encoders.json").write_text("{}")
-    (tmp_path / "encoders/tables/item.parquet").write_bytes(b"rows")
+    (tmp_path / "encoders/item.parquet").write_bytes(b"rows")
     store.put(tmp_path / "encoders", "feed/encoders")
     schema = {**schema_at(feed), "root": store.at("feed")}
     train(config_of(schema, trainer={"epochs": 1, "threads": 1}), tmp_path / "run")
     kept = tmp_path / "run/encoders"
     assert (kept / "encoders.json").read_text() == "{}"
-    assert (kept / "tables/item.parquet").read_bytes() == b"rows"
+    assert (kept / "item.parquet").read_bytes() == b"rows"
+
+
+def test_labels_for_exposures_on_a_store(store, tmp_path):
+    folder, content = small_logs(tmp_path)
+    store.put(tmp_path, "logs")
+    there = {key: store.at(f"logs/{Path(content[key]).name}") for key in ("exposures", "target")}
+    run_label(
+        (folder, content), sources={name: store.at(f"logs/{name}.parquet") for name in content["sources"]}, **there
+    )
+    assert labels(folder / "out/labelled/shown.parquet") == LABELS

@@ -106,6 +106,7 @@ def copy_encoders(data: str, to: Path) -> None:
         return
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     patience(lambda: fs.copy_files(source, str(partial), filesystem, fs.LocalFileSystem()), location)
     shutil.rmtree(to, ignore_errors=True)
     partial.rename(to)

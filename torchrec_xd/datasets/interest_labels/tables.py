@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from torchrec_xd.data.arrow import Origin
 from torchrec_xd.data.files import ParquetFiles
 from torchrec_xd.data.locations import find_files
+from torchrec_xd.data.outages import Patience
 from torchrec_xd.data.shards import RowGroup
 from torchrec_xd.errors import UserError
 
@@ -103,7 +104,8 @@ class Log:
     def schema(self, file: str) -> pa.Schema:
         """The Arrow schema of any file, with its metadata."""
         try:
-            return pq.read_schema(file, filesystem=self._filesystem)
+            place = f"{self._filesystem.type_name}://{file}"
+            return Patience()(lambda: pq.read_schema(file, filesystem=self._filesystem), place)
         except (OSError, ValueError, LookupError) as error:
             raise UserError(
                 f"{file} changed while reading ({error}); leave files alone while a command reads them"
