@@ -2,14 +2,21 @@
 
 import json
 import random
+import shutil
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.support.layouts import recbole
+from tests.support.raw_journey import varied, write_raw
 from tests.support.raw_shop import goods, likes, micros, prepare, recipe, views, write_shop
 from tests.support.spark import spark_engine
 from torchrec_xd.errors import UserError
+from torchrec_xd.prepare.api import prepare_recipe
+from torchrec_xd.prepare.engine_settings import EngineSettings
+from torchrec_xd.shipped import find_config
 
 VIEWS = views(300)
 ITEMS = sorted({row["item"] for row in VIEWS})
@@ -167,9 +174,23 @@ def test_spark_in_this_process(shop, expected):
 @pytest.mark.slow
 def test_a_cluster(shop, expected, cluster):
     engine = spark_engine(cluster).model_dump(exclude_none=True)
-    # To compile code for a few rows takes longer than to compute them; the local session does compile it.
-    engine["spark"]["conf"] |= {"spark.sql.codegen.wholeStage": False, "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
     assert_same(run(shop, "cluster", engine), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ml_100k"])
+def test_the_shipped_recipes(tmp_path, monkeypatch, local_spark, name):
+    monkeypatch.chdir(tmp_path)
+    raw = varied(4)
+    raw["demographics"] = [{name: value or "?" for name, value in row.items()} for row in raw["demographics"]]
+    write_raw(raw, tmp_path / "cj")
+    recbole(tmp_path / "data" / "ml-100k-raw", "ml-100k", rows=4000)
+    shutil.copy(find_config(f"recipes/{name}"), "recipe.yaml")
+    root = ["root=cj"] if name == "cj_feed" else []
+    for engine in (EngineSettings(), local_spark):
+        words = [*root, f"engine={json.dumps(engine.model_dump(exclude_none=True))}"]
+        prepare_recipe(Path("recipe.yaml"), tmp_path / engine.engine, str, assignments=words)
+    assert_same(tmp_path / "spark", tmp_path / "duckdb")
 
 
 @pytest.mark.parametrize(

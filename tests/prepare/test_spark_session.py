@@ -7,6 +7,8 @@ import textwrap
 import time
 
 import ibis
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.spark import spark_engine
@@ -14,6 +16,7 @@ from torchrec_xd.errors import UserError
 from torchrec_xd.prepare import spark
 from torchrec_xd.prepare.engine import connect, engine_errors
 from torchrec_xd.prepare.engine_settings import EngineSettings
+from torchrec_xd.prepare.tables import Tables
 
 SLOW = "SELECT count(*) FROM range(100000000000) WHERE id % 7 = sin(id)"
 
@@ -61,7 +64,7 @@ def test_a_session_that_is_there_is_used_or_refused(local_spark, tmp_path):
     connect(settings(conf={"spark.sql.shuffle.partitions": 3}), tmp_path)
     assert session.conf.get("spark.sql.shuffle.partitions") == "3"
     connect(local_spark, tmp_path)
-    assert session.conf.get("spark.sql.shuffle.partitions") == "2"
+    assert session.conf.get("spark.sql.shuffle.partitions") == "1"
     session.conf.set("spark.sql.session.timeZone", "Europe/Berlin")
     session.conf.set("spark.sql.ansi.enabled", "false")
     again = connect(local_spark, tmp_path)
@@ -167,3 +170,25 @@ def test_a_cluster(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(spark, "WORKER_SECONDS", 2)
     with pytest.raises(UserError, match=rf"no worker of {cluster} took a job within 2 s; .*spark.executor.memory"):
         connect(settings(master=cluster, conf={"spark.executor.memory": "64g"}), tmp_path)
+
+
+def test_nanoseconds_are_read_as_microseconds(local_spark, tmp_path):
+    """PyArrow writes them by default; Spark knows none."""
+    far = 1_700_000_000_123_456_789
+    plain = pa.array([far, far + 1, -1, None, 0], pa.timestamp("ns"))
+    rows = pa.table({"n": range(5), "plain": plain, "with zone": plain.cast(pa.timestamp("ns", "Asia/Tokyo"))})
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    found = {}
+    for name, engine in (("duckdb", EngineSettings()), ("spark", local_spark)):
+        tables = Tables(connect(engine, tmp_path))
+        tables.read("rows", "parquet", [str(tmp_path / "rows.parquet")], {}, {})
+        read = tables.connection.table("rows").order_by("n")
+        found[name] = [tables.arrow(read.select(x=tables.micros(read[c])))["x"] for c in ("plain", "with zone")]
+        kept = tables.arrow(read.select("plain", "n")).schema
+        assert kept.field("plain").type == pa.timestamp("us")
+    assert found["spark"] == found["duckdb"]
+    assert found["spark"][0].to_pylist() == found["spark"][1].to_pylist() == [far // 1000 + 1] * 2 + [0, None, 0]
+    nested = pa.table({"moments": [[far]]}, pa.schema({"moments": pa.list_(pa.timestamp("ns"))}))
+    pq.write_table(nested, tmp_path / "nested.parquet")
+    with pytest.raises(UserError, match=r"'moments' is list<.*\[ns\]>, and Spark reads no nanoseconds within lists"):
+        tables.read("nested", "parquet", [str(tmp_path / "nested.parquet")], {}, {})

@@ -34,8 +34,12 @@ def spark_engine(master: str) -> EngineSettings:
     if session is not None and session.sparkContext.master != master:
         session.stop()
     conf = {
-        "spark.sql.shuffle.partitions": 2,
-        "spark.default.parallelism": 2,
+        "spark.sql.shuffle.partitions": 1,
+        "spark.default.parallelism": 1,
+        # To compile code for a few rows, and to plan a query again while it runs, takes longer than to compute them.
+        "spark.sql.codegen.wholeStage": False,
+        "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+        "spark.sql.adaptive.enabled": False,
         "spark.executor.memory": "512m",
         "spark.driver.extraJavaOptions": SHORT_LIVED,
         "spark.executor.extraJavaOptions": SHORT_LIVED,

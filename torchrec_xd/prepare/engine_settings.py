@@ -22,7 +22,11 @@ class SparkSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> SparkSettings:
-        for name in ("spark.sql.session.timeZone", "spark.sql.ansi.enabled"):
+        for name in (
+            "spark.sql.session.timeZone",
+            "spark.sql.ansi.enabled",
+            "spark.sql.legacy.parquet.nanosAsLong",
+        ):
             if name in self.conf:
                 raise ValueError(f"'conf': {name} decides what values mean, and is set by prepare; leave it out")
         return self

@@ -25,6 +25,7 @@ _STANDALONE = "spark://"
 _VALUES = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.ansi.enabled": "true",  # a sum that is too large is an error
+    "spark.sql.legacy.parquet.nanosAsLong": "true",  # Tables.read makes timestamps of them; else they are an error
 }
 """What values depend on; a session that is there already gets them too."""
 _interrupted = threading.Event()
@@ -51,7 +52,26 @@ def ibis_on_spark(settings: SparkSettings) -> Any:
     else:
         _adapt(session, settings)
     logging.getLogger("SQLQueryContextLogger").setLevel(logging.CRITICAL)  # it prints what is raised, with Java's stack
-    return connect(session)
+    connection = connect(session)
+    _forget_plans_of_cached_tables(connection)
+    return connection
+
+
+def _forget_plans_of_cached_tables(connection: Any) -> None:
+    """Compute what `Table.cache` names at once.
+
+    Spark's own cache keeps the plan: every later query analyses it again, with those of the caches within it, which
+    takes minutes, and writes it down as text, which takes more memory than there is.
+    """
+
+    def create(name: str, expression: Any) -> Any:
+        rows = connection._session.sql(connection.compile(expression)).localCheckpoint()
+        rows.createTempView(name)
+        connection._cached_dataframes[name] = rows
+        return connection.table(name)
+
+    assert hasattr(connection, "_create_cached_table")
+    connection._create_cached_table = create
 
 
 def _start(settings: SparkSettings) -> Any:
@@ -115,6 +135,8 @@ def _defaults(master: str) -> dict[str, str]:
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.log.level": "ERROR",
+        # Adaptive execution writes plans down as text; of large ones that is gigabytes.
+        "spark.sql.maxPlanStringLength": "4096",
         **_VALUES,
     }
     local = master.startswith("local")

@@ -12,9 +12,11 @@ from typing import Any
 import duckdb
 import ibis
 import pyarrow as pa
+import pyarrow.parquet as pq
 import sqlglot
 from ibis.expr.types import IntegerValue, StringValue, Table, TimestampValue, Value
 
+from torchrec_xd.errors import UserError
 from torchrec_xd.prepare.dialect import SparkRefusal, spark_sql
 
 ROW_GROUP_ROWS = 65_536
@@ -64,12 +66,16 @@ class Tables:
             reader = self.spark.read.options(**_spark_options(kind, options))
             if columns:
                 reader = reader.schema(_spark_columns(columns))
-            reader.format(kind).load(list(paths)).createOrReplaceTempView(name)
+            rows = reader.format(kind).load(list(paths))
+            if kind == "parquet":
+                rows = rows.withColumns(_spark_microseconds(paths[0], dict(rows.dtypes)))
+            rows.createOrReplaceTempView(name)
             return
         given = {**options, **({"columns": dict(columns)} if columns else {})}
         given.pop("names", None)
         arguments = "".join(f", {key} = {literal(value)}" for key, value in given.items())
-        self.view(name, f"SELECT * FROM read_{kind}({literal(list(paths))}{arguments})")
+        columns_read = f"* {_microseconds(paths[0])}" if kind == "parquet" else "*"
+        self.view(name, f"SELECT {columns_read} FROM read_{kind}({literal(list(paths))}{arguments})")
 
     def parquet(self, place: Path) -> Table:
         """The rows of a Parquet file, or of all below a folder; folders `key=value` are columns."""
@@ -222,6 +228,49 @@ def _spark_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
     quote = options.get("quote", '"')
     header = options["header"] or "skip" in options
     return {"header": header, "sep": options.get("delim", ","), "mode": "FAILFAST", "quote": quote, "escape": quote}
+
+
+def _nanosecond_columns(path: str) -> dict[str, bool]:
+    """The timestamps in nanoseconds of a Parquet file, and whether they are instants."""
+    kinds = {field.name: field.type for field in pq.read_schema(path)}
+    return {
+        name: kind.tz is not None for name, kind in kinds.items() if pa.types.is_timestamp(kind) and kind.unit == "ns"
+    }
+
+
+def _microseconds(path: str) -> str:
+    """What stands after DuckDB's `*` so that timestamps have microseconds, which both engines know."""
+    casts = [
+        f"CAST({quoted(name)} AS {'TIMESTAMPTZ' if instant else 'TIMESTAMP'}) AS {quoted(name)}"
+        for name, instant in _nanosecond_columns(path).items()
+    ]
+    return f"REPLACE ({', '.join(casts)})" if casts else ""
+
+
+def _spark_microseconds(path: str, types: Mapping[str, str]) -> dict[str, Any]:
+    """The same as columns for Spark, rounded as DuckDB rounds; `types` are what Spark takes those of the file for.
+
+    It reads nanoseconds as integers, but for those in the old form of 96 bits.
+
+    Raises:
+        UserError: nanoseconds lie within lists or structs.
+    """
+    from pyspark.sql.functions import expr  # noqa: PLC0415
+
+    for field in pq.read_schema(path):
+        if "timestamp[ns" in str(field.type) and not pa.types.is_timestamp(field.type):
+            raise UserError(
+                f"column '{field.name}' is {field.type}, and Spark reads no nanoseconds within lists and structs; "
+                "write microseconds (PyArrow: coerce_timestamps='us'), or use engine: duckdb"
+            )
+    found = {}
+    for name, instant in _nanosecond_columns(path).items():
+        if types[name] != "bigint":
+            continue
+        count = f"(`{name}` + 500)"
+        moment = f"timestamp_micros(({count} - pmod({count}, 1000)) DIV 1000)"
+        found[name] = expr(moment if instant else f"CAST({moment} AS TIMESTAMP_NTZ)")
+    return found
 
 
 def _spark_columns(columns: Mapping[str, str]) -> str:

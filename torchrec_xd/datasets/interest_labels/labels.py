@@ -100,9 +100,9 @@ def fit(source: str, consistency: Consistency) -> Value:
 
 def _flagged(rows: Table, found: Table, keys: list[str], name: str) -> Table:
     """`rows` plus a column that is 1 where their keys are in `found` (whose keys are distinct), else 0."""
-    marks = found.select(**{f"_{key}": key for key in keys}, _found=ibis.literal(1, "int8"))
+    marks = found.select(**{f"_{key}": key for key in keys}, _found=ibis.literal(1))
     joined = rows.left_join(marks, [rows[key].identical_to(marks[f"_{key}"]) for key in keys])
-    return joined.select(*rows.columns, **{name: joined._found.fill_null(0).cast("int8")})
+    return joined.select(*rows.columns, **{name: joined._found.notnull().cast("int8")})
 
 
 def _acted(exposures: Table, actions: Table, keys: list[str], columns: LabelColumns, window: int) -> Table:
