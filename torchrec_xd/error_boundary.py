@@ -18,8 +18,8 @@ from torchrec_xd.given_paths import masked
 EXIT_USER_ERROR = 2
 """Something the user can correct; the message explains what."""
 EXIT_INTERRUPTED = 75
-"""EX_TEMPFAIL: the run was stopped and wrote a checkpoint, or an outage of a store or the network ended it. It can go on
-with --resume, and schedulers may start the job again."""
+"""EX_TEMPFAIL: the run was stopped and wrote a checkpoint, or an outage of a store or the network ended it. It can
+go on with --resume, and schedulers may start the job again."""
 OTHERS_SECONDS = 3.0
 """What a process that has nothing to say leaves to the one that reports an error."""
 _CORRECTABLE = (
