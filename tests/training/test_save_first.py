@@ -113,3 +113,11 @@ def test_patience_counts_the_epoch_whose_validation_was_cut_off(schema, tmp_path
     assert (metrics["train"]["steps"], metrics["checkpoint"]) == (0, "step_000000002")
     said = "in 2 epochs (trainer.patience): training ends after step 6 of 18"
     assert said in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_former_best_goes_when_the_score_of_the_next_is_known(schema, tmp_path, monkeypatch):
+    said = iter([0.5, 0.6, 0.7])
+    monkeypatch.setattr(SplitEvaluation, "monitored", lambda self, model, config: next(said))
+    config = config_of(schema, checkpoint={"keep": 1}, trainer={"epochs": 3, "threads": 1})
+    train(config, tmp_path / "run")
+    assert {name: saved["score"] for name, saved in kept(tmp_path / "run").items()} == {"step_000000006": 0.7}
