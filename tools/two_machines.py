@@ -43,7 +43,13 @@ class TwoMachines:
         """
         name = self.names[machine]
         inside = ["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={name}"]
-        elastic = [sys.executable, "-m", "torchrec_xd.launch.elastic", "--nnodes=2", f"--nproc-per-node={processes}"]
+        elastic = [
+            sys.executable,
+            "-m",
+            "torchrec_xd.distributed.elastic",
+            "--nnodes=2",
+            f"--nproc-per-node={processes}",
+        ]
         meet = ["--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:{PORT}", "--rdzv-id=job"]
         # Both have the name of this one machine: where the store and who one is has to be said.
         who = [f"--rdzv-conf=is_host={int(machine == 0)}", f"--local-addr={ADDRESSES[machine]}"]

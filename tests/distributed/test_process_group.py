@@ -1,6 +1,7 @@
 """What the environment says about the processes, and errors that several of them have."""
 
 import os
+import re
 import subprocess
 import sys
 from datetime import timedelta
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from torchrec_xd.distributed import process_group as start
 from torchrec_xd.distributed.device import own_device, refuse_shared_gpu
 from torchrec_xd.distributed.process_group import ProcessSettings, process_group
-from torchrec_xd.errors import UserError
+from torchrec_xd.errors import OutageError, UserError
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -150,6 +151,23 @@ def test_how_long_processes_wait_for_each_other_is_a_setting(alone):
     with process_group():
         pass
     assert gpus.asked["timeout"] == timedelta(minutes=10)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("[unbound_buffer.cc:81] gloo: Timed out waiting 7000ms for recv operation to complete", "waited 7 s"),
+        ("Application timeout caused pair closure", "waited 7 s"),
+        ("[pair.cc:547] Connection closed by peer [127.0.0.1]:4711", "lost its connection to another process"),
+    ],
+)
+def test_what_torch_says_of_the_network_becomes_an_outage(said, told):
+    with pytest.raises(OutageError, match=f"rank 1 of 2, on .*{told}") as error, start._outages(1, 2, 7):
+        raise RuntimeError(said)
+    assert error.value.told is False  # every rank says it
+    for size, other in ((1, said), (2, "mat1 and mat2 shapes cannot be multiplied")):
+        with pytest.raises(RuntimeError, match=re.escape(other)), start._outages(0, size, 7):
+            raise RuntimeError(other)
 
 
 def launched(alone, **environment):

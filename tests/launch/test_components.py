@@ -40,7 +40,7 @@ def commands(app, module="torchrec_xd.cli"):
     (role,) = app.roles
     stages = shlex.split(role.args[1].removeprefix("exec python -m torchrec_xd.launch.stages --stop-before 120 "))
     joined = " ".join(shlex.quote(word) for word in stages).split(" --then ")
-    assert all(stage.startswith("python -m torchrec_xd.launch.elastic ") for stage in joined)
+    assert all(stage.startswith("python -m torchrec_xd.distributed.elastic ") for stage in joined)
     return [shlex.split(stage.partition(f" -m {module} ")[2]) for stage in joined]
 
 

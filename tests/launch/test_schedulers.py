@@ -89,7 +89,7 @@ def assert_stages_at(words, host, run_id, first_port=29500):
         (first_port, words[4:place], "pretrain"),
         (first_port + 1, words[place + 1 :], "finetune"),
     ):
-        assert stage[:3] == ["python", "-m", "torchrec_xd.launch.elastic"]
+        assert stage[:3] == ["python", "-m", "torchrec_xd.distributed.elastic"]
         torchrun = stage[3 : stage.index("-m", 3)]
         options = dict(zip(torchrun[::2], torchrun[1::2], strict=True))
         assert options["--nnodes"] == "2"

@@ -27,7 +27,7 @@ T = TypeVar("T")
 _START = (
     "start several processes with torchrun, which sets all of these; for one process alone unset RANK and WORLD_SIZE"
 )
-_NETWORK = re.compile(r"gloo|NCCL|TCPStore|Connection (closed|reset|refused)")
+_NETWORK = re.compile(r"gloo|NCCL|TCPStore|Connection (closed|reset|refused)|Application timeout caused pair closure")
 """In what torch says of connections that fail, mostly as a plain RuntimeError."""
 
 

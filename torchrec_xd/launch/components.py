@@ -293,7 +293,7 @@ def launch(name: str, job: Job, *stages: list[str], module: str = "torchrec_xd.c
 def _elastic(torchrun: str, port: int) -> str:
     """TorchX's command with our torchrun, and with a port of the job's own on Slurm."""
     own_port = f"$$(({port}+2*($${{SLURM_JOB_ID_HET_GROUP_0:-0}}%{SLURM_PORTS})))"  # TorchX takes $$ for $
-    return torchrun.replace("torchrun ", "python -m torchrec_xd.launch.elastic ", 1).replace(
+    return torchrun.replace("torchrun ", "python -m torchrec_xd.distributed.elastic ", 1).replace(
         f":{port} ", f":{own_port} ", 1
     )
 

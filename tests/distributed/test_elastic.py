@@ -7,7 +7,7 @@ import pytest
 
 from tests.launch.conftest import ROOT
 
-ELASTIC = ["-m", "torchrec_xd.launch.elastic", "--standalone", "--nproc-per-node", "2"]
+ELASTIC = ["-m", "torchrec_xd.distributed.elastic", "--standalone", "--nproc-per-node", "2"]
 # What rank 0 and rank 1 do, after a moment in which both have started.
 RANK = """
 import os, sys, time
@@ -31,7 +31,7 @@ run_command(command)
 # Its process has ended, and it does not look.
 STUCK = """
 import subprocess, sys, time
-from torchrec_xd.launch import elastic
+from torchrec_xd.distributed import elastic
 
 def waits(arguments):
     subprocess.Popen([sys.executable, "-c", ""])

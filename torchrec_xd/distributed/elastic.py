@@ -1,6 +1,6 @@
 """torchrun, with the exit code of the process that failed, and an end when its processes have ended.
 
-    python -m torchrec_xd.launch.elastic ARGUMENTS OF TORCHRUN
+    python -m torchrec_xd.distributed.elastic ARGUMENTS OF TORCHRUN
 
 torchrun itself leaves with 1 whatever happened, so a scheduler could not tell an error of the user from an outage. And
 where the network to the node of its store is gone, it waits for an answer until the kernel gives the connection up
@@ -9,7 +9,6 @@ where the network to the node of its store is gone, it waits for an answer until
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 
 from torchrec_xd.error_boundary import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from torchrec_xd.private_names import leave_at_once
 
 STUCK_SECONDS = 10.0
 """torchrun looks after its processes ten times a second; one that has not for so long waits for the network."""
@@ -66,7 +66,7 @@ def _leave_when_stuck() -> None:
             _say("torchrun hears nothing from the node where the job's store is: look at it and at the network")
             for child in this.children(recursive=True):
                 child.kill()
-            os._exit(EXIT_INTERRUPTED)
+            leave_at_once(EXIT_INTERRUPTED)
 
 
 def _has_ended(child: psutil.Process) -> bool:
