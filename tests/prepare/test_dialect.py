@@ -47,6 +47,7 @@ SAME = [
         "isnan(f / z)",
     ),
     *("CASE WHEN i > 0 THEN 1 END", "coalesce(s, '-')", "nullif(i, 9)", "if(i > 0, 1, 2)", "i IN (9)", "i & 3"),
+    *("xor(i, 3) * 2", "xor(n, n + 5 >> 1) % 3", "xor(i * 2, n) + xor(1, n)", "xor(i, 1) = 8"),
 ]
 
 

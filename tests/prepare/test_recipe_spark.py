@@ -178,7 +178,7 @@ def test_a_cluster(shop, expected, cluster):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ml_100k"])
+@pytest.mark.parametrize("name", ["cj_feed", "ml_100k"])
 def test_the_shipped_recipes(tmp_path, monkeypatch, local_spark, name):
     monkeypatch.chdir(tmp_path)
     raw = varied(4)

@@ -16,6 +16,7 @@ from torchrec_xd.errors import UserError
 from torchrec_xd.prepare import spark
 from torchrec_xd.prepare.engine import connect, engine_errors
 from torchrec_xd.prepare.engine_settings import EngineSettings
+from torchrec_xd.prepare.input_errors import explained
 from torchrec_xd.prepare.tables import Tables
 
 SLOW = "SELECT count(*) FROM range(100000000000) WHERE id % 7 = sin(id)"
@@ -192,3 +193,11 @@ def test_nanoseconds_are_read_as_microseconds(local_spark, tmp_path):
     pq.write_table(nested, tmp_path / "nested.parquet")
     with pytest.raises(UserError, match=r"'moments' is list<.*\[ns\]>, and Spark reads no nanoseconds within lists"):
         tables.read("nested", "parquet", [str(tmp_path / "nested.parquet")], {}, {})
+
+
+def test_a_view_that_breaks_java_is_explained_in_one_line(local_spark, tmp_path):
+    tables = Tables(connect(local_spark, tmp_path))
+    with pytest.raises(tables.faults) as caught:
+        tables.view("letters", "SELECT word[6] AS letter FROM (SELECT 'letters' AS word)")
+    assert explained(caught.value).startswith("java.lang.ClassCastException: ")
+    assert "\n" not in explained(caught.value)

@@ -98,9 +98,11 @@ class Assembler:
                 joined.append(self._lists(rows, feature))
         for number, table in enumerate(joined):  # computed one by one: DuckDB plans all in one badly
             rows = rows.left_join(self.tables.temporary(f"_joined_{number}", table), "_row").drop("_row_right")
+        rows = self.tables.named("_joined", rows)
         for feature in own:
             if feature.kind == "id" and is_read(feature) and way_of(feature) == "vocabulary":
                 rows = self._words(rows, f"v_{feature.column}", feature)
+        rows = self.tables.named("_encoded", rows)
         columns: dict[str, Value] = {}
         for feature in own:
             columns |= self._columns(rows, feature)

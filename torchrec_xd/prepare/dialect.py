@@ -21,6 +21,7 @@ _SAME_PARTS: dict[type[exp.Expression], str] = {
     # By 0 DuckDB divides to infinity or NaN.
     exp.Div: "IF({1} = 0, CAST({0} AS DOUBLE) * DOUBLE('Infinity'), CAST({0} AS DOUBLE) / CAST({1} AS DOUBLE))",
     exp.Ln: "IF({0} = 0, DOUBLE('-Infinity'), LN({0}))",
+    exp.BitwiseXor: "(({0}) ^ ({1}))",  # DuckDB's is a function; sqlglot leaves out what holds the operator together
     exp.DayOfWeek: _SUNDAY_0,
     exp.DayOfWeekIso: _MONDAY_1,
     exp.TimeToUnix: "(UNIX_MICROS(CAST({0} AS TIMESTAMP)) / 1000000D)",

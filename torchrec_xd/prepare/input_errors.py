@@ -10,6 +10,7 @@ import duckdb
 
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare.recipe_file import RecipeFile
+from torchrec_xd.prepare.spark import first_line
 
 _LINE = re.compile(r"CSV Error on Line: (\d+)")
 _FILE = re.compile(r"^\s*file = (.*)$|file \"(.*?)\"", re.MULTILINE)
@@ -68,4 +69,4 @@ def explained(error: Exception) -> str:
     if line:
         lines = [each for each in text.splitlines()[1:] if each and not each.startswith("Original Line")]
         return f"{at}: {(lines or [text])[0][:_SHOWN]}"
-    return text.partition("\n")[0]
+    return first_line(error)

@@ -36,7 +36,7 @@ class Tables:
         self.spark: Any = connection._session if connection.name == "pyspark" else None
         """Spark's session; None for DuckDB."""
         self.faults: tuple[type[Exception], ...] = (
-            (duckdb.Error,) if self.spark is None else (_spark_error(), SparkRefusal)
+            (duckdb.Error,) if self.spark is None else (*_spark_errors(), SparkRefusal)
         )
         """What the engine raises."""
         if self.spark is None:
@@ -145,8 +145,15 @@ class Tables:
     def temporary(self, name: str, table: Table) -> Table:
         """A table's rows, computed once under a name that may be used again; Spark computes them when needed."""
         if self.spark is not None:
-            return table
+            return self.named(name, table)
         self.connection.raw_sql(f"CREATE OR REPLACE TEMP TABLE {quoted(name)} AS {self.connection.compile(table)}")
+        return self.connection.table(name)
+
+    def named(self, name: str, table: Table) -> Table:
+        """The same rows; to Spark a name stands for them, lest queries in queries get too deep."""
+        if self.spark is None:
+            return table
+        self.spark.sql(self.connection.compile(table)).createOrReplaceTempView(name)
         return self.connection.table(name)
 
     def write_part(self, table: Table, path: Path) -> None:
@@ -215,11 +222,12 @@ _to_utc = _builtin("to_utc_timestamp", ("timestamp('UTC')", "string"), "timestam
 _conv = _builtin("conv", ("string", "int64", "int64"), "string")
 
 
-def _spark_error() -> type[Exception]:
-    from pyspark.errors import PySparkException  # noqa: PLC0415 - installed where Spark is asked for
+def _spark_errors() -> tuple[type[Exception], ...]:
+    """Spark's own, and those of Java that it did not expect."""
+    from py4j.protocol import Py4JError  # noqa: PLC0415 - installed where Spark is asked for
+    from pyspark.errors import PySparkException  # noqa: PLC0415
 
-    found: type[Exception] = PySparkException
-    return found
+    return PySparkException, Py4JError
 
 
 def _spark_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
