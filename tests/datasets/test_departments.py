@@ -96,11 +96,25 @@ def test_hidden_purchases_count_for_labels_alone(raw, rows, cold):
         assert row["activity"] in expected[row["household"]]
 
 
+def test_weeks_are_those_of_the_splits(rows):
+    weeks = {split: {row["week"] for row in rows[0]["grocery", split]} for split in ("train", "valid", "test")}
+    # 2017-07-10 and 2017-10-02 are Mondays, of weeks 29 and 41.
+    assert max(weeks["train"]) < 29 <= min(weeks["valid"])
+    assert max(weeks["valid"]) < 41 <= min(weeks["test"])
+
+
 def test_columns_are_those_of_the_schema(rows):
     schema = load_schema(SCHEMA)
     for domain in schema.domains:
         columns = {feature.column for feature in schema.features_of(domain)}
-        assert set(rows[0][domain, "train"][0]) == columns | {"household", "weight", "activity", "cold", "bought"}
+        assert set(rows[0][domain, "train"][0]) == columns | {
+            "household",
+            "weight",
+            "activity",
+            "cold",
+            "week",
+            "bought",
+        }
         specific = {feature.column for feature in schema.features_of(domain, "specific")}
         assert f"{domain}_product" in specific
         assert len(specific) in {4, 5}

@@ -109,5 +109,5 @@ def _history(name: str, journey: Journey, vocabularies: Vocabularies) -> Table:
 
 def _rows(name: str, products: Table, facts: FeedFacts, exposures: Table) -> Table:
     rows = product_rows(exposures, products, facts)
-    columns = {feature: feature for feature in ("cold", *_own(name), *COMMON)}
+    columns = {feature: feature for feature in ("cold", "week", *_own(name), *COMMON)}
     return feed_rows(rows, facts, "bought", **columns, **SPECIFIC[name])
