@@ -94,7 +94,7 @@ def test_an_outage_in_validation_costs_no_epoch_and_resumes_exactly(far, local, 
     with monkeypatch.context() as patch:
         patch.setattr(SplitEvaluation, "monitored", disturbed)
         with pytest.raises(OutageError) as error:
-            train(config(far, retry_minutes=0), tmp_path / "run")
+            train(config(far, retry_s=0), tmp_path / "run")
     assert str(error.value).startswith(f"outage: the store of s3://{store.bucket}/feed/post/valid.parquet has not answ")
     steps = {line["step"] for line in lines(tmp_path / "run")}
     assert max(int(path.name[5:]) for path in (tmp_path / "run" / "checkpoints").iterdir()) == max(steps) == 20
@@ -106,15 +106,13 @@ def test_an_outage_in_validation_costs_no_epoch_and_resumes_exactly(far, local, 
 def test_the_command_line_ends_with_a_code_that_schedulers_retry(far, local, tmp_path, store, monkeypatch, capfd):
     """An outage while it trains, then the same command once more."""
     run, content = tmp_path / "run", tmp_path / "run.yaml"
-    content.write_text(config(far, retry_minutes=0).dump())
+    content.write_text(config(far, retry_s=0).dump())
     store.proxy.disturb(store.proxy.refuse, at=25, seconds=3600)
     arguments = ("train", content, "--run-dir", run, "--restartable")
     assert main_of(monkeypatch, *arguments) == 75
     said = " ".join(capfd.readouterr().err.split())
     place = rf"s3://{store.bucket}/feed/post/\w+\.parquet"
-    assert re.search(
-        rf"error: outage: the store of {place} has not answered for \d+ s \(loader.retry_minutes\): ", said
-    )
+    assert re.search(rf"error: outage: the store of {place} has not answered for \d+ s \(loader.retry_s\): ", said)
     assert "AWS Error NETWORK_CONNECTION" in said
     assert (
         "the files are not at fault; give the same command again when the store answers, train with --resume"
@@ -130,7 +128,7 @@ def test_the_command_line_ends_with_a_code_that_schedulers_retry(far, local, tmp
 def test_away_from_the_start(far, tmp_path, store):
     store.proxy.refuse()
     with pytest.raises(OutageError, match=f"outage: the store of s3://{store.bucket}/feed/post/train.parquet"):
-        train(config(far, retry_minutes=0), tmp_path / "run")
+        train(config(far, retry_s=0), tmp_path / "run")
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
@@ -177,10 +175,10 @@ def test_waits_double_up_to_a_limit_and_end_in_time(monkeypatch, caplog):
         raise REFUSED
 
     with caplog.at_level(logging.WARNING), pytest.raises(OutageError) as error:
-        Patience(60, "loader.retry_minutes")(refused, "s3://b/f")
+        Patience(60, "loader.retry_s")(refused, "s3://b/f")
     assert clock.slept == [0.5, 1, 2, 4, 8, 15, 15, 14.5]
     assert str(error.value).startswith(
-        "outage: the store of s3://b/f has not answered for 60 s (loader.retry_minutes): When reading: AWS Error NETWO"
+        "outage: the store of s3://b/f has not answered for 60 s (loader.retry_s): When reading: AWS Error NETWO"
     )
     assert error.value.__cause__ is REFUSED
     ends = [record.message.rpartition("; ")[2] for record in caplog.records]

@@ -48,15 +48,15 @@ class LoaderSettings(Settings):
     rows. Instead of `mixing`. An extension, in no paper."""
     prefetch: PositiveInt = 8
     """Batches kept ready by a background thread."""
-    retry_minutes: float = Field(default=DEFAULT_SECONDS / 60, ge=0, le=1440)
-    """How long an object store that does not answer is asked again, before the run ends with exit code 75, which
-    schedulers retry. Less than `trainer.timeout_minutes`, as others wait for the process that asks. May change on
+    retry_s: float = Field(default=DEFAULT_SECONDS, ge=0, le=86_400)
+    """Seconds for which an object store that does not answer is asked again, before the run ends with exit code 75, which
+    schedulers retry. Less than `trainer.timeout_s`, as others wait for the process that asks. May change on
     resume."""
 
     @property
     def patience(self) -> Patience:
         """The same for those who read."""
-        return Patience(60 * self.retry_minutes, "loader.retry_minutes")
+        return Patience(self.retry_s, "loader.retry_s")
 
     @model_validator(mode="after")
     def _one_of_two(self) -> LoaderSettings:

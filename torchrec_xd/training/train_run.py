@@ -255,11 +255,11 @@ def _check_config(config: RunConfig, folder: RunFolder) -> None:
     free = {name: getattr(config.trainer, name) for name in ("epochs", "timeout_s")}
     may_change = {name: getattr(config, name) for name in ("sharding", "init_from", "trackers")}
     may_change["trainer"] = begun.trainer.model_copy(update=free)
-    may_change["loader"] = begun.loader.model_copy(update={"retry_minutes": config.loader.retry_minutes})
+    may_change["loader"] = begun.loader.model_copy(update={"retry_s": config.loader.retry_s})
     if changes := config.changes_from(begun.model_copy(update=may_change)):
         raise UserError(
             f"--resume: the config is not the one that {folder.path} began with ({changes}). Only `sharding`, "
-            "`trackers`, `trainer.timeout_s` and `loader.retry_minutes` may change, and `trainer.epochs` may grow; "
+            "`trackers`, `trainer.timeout_s` and `loader.retry_s` may change, and `trainer.epochs` may grow; "
             f"resume with {folder.config}"
         )
     same_path = begun.init_from == config.init_from
