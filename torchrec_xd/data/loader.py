@@ -49,7 +49,7 @@ class LoaderSettings(Settings):
     prefetch: PositiveInt = 8
     """Batches kept ready by a background thread."""
     retry_s: float = Field(default=DEFAULT_SECONDS, ge=0, le=86_400)
-    """Seconds for which an object store that does not answer is asked again, before the run ends with exit code 75, which
+    """Seconds that an object store that does not answer is asked again, before the run ends with exit code 75, which
     schedulers retry. Less than `trainer.timeout_s`, as others wait for the process that asks. May change on
     resume."""
 
