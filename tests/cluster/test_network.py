@@ -24,7 +24,7 @@ def config(tmp_path_factory):
         "schema": schema_at(write_feed(folder / "feed")),
         "model": {**PRETRAIN, "dropout": 0.3},
         "loader": {"batch_size": 64},
-        "trainer": {"epochs": 4, "log_every": 2, "threads": 1},
+        "trainer": {"epochs": 3, "log_every": 2, "threads": 1},
         "checkpoint": {"every_steps": 2},
     }  # fmt: skip
     (folder / "mkt.yaml").write_text(yaml.safe_dump(content))
@@ -48,7 +48,7 @@ def test_networks_that_fail(config, tmp_path):
         assert "Traceback" not in log
 
     with two_machines.two_machines() as machines:
-        machines.narrow(1)
+        machines.narrow(2)
         machines.lose(2)
         train = ["train", str(config), "--set", "trainer.threads=1"]
         with partition.started(machines, train, tmp_path / "out" / "slow", 2, 200.0) as job:
