@@ -33,14 +33,14 @@ def main(
     ]:
         raise UserError(f"--data {data}: has no {missing[0]}; make it: torchrec-xd prepare cj_departments --out {data}")
     check_output_folder(out, "--out")
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"--out {out} holds something already; remove it, or name another folder")
     for domain in DOMAINS:
         rows = ds.dataset([ds.dataset(data / domain / split) for split in SPLITS])
         if "week" not in rows.schema.names:
             raise UserError(f"--data {data}: has no column 'week', it was made by an older version; prepare it anew")
         week = ds.partitioning(pa.schema([rows.schema.field("week")]), flavor="hive")
-        ds.write_dataset(
-            rows, out / domain, partitioning=week, format="parquet", existing_data_behavior="delete_matching"
-        )
+        ds.write_dataset(rows, out / domain, partitioning=week, format="parquet", preserve_order=True)
         print(f"{out / domain}: {rows.count_rows():,} rows")
 
 

@@ -165,6 +165,7 @@ def test_resamples_without_a_positive_are_passed_over():
         ({"label": np.array([0, 2])}, "in 1 rows a label is neither 0 nor 1"),
         ({"weight": np.array([1, -1])}, "in 1 rows a row weight is negative"),
         ({"label": np.array([1, 1])}, "auc is undefined on 2 rows"),
+        ({name: np.zeros(0) for name in ("score_a", "score_b", "label", "user")}, "auc is undefined on 0 rows"),
         ({"label": np.array([0, 1]), "metric": "gauc"}, "gauc is undefined on 2 rows"),
         ({"samples": 0}, "samples is 0"),
     ],

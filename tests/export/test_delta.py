@@ -1,8 +1,11 @@
 """Versions that hold only what changed: once completed, they are full exports."""
 
 import copy
+import errno
+import os
 import shutil
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -168,6 +171,30 @@ def test_what_cannot_be_completed_is_refused(folder, name):
     damage, message = DAMAGE[name]
     damage(folder)
     with pytest.raises(UserError, match=message):
+        Artifact.open(folder)
+    assert not list(folder.glob(".*"))
+
+
+def test_several_complete_it_at_once(folder):
+    whole = Artifact.open(folder).folder / TABLES
+    expected = whole.read_bytes()
+    for _ in range(5):
+        whole.unlink()
+        with ThreadPoolExecutor(8) as threads:
+            for opened in [threads.submit(Artifact.open, folder) for _ in range(8)]:
+                assert opened.result().folder == folder
+        assert whole.read_bytes() == expected
+    assert not list(folder.glob(".*"))
+
+
+def test_a_full_disk_is_told(folder, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(
+        UserError, match=r"cannot be made from .*1 .No space left on device.; a version of changes needs"
+    ):
         Artifact.open(folder)
     assert not list(folder.glob(".*"))
 

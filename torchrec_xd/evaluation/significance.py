@@ -136,6 +136,8 @@ def resample(
     """
     if samples < 1:
         raise UserError(f"samples is {samples}; a bootstrap needs at least 1, 1000 is usual")
+    if not len(label):
+        raise UserError(f"{metrics[0]} is undefined on 0 rows: it needs positives and negatives; give more rows")
     weight = np.ones(len(label)) if weight is None else weight.astype(np.float64)
     users, user_R = np.unique(user, return_inverse=True)
     statistics: dict[tuple[Name, Metric], list[Statistic]] = {}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,7 @@ def complete(folder: Path, base: Path, files: Mapping[str, str], base_files: Map
         path = folder / name
         if path.exists():
             continue
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if name in _DELTAS and (folder / _DELTAS[name][0]).is_file():
@@ -120,8 +121,8 @@ def _written(delta: Path, base: Path, out: Path, changes: TensorFile) -> Iterato
         size = len(header) + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         with out.open("wb+") as stream:
             stream.write(header)
-            stream.truncate(size)
             stream.flush()
+            os.posix_fallocate(stream.fileno(), 0, size)  # what is mapped must not find the disk full
             pages = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_WRITE)
         yield {name: tensor_view(pages, len(header), entry) for name, entry in entries.items()}
     except (KeyError, ValueError, IndexError, TypeError) as error:

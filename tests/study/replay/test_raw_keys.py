@@ -20,10 +20,12 @@ POLICIES = ["never", "scratch", "incremental", "incremental_without_growth"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Four days of a raw feed: 20 users each, five of them new; replayed once, then once more with a later day."""
+    """Four days of a raw feed with 20 users each, on the third one 40, some of them new; replayed once."""
     folder = tmp_path_factory.mktemp("raw")
     for number, date in enumerate(DATES):
-        feed = write_raw(folder / "whole" / date, number, users=(5 * number, 5 * number + 20), rows=72)
+        feed = write_raw(
+            folder / "whole" / date, number, users=(5 * number, 5 * number + (40 if number == 2 else 20)), rows=72
+        )
         path = folder / "feed" / "post" / f"day={date}" / "part.parquet"
         path.parent.mkdir(parents=True)
         pq.write_table(pq.read_table(feed / "post" / "train.parquet"), path)
@@ -54,7 +56,7 @@ def written(folder, **changes):
     content = {
         "schema": "schema.yaml",
         "slices": {"post": "post/day=*"},
-        "warm_up": 1,
+        "warm_up": 2,
         "policies": POLICIES,
         "seeds": 1,
         "samples": 400,
@@ -80,8 +82,8 @@ def users(folder, *dates):
 
 def test_each_policy_has_the_keys_of_what_it_was_trained_on(folder):
     last = DATES[-1]
-    warm_up, described = keys(folder, f"warm_up/{DATES[1]}")
-    assert warm_up == users(folder, DATES[0])
+    warm_up, described = keys(folder, f"warm_up/{DATES[2]}")
+    assert warm_up == users(folder, *DATES[:2])
     assert described.dated
     scratch, _ = keys(folder, f"scratch/{last}")
     assert scratch == users(folder, *DATES[:3])
@@ -97,11 +99,12 @@ def test_results_tell_how_tables_grow(folder):
     found = json.loads((folder / "out" / "results.json").read_text())
     sizes = [
         read_vocabularies(folder / "out" / "0" / step / "single" / "vocabularies").tables["t_user"].rows
-        for step in (f"warm_up/{DATES[1]}", f"incremental/{DATES[-1]}")
+        for step in (f"warm_up/{DATES[2]}", f"incremental/{DATES[-1]}")
     ]
     rows = found["tables"]["user"]["rows"]
-    assert (rows[0], rows[2]) == tuple(sizes)
-    assert rows[-1] is None  # no step was trained on the last slice
+    assert rows == [None, *sizes, None]  # no step ends with the first slice, none is trained on the last one
+    assert sizes[1] > sizes[0]
+    assert "Rows of tables" in (folder / "out" / "results.md").read_text()
     first = pq.read_table(folder / "feed" / "post" / f"day={DATES[1]}" / "part.parquet")["user"].to_pylist()
     new = [user not in users(folder, DATES[0]) for user in first]
     assert found["tables"]["user"]["unseen"][1] == pytest.approx(np.mean(new))

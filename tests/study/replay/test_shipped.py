@@ -9,6 +9,7 @@ import yaml
 from tests.support.raw_journey import varied, write_raw
 from tools.cj_weeks import main as cj_weeks
 from torchrec_xd.datasets import PrepareSettings, prepare
+from torchrec_xd.errors import UserError
 from torchrec_xd.study.replay import replaying
 from torchrec_xd.study.replay.replaying import replay
 
@@ -33,6 +34,11 @@ def test_the_replay_of_real_weeks_begins(tmp_path, monkeypatch):
     prepare("cj_departments", data / "cj_departments", PrepareSettings(threads=1, negatives=2), len, raw=raw)
     cj_weeks(data / "cj_departments", data / "cj_weeks")
     every = [set((data / "cj_weeks" / domain).iterdir()) for domain in ("grocery", "drug_gm")]
+    cj_weeks(data / "cj_departments", tmp_path / "again")
+    for path in (data / "cj_weeks").rglob("*.parquet"):
+        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(data / "cj_weeks")).read_bytes()
+    with pytest.raises(UserError, match="holds something already"):
+        cj_weeks(data / "cj_departments", data / "cj_weeks")
     weeks = set.intersection(*({path.name for path in paths} for paths in every))
     assert len(weeks) > 10
     for path in set.union(*every):  # so small a shop has weeks without one department

@@ -199,7 +199,7 @@ def _history(results: Results) -> list[Part]:
         return value
 
     names = list(tables)
-    growing = [name for name in names if tables[name]["rows"][0] != tables[name]["rows"][-1]]
+    growing = [name for name in names if len(set(tables[name]["rows"]) - {None}) > 1]
     found: list[Part] = [
         "# The slices",
         "Share of a table's lookups whose id is in no slice before.",

@@ -212,7 +212,7 @@ def _results(name: str, steps: Steps, history: History, done: Sequence[Step], fa
     for step, _, cost in costs:
         if step.policy in (None, chosen.reference):
             for table, rows in cost.get("tables", {}).items():
-                tables[table][step.number - 1] = rows
+                tables[table][step.number - 1] = max(rows, tables[table][step.number - 1] or 0)
     return {
         "replay": name,
         "reference": chosen.reference,
