@@ -1,17 +1,23 @@
 """With which exit code our torchrun leaves, and that it leaves."""
 
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from tests.launch.conftest import ROOT
 
 ELASTIC = ["-m", "torchrec_xd.distributed.elastic", "--standalone", "--nproc-per-node", "2"]
-# What rank 0 and rank 1 do, after a moment in which both have started.
+# What rank 0 and rank 1 do once both have started.
 RANK = """
-import os, sys, time
-time.sleep(0.5)
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+here = pathlib.Path(__file__).parent
+(here / os.environ["RANK"]).touch()
+while not all((here / rank).exists() for rank in "01"):
+    time.sleep(0.02)
 code = int(sys.argv[1 + int(os.environ["RANK"])])
 os.kill(os.getpid(), 9) if code == 9 else sys.exit(code)
 """
@@ -39,6 +45,33 @@ def waits(arguments):
 
 elastic.run.main, elastic.STUCK_SECONDS = waits, 1.0
 sys.exit(elastic.main([]))
+"""
+
+# Looks after a second whether torchrun is stuck.
+SOON = """
+import sys
+from torchrec_xd.distributed import elastic
+
+elastic.STUCK_SECONDS = 1.0
+sys.exit(elastic.main(sys.argv[1:]))
+"""
+# Asked to stop, rank 0 takes its time and the others none. Rank 2 dies, when first started.
+SLOW_TO_STOP = """
+import os, pathlib, signal, sys, time
+rank, folder, asked = os.environ["RANK"], pathlib.Path(sys.argv[1]), []
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "1":
+    sys.exit(0)
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+(folder / f"ready{rank}").touch()
+if rank == "2":
+    time.sleep(0.5)
+    sys.exit(1)
+while not asked:
+    time.sleep(0.05)
+if rank == "0":
+    time.sleep(4)
+    (folder / "saved").touch()
+sys.exit(75)
 """
 
 
@@ -71,3 +104,24 @@ def test_a_process_that_hangs_is_waited_for_as_long_as_the_setting_says(tmp_path
 def test_it_does_not_wait_for_the_network_when_its_processes_have_ended():
     done = python("-c", STUCK)
     assert (done.returncode, done.stderr.count("hears nothing from the node")) == (75, 1)
+
+
+def test_processes_asked_to_stop_have_the_time_that_torchelastic_gives_them(tmp_path):
+    (tmp_path / "job.py").write_text(SLOW_TO_STOP)
+    command = [sys.executable, "-c", SOON, *ELASTIC[2:], tmp_path / "job.py", tmp_path]
+    with subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, text=True) as job:
+        until = time.monotonic() + 30
+        while len(list(tmp_path.glob("ready*"))) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        job.send_signal(signal.SIGTERM)
+        _, said = job.communicate(timeout=30)
+    assert (tmp_path / "saved").exists(), said
+    assert (job.returncode, "hears nothing" in said) == (75, False)
+
+
+def test_a_restart_waits_for_the_processes_that_still_stop(tmp_path):
+    (tmp_path / "job.py").write_text(SLOW_TO_STOP)
+    three = ["--standalone", "--nproc-per-node", "3", "--max-restarts", "1"]
+    done = python("-c", SOON, *three, tmp_path / "job.py", tmp_path)
+    assert (done.returncode, "hears nothing" in done.stderr) == (0, False), done.stderr
+    assert (tmp_path / "saved").exists()

@@ -25,7 +25,7 @@ from torchrec_xd.error_boundary import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from torchrec_xd.private_names import leave_at_once
 
 STUCK_SECONDS = 10.0
-"""torchrun looks after its processes ten times a second; one that has not for so long waits for the network."""
+"""torchrun looks at its processes ten times a second; where all have ended and it has not, it waits for the network."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,17 +55,20 @@ def _exit_code(failures: Mapping[int, Any], first: int) -> int:
 
 
 def _leave_when_stuck() -> None:
-    """Leave once a process of this one has ended for long without having been looked after."""
+    """Leave once all processes of this one have ended for long and were not looked after.
+
+    While one still runs, torchrun may be waiting for it in good order: it asked them all to stop, and looks at the
+    others after it.
+    """
     this = psutil.Process()
-    since: dict[int, float] = {}
+    since = time.monotonic()
     while True:
         time.sleep(1)
-        now = time.monotonic()
-        since = {child.pid: since.get(child.pid, now) for child in this.children() if _has_ended(child)}
-        if since and now - min(since.values()) > STUCK_SECONDS:
+        children = this.children()
+        if not children or not all(map(_has_ended, children)):
+            since = time.monotonic()
+        elif time.monotonic() - since > STUCK_SECONDS:
             _say("torchrun hears nothing from the node where the job's store is: look at it and at the network")
-            for child in this.children(recursive=True):
-                child.kill()
             leave_at_once(EXIT_INTERRUPTED)
 
 
@@ -73,7 +76,7 @@ def _has_ended(child: psutil.Process) -> bool:
     try:
         return bool(child.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
-        return False
+        return True
 
 
 def _say(text: str) -> None:
