@@ -295,3 +295,48 @@ def test_names_stay_what_they_were():
     assert trackers.name_of("auc/click@post") == "auc/click/post"
     assert trackers.name_of("a.b-c_d: é") == "a.b-c_d: é"
     assert trackers.name_of("50%/../x") == "50_/_/x"
+
+
+# Both ranks have the same error; the tracker needs longer than rank 1 to leave.
+FAILED = """
+import pathlib, sys, time
+from types import SimpleNamespace
+from torchrec_xd.distributed.process_group import process_group
+from torchrec_xd.error_boundary import run_command
+from torchrec_xd.errors import UserError
+from torchrec_xd.log import RunLog
+from torchrec_xd.run_folder import RunFolder
+from torchrec_xd.training import tracking
+
+folder = pathlib.Path(sys.argv[1])
+
+class Slow:
+    def __init__(self, folder): pass
+    def open(self, run): return "one", 0
+    def describe(self, settings): pass
+    def finish(self, status, *_):
+        time.sleep(5)
+        (folder / "told").write_text(status)
+
+def command():
+    config = SimpleNamespace(trackers=("mlflow",), by_key=dict)
+    with process_group() as processes, RunLog(folder, processes.rank) as log:
+        with tracking.Trackers(config, RunFolder(folder), log) as trackers:
+            trackers.start(lambda: (0, True))
+            processes.barrier()
+            raise UserError("the loss became nan")
+
+tracking.TRACKERS = {"mlflow": Slow}
+run_command(command)
+"""
+
+
+def test_trackers_hear_of_a_failed_run_of_several_processes(tmp_path):
+    """torchrun asks rank 0 to stop when rank 1 has left."""
+    (tmp_path / "job.py").write_text(FAILED)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, tmp_path / "job.py", tmp_path], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr.count("error: the loss became nan") == 1, done.stderr
+    assert (tmp_path / "told").read_text() == "FAILED"

@@ -18,8 +18,8 @@ from torchrec_xd.run_folder import RunFolder
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 PROJECT = "torchrec-xd"
-END_SECONDS = 30.0
-"""What a tracker has at the end of a run."""
+END_SECONDS = 25.0
+"""What a tracker has at the end of a run: torchrun kills a failed one 30 s after its first process has left."""
 _BATCH = 1000
 """Values of one request to MLflow, which takes no more."""
 _PARAMETERS = 100

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from math import inf
 from types import TracebackType
 from typing import Any
@@ -57,8 +59,19 @@ class Trackers:
         until = time.monotonic() + END_SECONDS
         for follower in self._followers:
             follower.end("FINISHED" if error is None else "KILLED" if stopped else "FAILED")
-        for follower in self._followers:
-            follower.wait(until)
+        with _undisturbed():
+            for follower in self._followers:
+                follower.wait(until)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """SIGTERM waits: torchrun sends it to this process as soon as another one of a failed run has left."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Follower:

@@ -149,7 +149,7 @@ def fit(
     training.model.train()
     batches = loader.batches(start, settings.epochs, pin=processes.device.type == "cuda")
     steps = train_steps(training, batches, _position(start, loader), planned)
-    with closing(batches), closing(steps), log.progress(total, step) as progress, _stop_requests() as stop:
+    with _stop_requests() as stop, closing(batches), closing(steps), log.progress(total, step) as progress:
         stopping = False
         for batch, loss, output in steps:
             step += 1
