@@ -59,10 +59,10 @@ RAISE = """
 import os, sys
 from torchrec_xd.distributed.process_group import process_group
 from torchrec_xd.error_boundary import run_command
-from torchrec_xd.errors import InterruptedRunError, UserError
+from torchrec_xd.errors import InterruptedRunError, OutageError, UserError
 
-def fail(text):
-    raise UserError(text)
+def fail(error):
+    raise error
 
 def command():
     kind = sys.argv[1]
@@ -74,7 +74,13 @@ def command():
         if kind == "stopped":
             raise InterruptedRunError("told stopped")
         if kind == "main":
-            processes.on_main(lambda: fail("told main"))
+            processes.on_main(lambda: fail(UserError("told main")))
+        if kind == "outage":
+            try:
+                processes.on_main(lambda: fail(OutageError("told outage")))
+            except OutageError:
+                print("outage of rank", processes.rank, flush=True)
+                raise
         if processes.rank == 1:
             raise UserError("told one")
         processes.barrier()
@@ -83,7 +89,7 @@ run_command(command)
 """
 
 
-@pytest.mark.parametrize("kind", ["before", "inside", "stopped", "one", "main"])
+@pytest.mark.parametrize("kind", ["before", "inside", "stopped", "one", "main", "outage"])
 def test_an_error_is_told_once(tmp_path, kind):
     """Also where rank 1 alone has it."""
     (tmp_path / "job.py").write_text(RAISE)
@@ -93,7 +99,9 @@ def test_an_error_is_told_once(tmp_path, kind):
     assert done.returncode == 1
     assert done.stderr.count(f"told {kind}") == 1, done.stderr
     assert ("error: told" in done.stderr) == (kind != "stopped")
-    if kind == "main":  # the others are told, and not left in a collective that breaks
+    if kind == "outage":
+        assert {"outage of rank 0", "outage of rank 1"} <= set(done.stdout.splitlines())
+    if kind in ("main", "outage"):  # the others are told, and not left in a collective that breaks
         assert "Connection closed" not in done.stderr
 
 
@@ -159,15 +167,41 @@ def test_how_long_processes_wait_for_each_other_is_a_setting(alone):
         ("[unbound_buffer.cc:81] gloo: Timed out waiting 7000ms for recv operation to complete", "waited 7 s"),
         ("Application timeout caused pair closure", "waited 7 s"),
         ("[pair.cc:547] Connection closed by peer [127.0.0.1]:4711", "lost its connection to another process"),
+        ("Gloo connectFullMesh failed with [pair.cc:152] connect [127.0.0.1]:4711: No route to host", "lost its conn"),
+        (dist.DistNetworkError("failed to recv, got 0 bytes"), "lost its connection to another process"),
+        (dist.DistStoreError("wait timeout after 7000ms, keys: /group"), "waited 7 s"),
+        (
+            dist.DistBackendError(
+                "NCCL error in: NCCLUtils.cpp:91, remote process exited or there was a network error"
+            ),
+            "lost its connection to another process",
+        ),
     ],
 )
 def test_what_torch_says_of_the_network_becomes_an_outage(said, told):
     with pytest.raises(OutageError, match=f"rank 1 of 2, on .*{told}") as error, start._outages(1, 2, 7):
-        raise RuntimeError(said)
+        raise said if isinstance(said, RuntimeError) else RuntimeError(said)
     assert error.value.told is False  # every rank says it
-    for size, other in ((1, said), (2, "mat1 and mat2 shapes cannot be multiplied")):
-        with pytest.raises(RuntimeError, match=re.escape(other)), start._outages(0, size, 7):
-            raise RuntimeError(other)
+    with pytest.raises(RuntimeError, match=re.escape(str(said))), start._outages(0, 1, 7):
+        raise RuntimeError(str(said))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        RuntimeError(
+            "[enforce fail at gloo/transport/tcp/pair.cc:464] op.preamble.length <= op.nbytes. 40000 vs 4. Received "
+            "data size doesn't match expected size. Is there a distributed collective mismatch in your code?"
+        ),
+        RuntimeError("Tensors must be CPU and dense: ProcessGroupGloo::allreduce"),
+        dist.DistBackendError("NCCL error in: NCCLUtils.cpp:91, invalid usage (run with NCCL_DEBUG=WARN for details)"),
+        dist.DistBackendError("NCCL error in: NCCLUtils.cpp:91, unhandled cuda error (run with NCCL_DEBUG=INFO)"),
+    ],
+)
+def test_what_is_no_outage_stays_what_it_is(error):
+    with pytest.raises(type(error), match=re.escape(str(error))), start._outages(0, 2, 7):
+        raise error
 
 
 def launched(alone, **environment):

@@ -27,8 +27,14 @@ T = TypeVar("T")
 _START = (
     "start several processes with torchrun, which sets all of these; for one process alone unset RANK and WORLD_SIZE"
 )
-_NETWORK = re.compile(r"gloo|NCCL|TCPStore|Connection (closed|reset|refused)|Application timeout caused pair closure")
-"""In what torch says of connections that fail, mostly as a plain RuntimeError."""
+_NETWORK = re.compile(
+    r"Connection (closed|reset|refused|timed out)|(Socket|Remote peer) (unexpectedly )?closed|Broken pipe"
+    r"|No route to host|(Network|Host) is (unreachable|down)|network error|connectFullMesh failed"
+    r"|(gloo|NCCL|TCPStore|Connect|Read|Socket|pair\.cc|buffer\.cc).*([Tt]imed out|[Tt]imeout)"
+    r"|Application timeout caused pair closure"
+)
+"""In what torch says of connections that fail, mostly as a plain RuntimeError. A mismatch of collectives, a wrong use
+and an error of a GPU have other texts, and come from gloo and NCCL too."""
 
 
 class ProcessSettings(Settings):
@@ -86,17 +92,17 @@ class Processes:
         """What rank 0 gets by doing something, on all ranks (a collective).
 
         Raises:
-            UserError: on all ranks, where rank 0 raised one.
+            ReportedError: on all ranks, where rank 0 raised one: the same.
         """
-        found: tuple[T | None, str] = (None, "")
+        found: tuple[T | None, ReportedError | None] = (None, None)
         if self.is_main_process:
             try:
-                found = (action(), "")
-            except UserError as error:
-                found = (None, str(error))
+                found = (action(), None)
+            except ReportedError as error:
+                found = (None, error)
         value, problem = self.broadcast_object(found)
-        if problem:
-            raise UserError(problem)
+        if problem is not None:
+            raise problem
         return cast(T, value)
 
     def all_gather_object(self, value: T) -> list[T]:
@@ -186,7 +192,9 @@ def _outages(rank: int, size: int, timeout_s: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if size == 1 or not (isinstance(error, dist.DistError) or _NETWORK.search(str(error))):
+        if size == 1 or not (
+            isinstance(error, dist.DistNetworkError | dist.DistStoreError) or _NETWORK.search(str(error))
+        ):
             raise
         outage = OutageError(_outage(str(error), rank, size, timeout_s))
         outage.told = False
