@@ -10,9 +10,15 @@ from torchrec_xd.errors import UserError
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 """Of a location that is no path; pathlib takes one of its two slashes away."""
 _SECRETS = (
-    (re.compile(r"(:/+)[^/@?\s]+:(?!\d+/)[^@?\s]*@"), r"\1***@"),  # s3://KEY:SECRET@bucket, not hdfs://host:8020/a@b
+    # s3://KEY:SECRET@bucket, abfss://:KEY@account; not hdfs://host:8020/a@b, while object stores have no port
+    (re.compile(r"((?:s3\w?|gc?s|abfss?|az|adl):/+)[^/@?\s]*:[^@?\s]*@", re.I), r"\1***@"),
+    (re.compile(r"(:/+)[^/@?\s]*:(?!\d+/)[^@?\s]*@"), r"\1***@"),
     (
-        re.compile(r"([?&][\w.-]*(?:secret|token|passw|credential|signature|_key|sig|sas)[\w.-]*=)[^&\s'\"]+", re.I),
+        re.compile(
+            r"([?&][\w.-]*(?:secret|token|passw|credential|signature|_key|key(?==)|(?<![a-z])(?:sig|sas)(?![a-z]))"
+            r"[\w.-]*=)[^&\s'\"]+",
+            re.I,
+        ),
         r"\1***",
     ),
 )

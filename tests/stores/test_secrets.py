@@ -18,6 +18,10 @@ LOCATIONS = [
     f"s3://bucket/data?secret_key={CANARY}&region=eu-west-1",
     f"s3://bucket/data?region=eu-west-1&session_token={CANARY}",
     f"abfs://account:{CANARY}@host/container/data",
+    f"s3://AKIA:7/{CANARY}@bucket/data",
+    f"abfss://:{CANARY}==@account.dfs.core.windows.net/container/data",
+    f"abfss://account.blob.core.windows.net/data?AccountKey={CANARY}",
+    f"https://host/data?apikey={CANARY}",
     f"https://host/data?X-Amz-Signature={CANARY}",
     f"https://account.blob.core.windows.net/data?sv=2024&sig={CANARY}",
 ]
@@ -27,6 +31,8 @@ PLAIN = [
     "abfs://container@account.dfs.core.windows.net/data",
     "hdfs://host:8020/user@site/data",
     "hdfs://user@host:8020/data",
+    "https://host:8443/data@2024",
+    "https://host/data?design_version=3&bucket=sassafras&keyspace=a",
     "data/a:b@c",
 ]
 
