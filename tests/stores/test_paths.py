@@ -1,9 +1,11 @@
 """Every path of the product works on an object store, or is refused by name before anything is made."""
 
 import contextlib
+import errno
 import typing
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -14,7 +16,7 @@ from tests.support.label_logs import run as run_label
 from tests.support.patient_runs import config_of
 from torchrec_xd.cli.app import app
 from torchrec_xd.config import load_run
-from torchrec_xd.data.predictions import PredictionWriter
+from torchrec_xd.data.predictions import PredictionColumns, PredictionWriter, check_output
 from torchrec_xd.errors import OutageError, UserError
 from torchrec_xd.export.api import export
 from torchrec_xd.given_paths import local_path
@@ -207,6 +209,63 @@ class TestScoring:
         out = store.at("a.parquet").replace(store.bucket, "nosuch")
         with pytest.raises(UserError, match="there is no such bucket"):
             score(run, feed / "post/test.parquet", out, "post")
+
+    @pytest.mark.parametrize("name", ["", "scores/"])
+    def test_what_names_no_object(self, name, store):
+        with pytest.raises(UserError, match=r"--out s3://.*: names no object; write s3://BUCKET/PATH\.parquet"):
+            check_output(store.at(name))
+
+    def test_a_store_that_may_not_be_written(self, store, monkeypatch):
+        check_output(store.at("scores/a.parquet"))
+        assert store.names() == []
+
+        class Denying:
+            def get_file_info(self, path):
+                return store.files().get_file_info(path)
+
+            def open_output_stream(self, path):
+                raise OSError(f"AWS Error ACCESS_DENIED for {path}")
+
+        there = f"{store.bucket}/scores/a.parquet"
+        monkeypatch.setattr("torchrec_xd.data.predictions.filesystem_of", lambda _: (Denying(), there))
+        with pytest.raises(UserError, match=r"--out s3://.*: cannot be written: .*ACCESS_DENIED"):
+            check_output(store.at("scores/a.parquet"))
+
+    @pytest.mark.parametrize("outage", [False, True])
+    def test_what_cannot_be_copied_is_kept(self, outage, store, tmp_path, monkeypatch):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        monkeypatch.setattr("torchrec_xd.data.predictions.Patience", lambda: _once)
+        columns = PredictionColumns("user", ("click",))
+        table = columns.table(np.array([7]), np.array([[0.5]], dtype=np.float32))
+        where = store.at("a.parquet") if outage else store.at("a.parquet").replace(store.bucket, "nosuch")
+
+        def write():
+            with PredictionWriter(where, columns) as writer:
+                writer.write(table)
+                if outage:
+                    store.proxy.refuse()
+
+        with pytest.raises(OutageError if outage else UserError) as error:
+            write()
+        (kept,) = (path for path in tmp_path.rglob("*") if path.is_file())
+        assert f"the predictions are kept in {kept}: copy them from there" in str(error.value)
+        assert pq.read_table(kept).equals(table)
+
+    @pytest.mark.parametrize("far", [False, True])
+    def test_a_disk_that_is_full_at_the_end(self, far, store, tmp_path, monkeypatch):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+        close = pq.ParquetWriter.close
+
+        def full(written):
+            close(written)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        writer = PredictionWriter(store.at("a.parquet") if far else tmp_path / "a.parquet", PredictionColumns("u", ()))
+        monkeypatch.setattr(pq.ParquetWriter, "close", full)
+        with pytest.raises(OSError, match="No space left"), writer:
+            pass
+        assert not list(tmp_path.iterdir())
 
     def test_an_outage_before_the_work(self, run, feed, store, monkeypatch):
         monkeypatch.setattr("torchrec_xd.data.predictions.Patience", lambda: _once)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torchrec_xd.data.files import ParquetFiles
 from torchrec_xd.data.locations import filesystem_of
 from torchrec_xd.data.outages import Patience
 from torchrec_xd.data.strings import user_numbers
-from torchrec_xd.errors import UserError
+from torchrec_xd.errors import OutageError, UserError
 from torchrec_xd.given_paths import masked
 from torchrec_xd.writable import check_output_file
 
@@ -143,7 +144,7 @@ class KeptColumns:
 
 
 def check_output(output: str | Path) -> None:
-    """Check that predictions can be written to a file, local or on an object store.
+    """Check that predictions can be written to a file, local or on an object store, where an empty object is written.
 
     Raises:
         UserError: they cannot, as far as one can tell.
@@ -153,16 +154,27 @@ def check_output(output: str | Path) -> None:
         check_output_file(output, "--out")
         return
 
-    def found() -> fs.FileType:
+    shown = f"--out {masked(str(output))}"
+    key = str(output).partition("?")[0].partition("://")[2].partition("/")[2]
+    if not key or key.endswith("/"):
+        raise UserError(f"{shown}: names no object; write s3://BUCKET/PATH.parquet")
+
+    def tried() -> fs.FileType:
         filesystem, path = filesystem_of(str(output))
-        return filesystem.get_file_info(path.partition("/")[0]).type
+        kind = filesystem.get_file_info(path.partition("/")[0]).type
+        if kind != fs.FileType.NotFound:
+            trial = f"{path}.partial"  # what lies at the path stays until it is replaced
+            filesystem.open_output_stream(trial).close()
+            with contextlib.suppress(OSError):  # some roles may write and not delete
+                filesystem.delete_file(trial)
+        return kind
 
     try:
-        kind = Patience()(found, masked(str(output)))
+        kind = Patience()(tried, masked(str(output)))
     except OSError as error:
-        raise UserError(f"--out {output}: cannot be written: {error}") from None
+        raise UserError(f"{shown}: cannot be written: {error}; correct path, credentials or permissions") from None
     if kind == fs.FileType.NotFound:
-        raise UserError(f"--out {output}: there is no such bucket; make it, or name another one")
+        raise UserError(f"{shown}: there is no such bucket; make it, or name another one")
 
 
 def scratch_folder(output: str | Path) -> Path | None:
@@ -175,16 +187,28 @@ def _on_store(output: str | Path) -> bool:
     return str(output).startswith(("s3://", "gs://", "gcs://", "abfs://", "abfss://"))
 
 
-def _upload(file: Path, location: str) -> None:
+def _move_to_store(file: Path, location: str) -> None:
+    """Where this fails, the file stays, and the message names it."""
+
     def copied() -> None:
         filesystem, path = filesystem_of(location)
         fs.copy_files(str(file), path, fs.LocalFileSystem(), filesystem)
 
-    Patience()(copied, location)
+    kept = f"the predictions are kept in {file}: copy them from there"
+    try:
+        Patience()(copied, masked(location))
+    except OutageError as error:
+        raise OutageError(f"{error}\n{kept}") from error
+    except (UserError, OSError) as error:
+        raise UserError(f"--out {masked(location)}: cannot be written: {error}\n{kept}") from error
+    file.unlink()
 
 
 class PredictionWriter:
     """Enter it and write batch by batch; the file appears when the block is left without an error.
+
+    What cannot be copied to an object store is kept in the temporary folder, and the error names it: an `OutageError`
+    where the store does not answer, else a `UserError`.
 
     Args:
         output: the file to write, one on an object store by way of a temporary folder; replaced if it exists.
@@ -203,15 +227,15 @@ class PredictionWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        self._writer.close()
         try:
-            if kind is None and self._store is None:
+            self._writer.close()
+            if kind is None:
                 self._partial.replace(self._path)
-            elif kind is None and self._store is not None:
-                _upload(self._partial, self._store)
+                if self._store is not None:
+                    _move_to_store(self._path, self._store)
         finally:
             self._partial.unlink(missing_ok=True)
-            if self._store is not None:
+            if self._store is not None and not self._path.exists():
                 self._path.parent.rmdir()
 
     def write(self, table: PredictionTable) -> int:
