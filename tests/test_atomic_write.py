@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from torchrec_xd.atomic_write import write_json, write_text
-from torchrec_xd.errors import UserError
+from torchrec_xd.errors import OutageError, UserError
 
 
 def test_the_folder_is_made_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -30,3 +31,13 @@ def test_a_failed_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UserError, match=r"cannot be written: .*No space left"):
         write_json(path, {"a": 2})
     assert path.read_bytes() == b'{\n  "a": 1\n}\n'
+
+
+@pytest.mark.parametrize("number", [errno.ETIMEDOUT, errno.ESTALE, errno.EIO, errno.EHOSTDOWN, errno.EHOSTUNREACH])
+def test_a_disk_that_does_not_answer_is_an_outage(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(self: Path, to: Path) -> None:
+        raise OSError(number, "the disk does not answer")
+
+    monkeypatch.setattr(Path, "replace", gone)
+    with pytest.raises(OutageError, match=r"outage: .*file\.json cannot be written: .*the disk does not answer"):
+        write_json(tmp_path / "file.json", {})

@@ -1,5 +1,6 @@
 """Checkpoints of real sharded models on real gloo ranks."""
 
+import errno
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from tests.support.feeds import schema_at, write_feed
 from tests.support.kinds import with_kinds, write_kinds
@@ -27,7 +29,7 @@ from torchrec_xd.data.loader import Loader, LoaderSettings
 from torchrec_xd.data.shards import ShardSpec
 from torchrec_xd.distributed.optimizers import DenseOptimizerSettings, OptimizerSettings
 from torchrec_xd.embeddings import EmbeddingSettings
-from torchrec_xd.errors import UserError
+from torchrec_xd.errors import OutageError, UserError
 from torchrec_xd.models.mkt import TRANSFER, FinetuneSettings, PretrainSettings, build_finetune, build_pretrain
 from torchrec_xd.models.transfer import SourceRun
 from torchrec_xd.schema import Schema
@@ -253,6 +255,18 @@ def read_only(folder):
         folder.chmod(0o755)
 
 
+@contextmanager
+def gone_disk():
+    """The server of the disk is gone while files are written."""
+
+    def stale(*_):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileSystemWriter, "write_data", stale)
+        yield
+
+
 def cannot_write(rank: int, content: dict, folder: str) -> None:
     schema, processes = Schema.model_validate(content), processes_of(rank)
     model, optimizers = model_of(schema, 0, processes)
@@ -270,6 +284,11 @@ def cannot_write(rank: int, content: dict, folder: str) -> None:
             checkpoints.save(model, optimizers, LoaderState(0, 2), 2, None)
         processes.barrier()  # both have left the hindrance behind
         assert checkpoints.last().name == "step_000000001"
+    with (
+        gone_disk() if rank == 1 else nullcontext(),
+        pytest.raises(OutageError, match=r"outage: .*step 2 .*Stale file"),
+    ):
+        checkpoints.save(model, optimizers, LoaderState(0, 2), 2, None)
     other, its = model_of(schema, 1, processes)
     assert checkpoints.resume(other, its).step == 1
     assert all(torch.equal(value, saved[name]) for name, value in local(other.state_dict()).items())

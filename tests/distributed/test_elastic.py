@@ -47,12 +47,12 @@ elastic.run.main, elastic.STUCK_SECONDS = waits, 1.0
 sys.exit(elastic.main([]))
 """
 
-# Looks after a second whether torchrun is stuck.
+# Takes torchrun for stuck after three seconds.
 SOON = """
 import sys
 from torchrec_xd.distributed import elastic
 
-elastic.STUCK_SECONDS = 1.0
+elastic.STUCK_SECONDS = 3.0
 sys.exit(elastic.main(sys.argv[1:]))
 """
 # Asked to stop, rank 0 takes its time and the others none. Rank 2 dies, when first started.
@@ -69,7 +69,7 @@ if rank == "2":
 while not asked:
     time.sleep(0.05)
 if rank == "0":
-    time.sleep(4)
+    time.sleep(7)
     (folder / "saved").touch()
 sys.exit(75)
 """

@@ -20,6 +20,7 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
+from torchrec_xd.atomic_write import disk_is_gone
 from torchrec_xd.batch import LoaderState
 from torchrec_xd.checkpoint.generators import generator_states, held_states, restore_generators
 from torchrec_xd.checkpoint.reading import Reader, causes, load
@@ -29,7 +30,7 @@ from torchrec_xd.checkpoint.scores import Scores
 from torchrec_xd.distributed.lookups import forget_cached_rows
 from torchrec_xd.distributed.process_group import Processes
 from torchrec_xd.distributed.sharding import local_pieces
-from torchrec_xd.errors import UserError
+from torchrec_xd.errors import OutageError, UserError
 from torchrec_xd.private_names import checkpoint_files
 from torchrec_xd.settings import Settings
 
@@ -76,6 +77,7 @@ class Checkpoints:
         Raises:
             UserError: on all ranks, if one could not write, or holds weights that are not finite; the checkpoints that
                 are there stay.
+            OutageError: on all ranks, if the disk of one did not answer.
         """
         final, partial = (self.directory / f"{kind}_{step:09d}" for kind in ("step", "partial"))
         rank = self.processes.rank
@@ -107,7 +109,7 @@ class Checkpoints:
         """Note in the checkpoint of `step` what validation says of it, and of all so far (a collective).
 
         Raises:
-            UserError: as `save`.
+            UserError, OutageError: as `save`.
         """
 
         def note() -> None:
@@ -120,17 +122,24 @@ class Checkpoints:
 
     def _together(self, action: Callable[[], object], step: int) -> None:
         """Do it; if it fails on some rank, fail on all."""
-        problem = ""
+        problem, gone = "", False
         try:
             action()
         except CheckpointException as error:
-            problem = causes(error)
+            problem, gone = causes(error), any(disk_is_gone(cause) for cause, _ in error.failures.values())
         except OSError as error:
-            problem = str(error).strip() or repr(error)
-        problems = [found for found in self.processes.all_gather_object(problem) if found]
+            problem, gone = str(error).strip() or repr(error), disk_is_gone(error)
+        problems = [found for found in self.processes.all_gather_object((problem, gone)) if found[0]]
         if problems:
+            failed = f"the checkpoint of step {step} could not be written to {self.directory}:"
+            for told, is_outage in problems:
+                if is_outage:
+                    raise OutageError(
+                        f"outage: {failed} {told}\n"
+                        "those that are there are untouched: go on with --resume when the disk answers"
+                    )
             raise UserError(
-                f"the checkpoint of step {step} could not be written to {self.directory}: {problems[0]}\n"
+                f"{failed} {problems[0][0]}\n"
                 "those that are there are untouched: make room, or make the folder writable, and go on with --resume"
             )
 
