@@ -52,6 +52,11 @@ def test_a_source_without_a_test_split_names_the_remedy(place):
     assert check_cells(every, every) == []
 
 
+def test_trackers_that_cannot_be_used_are_refused(place, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert "MLFLOW_TRACKING_URI does not say where MLflow is" in refused(place, {"set": ["trackers=[mlflow]"]})
+
+
 def test_rows_that_let_nothing_be_learnt(place):
     seconds = pa.array(1_700_000_000 + np.arange(400))
     rewrite(place, "train", lambda table: table.set_column(table.column_names.index("words"), "words", seconds))

@@ -197,6 +197,23 @@ def test_a_run_that_goes_on_from_before_what_was_sent_is_another_one(tmp_path, c
     assert in_wandb(run)[1] == of_trackers(lines(run))  # each of its folders has all lines
 
 
+def test_a_later_checkpoint_that_is_damaged_makes_no_step_certain(tmp_path, client, monkeypatch):
+    """The run has passed over it, and may have to go back before it once more."""
+    run, config = tmp_path / "run", config_of(tmp_path, "mlflow", checkpoint={"keep": 3})
+    with monkeypatch.context() as patched:
+        crash_at(patched, 2, 1)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(config, run)
+    (run / "checkpoints" / "step_000000014" / "position.json").write_text("")
+    begun = id_in(run, "mlflow")
+    with monkeypatch.context() as patched:
+        crash_at(patched, 1, 6)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(config, run, resume=True)
+    assert id_in(run, "mlflow") != begun
+    assert max(step for step, *_ in in_mlflow(client, run)) == 7
+
+
 def test_a_server_that_dies_in_the_middle_gets_the_rest_when_it_is_back(tmp_path, monkeypatch, client, server):
     run, config = tmp_path / "run", config_of(tmp_path, "mlflow")
 
@@ -283,7 +300,7 @@ def test_other_ranks_follow_for_nobody(tmp_path, monkeypatch):
         RunLog(tmp_path, rank=1) as log,
         tracking.Trackers(config_of(tmp_path, "mlflow"), RunFolder(tmp_path), log) as t,
     ):
-        t.start(lambda: 0)
+        t.start(lambda: (0, True))
 
 
 @given(st.text())
@@ -295,6 +312,41 @@ def test_names_stay_what_they_were():
     assert trackers.name_of("auc/click@post") == "auc/click/post"
     assert trackers.name_of("a.b-c_d: é") == "a.b-c_d: é"
     assert trackers.name_of("50%/../x") == "50_/_/x"
+
+
+@pytest.mark.parametrize("score", [0.7, None])  # None: a score that is not finite
+def test_a_validation_is_sent_once_its_checkpoint_notes_it(tmp_path, monkeypatch, score):
+    """Before that, a run that is killed validates again."""
+    sent = []
+
+    class Tracker:
+        def __init__(self, folder):
+            pass
+
+        def open(self, run):
+            return "one", 0
+
+        def describe(self, settings):
+            pass
+
+        def send(self, lines, total):
+            sent.extend(lines)
+
+        def finish(self, *_):
+            pass
+
+    monkeypatch.setattr(tracking, "TRACKERS", {"mlflow": Tracker})
+    of_run = [{"step": 7, "loss": 0.5}, {"step": 7, "valid": score}, {"step": 8, "loss": 0.4}]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in of_run))
+    saved = (7, False)
+    follower = tracking.Follower("mlflow", RunFolder(tmp_path), {}, print)
+    follower.start(lambda: saved)
+    time.sleep(0.3)
+    assert [line.values for line in sent] == [{"loss": 0.5}]
+    saved = (7, True)
+    follower.end("FAILED")
+    follower.wait(time.monotonic() + 5)
+    assert [line.step for line in sent] == [7, 7]
 
 
 # Both ranks have the same error; the tracker needs longer than rank 1 to leave.

@@ -57,6 +57,8 @@ class Checkpoints:
 
     def __init__(self, directory: Path, settings: CheckpointSettings, processes: Processes, schema: str) -> None:
         self.directory, self.settings, self.processes, self.schema = directory, settings, processes, schema
+        self.certain: tuple[int, bool] = (0, True)
+        """Step of the checkpoint that this run resumed from or wrote last, and whether it notes its validation."""
 
     def save(
         self,
@@ -104,6 +106,7 @@ class Checkpoints:
         sums = {name: value for part in parts for name, value in part.items()}
         saved = Saved(step, position, self.processes.size, self.schema, score, sums, epoch_steps, scores, validated)
         self._together(finish, step)
+        self.certain = step, validated
 
     def score(self, step: int, score: float | None, scores: Scores) -> None:
         """Note in the checkpoint of `step` what validation says of it, and of all so far (a collective).
@@ -119,6 +122,7 @@ class Checkpoints:
                 self._prune(step)
 
         self._together(note, step)
+        self.certain = step, True
 
     def _together(self, action: Callable[[], object], step: int) -> None:
         """Do it; if it fails on some rank, fail on all."""
@@ -170,6 +174,7 @@ class Checkpoints:
             generators = held_states(self.processes, entries, saved.step, say)
         restore(model, optimizers, folder, generators)
         restore_generators(self.processes, generators, saved.step)
+        self.certain = saved.step, saved.validated
         return saved
 
     def hand_over(
@@ -278,10 +283,6 @@ class Checkpoints:
     def last(self) -> Path | None:
         """The latest checkpoint."""
         return next(iter(self._in_order("last")), None)
-
-    def last_step(self) -> int:
-        """The step of the latest checkpoint; 0 where there is none."""
-        return max(map(step_of, self._ours("step")), default=0)
 
     def best(self) -> Path | None:
         """The checkpoint with the best score; the latest one where none has a score."""

@@ -18,6 +18,7 @@ from torchrec_xd.study.scores import open_test_rows
 from torchrec_xd.training.building import build, continues
 from torchrec_xd.training.checks import check_data
 from torchrec_xd.training.split_evaluation import has_rows
+from torchrec_xd.training.trackers import refuse_unusable
 
 
 def check_cells(every: Sequence[Cell], left: Iterable[Cell]) -> list[str]:
@@ -75,6 +76,7 @@ def check_run(name: str, config: RunConfig, parents: Sequence[RunConfig], task: 
     extra = Evaluation(schema, config.metrics, auxiliary).extra
     splits = dict.fromkeys(("train", *(("valid",) if has_rows(schema, "valid") else ()), config.evaluate_on))
     try:
+        refuse_unusable(config.trackers)
         refuse_shared_files(schema)
         loaders = {
             split: _open(config, split, () if split == "train" != config.evaluate_on else extra) for split in splits

@@ -36,6 +36,8 @@ class Line(NamedTuple):
     """Its numbers."""
     read: int
     """When it was read, in ms since 1970: metrics.jsonl has no clock."""
+    of_validation: bool = False
+    """Whether it is that of the validation after the step."""
 
 
 class Tracker(Protocol):

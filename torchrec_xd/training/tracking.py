@@ -16,7 +16,7 @@ from typing import Any
 from torchrec_xd.atomic_write import write_json
 from torchrec_xd.config import RunConfig, TrackerName
 from torchrec_xd.errors import InterruptedRunError
-from torchrec_xd.log import RunLog
+from torchrec_xd.log import VALID, RunLog
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.training.trackers import END_SECONDS, TRACKERS, Line, Status, Tracker, name_of
 
@@ -29,8 +29,8 @@ RETRY_SECONDS = 20.0
 class Trackers:
     """The trackers of a run, each in a thread of its own. Enter it around everything that the run does.
 
-    The threads read metrics.jsonl. A line is sent when a checkpoint holds its step, so that no run that is resumed has
-    to take one back: trackers cannot. What a killed process has not sent, the resumed run sends.
+    The threads read metrics.jsonl. A line is sent when a checkpoint holds its step, or notes its validation, so that no
+    resumed run has to take one back: trackers cannot. What a killed process has not sent, the resumed run sends.
 
     Args:
         config: names the trackers; other ranks than 0 follow for none.
@@ -42,11 +42,11 @@ class Trackers:
         names = config.trackers if log.rank == 0 else ()
         self._followers = [Follower(name, folder, config.by_key(), log.say) for name in names]
 
-    def start(self, saved: Callable[[], int]) -> None:
+    def start(self, saved: Callable[[], tuple[int, bool]]) -> None:
         """Begin to look at the folder; metrics.jsonl grows only from now on.
 
         Args:
-            saved: step of the last checkpoint; is called by the threads.
+            saved: step of the last checkpoint, and whether its validation is noted; is called by the threads.
         """
         for follower in self._followers:
             follower.start(saved)
@@ -84,7 +84,7 @@ class Follower:
         self._folder = folder
         self._settings = settings
         self._say = say
-        self._saved: Callable[[], int] = lambda: 0
+        self._saved: Callable[[], tuple[int, bool]] = lambda: (0, True)
         self._tracker: Tracker | None = None
         self._opened = False
         self._known = folder.tracker(name)
@@ -99,7 +99,7 @@ class Follower:
         self._abandoned = False
         self._thread = threading.Thread(target=self._follow, name=f"tracker {name}", daemon=True)
 
-    def start(self, saved: Callable[[], int]) -> None:
+    def start(self, saved: Callable[[], tuple[int, bool]]) -> None:
         """Begin to follow."""
         self._saved = saved
         self._thread.start()
@@ -147,8 +147,9 @@ class Follower:
         self._read_on()
         if not self._opened:
             self._open(self._tracker)
-        certain = inf if self._status == "FINISHED" else self._saved()
-        count = next((place for place, line in enumerate(self._lines) if line.step > certain), len(self._lines))
+        certain = (inf, True) if self._status == "FINISHED" else self._saved()
+        places = (place for place, line in enumerate(self._lines) if (line.step, line.of_validation) > certain)
+        count = next(places, len(self._lines))
         if count:
             self._tracker.send(self._lines[:count], self._sent + count)
             self._sent += count
@@ -177,13 +178,13 @@ class Follower:
         for line in map(json.loads, whole.splitlines()):
             step = line.pop("step")
             numbers = {name_of(key): value for key, value in line.items() if isinstance(value, int | float)}
-            self._lines.append(Line(step, numbers, now))
+            self._lines.append(Line(step, numbers, now, VALID in line))
 
     def _finish(self) -> None:
         assert self._tracker is not None
         assert self._status is not None
         metrics = final_metrics(self._folder) if self._status == "FINISHED" else {}
-        self._tracker.finish(self._status, metrics, self._saved(), self._folder.reports())
+        self._tracker.finish(self._status, metrics, self._saved()[0], self._folder.reports())
 
 
 def final_metrics(folder: RunFolder) -> dict[str, float]:

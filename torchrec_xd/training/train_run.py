@@ -115,7 +115,7 @@ def train(
             first = saved.step if saved else _begin(config, origin, model, optimizers, folder, processes, log)
             start = _loader_state(saved, loader, config, log) if saved else LoaderState(0, 0)
             log.truncate_after(first, validated=saved is None or saved.validated)
-            trackers.start(checkpoints.last_step)
+            trackers.start(lambda: checkpoints.certain)
             log.say(f"{directory}: {config.model.name} on {', '.join(schema.domains)}, {loader.rows:,} rows an epoch")
             training = Training(model, optimizers, config.trainer, processes)
             _tell(log, training, changed, doubts)
