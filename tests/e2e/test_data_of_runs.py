@@ -10,10 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.feeds import schema_at, write_feed
+from tests.support.patient_runs import config_of
 from tests.support.stops import train_until
-from torchrec_xd.config import RunConfig
 from torchrec_xd.errors import UserError
-from torchrec_xd.settings import validate
 from torchrec_xd.training.train_run import train
 
 
@@ -30,17 +29,7 @@ def feed(tmp_path):
 def config(feed):
     schema = copy.deepcopy(schema_at(feed))
     schema["domains"]["post"]["train"] = "post/train"
-    return validate(
-        RunConfig,
-        {
-            "schema": schema,
-            "model": {"name": "single", "widths": [4]},
-            "domains": ["post"],
-            "loader": {"batch_size": 64},
-            "trainer": {"epochs": 2, "threads": 1},
-        },
-        "test",
-    )
+    return config_of(schema, trainer={"epochs": 2, "threads": 1})
 
 
 def test_a_file_that_was_added_is_named_and_can_be_accepted(config, feed, tmp_path, monkeypatch):
