@@ -72,6 +72,12 @@ def test_a_delta_version_that_is_not_there(delta: Path) -> None:
         lake_files(str(delta), "delta", 7)
 
 
+def test_a_version_whose_files_were_vacuumed(delta: Path) -> None:
+    deltalake.DeltaTable(delta).vacuum(0, dry_run=False, enforce_retention_duration=False)
+    with pytest.raises(UserError, match=r"\.parquet of this version is not there any more .* choose a newer 'version'"):
+        lake_files(str(delta), "delta", 0)
+
+
 def test_no_delta_table(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read as a Delta Lake table"):
         lake_files(str(tmp_path), "delta")
@@ -180,7 +186,7 @@ def test_a_split_may_be_an_iceberg_table_at_a_snapshot(iceberg: Any) -> None:
 
 def test_an_iceberg_snapshot_that_is_not_there(iceberg: Any) -> None:
     known = iceberg.snapshots()[0].snapshot_id
-    with pytest.raises(UserError, match=rf"no snapshot 5; snapshots are: {known}"):
+    with pytest.raises(UserError, match=rf": the table has no snapshot 5; snapshots are: {known}"):
         lake_files(folder_of(iceberg), "iceberg", 5)
 
 

@@ -11,11 +11,13 @@ import pytest
 from tests.support.commands import main_of
 from tests.support.feeds import schema_at, write_feed
 from tests.support.patient_runs import config_of, lines
+from tests.support.raw_keys import raw_schema_at, write_raw
 from tests.support.small_models import weights
 from torchrec_xd.data import outages
 from torchrec_xd.data.files import ParquetFiles
 from torchrec_xd.data.outages import Patience, is_outage
 from torchrec_xd.errors import OutageError, UserError
+from torchrec_xd.training import train_run
 from torchrec_xd.training.split_evaluation import SplitEvaluation
 from torchrec_xd.training.train_run import train
 
@@ -130,6 +132,23 @@ def test_away_from_the_start(far, tmp_path, store):
     with pytest.raises(OutageError, match=f"outage: the store of s3://{store.bucket}/feed/post/train.parquet"):
         train(config(far, retry_s=0), tmp_path / "run")
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("before", ["with_vocabularies", "keep_vocabularies"])
+def test_away_before_vocabularies_and_encoders(store, tmp_path, before, monkeypatch):
+    """Counting keys, and copying encoders after that, wait as long as training."""
+    own = getattr(train_run, before)
+
+    def disturbed(*arguments, **named):
+        store.proxy.refuse()
+        return own(*arguments, **named)
+
+    write_raw(tmp_path / "feed", seed=0)
+    store.put(tmp_path / "feed", "feed")
+    schema = {**raw_schema_at(tmp_path / "feed"), "root": store.at("feed")}
+    monkeypatch.setattr(train_run, before, disturbed)
+    with pytest.raises(OutageError, match=rf"store of s3://{store.bucket}/feed/.* \(loader.retry_s\): "):
+        train(config(schema, retry_s=0), tmp_path / "run")
 
 
 def test_a_store_that_does_not_allow_it(store):

@@ -13,6 +13,7 @@ from tests.support.feeds import schema_at, write_feed
 from torchrec_xd.config import RunConfig
 from torchrec_xd.errors import UserError
 from torchrec_xd.settings import validate
+from torchrec_xd.training.checks import refuse_long_outages
 from torchrec_xd.training.inference import evaluate
 from torchrec_xd.training.train_run import train
 
@@ -176,3 +177,39 @@ def test_without_statistics_nothing_is_doubted_before_training(place):
     path = place / "feed" / "post" / "train.parquet"
     pq.write_table(pq.read_table(path), path, write_statistics=False)
     assert warned(place, config_of(place)) == []
+
+
+class TestOutagesThatLast:
+    """Several processes wait for each other less long than for a store."""
+
+    @pytest.mark.parametrize(
+        ("root", "location"),
+        [("s3://bucket/feed", "post"), ("/data", "s3://bucket/a.parquet"), ("/", "delta+s3://bucket/t?version=1")],
+    )
+    def test_are_refused(self, place, root, location):
+        config = at(place, root, location, retry_s=60, timeout_s=150)
+        with pytest.raises(UserError) as error:
+            refuse_long_outages(config, 3)
+        assert str(error.value) == (
+            f"domain 'post' reads {location} from a store, which is asked for 60 s (loader.retry_s), and its client "
+            "takes up to 100 s more; the other 2 processes wait only 150 s (trainer.timeout_s): raise it to 160, or "
+            "lower loader.retry_s"
+        )
+        refuse_long_outages(config, 1)
+        refuse_long_outages(at(place, root, location, retry_s=50, timeout_s=150), 3)
+
+    @pytest.mark.parametrize("location", ["post", "file:///data/post", "delta://table?version=1"])
+    def test_do_not_matter_to_local_rows(self, place, location):
+        refuse_long_outages(at(place, "/data", location, retry_s=60, timeout_s=60), 3)
+
+
+def at(place, root, location, retry_s, timeout_s) -> RunConfig:
+    domains = schema_at(place / "feed")["domains"]
+    domains = {**domains, "post": {**domains["post"], "train": location}}
+    loader = {"batch_size": 32, "retry_s": retry_s}
+    return config_of(
+        place,
+        schema={"root": root, "domains": domains},
+        loader=loader,
+        trainer={"timeout_s": timeout_s},
+    )

@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from torchrec_xd.data.filesystems import filesystem_of
 from torchrec_xd.data.limits import Limits, Range
-from torchrec_xd.data.locations import filesystem_of, find_files
+from torchrec_xd.data.locations import find_files
 from torchrec_xd.data.outages import Patience
 from torchrec_xd.data.shards import RowGroup
 from torchrec_xd.data.statistics import Statistics, united

@@ -50,8 +50,8 @@ class LoaderSettings(Settings):
     """Batches kept ready by a background thread."""
     retry_s: float = Field(default=DEFAULT_SECONDS, ge=0, le=86_400)
     """Seconds that an object store that does not answer is asked again, before the run ends with exit code 75, which
-    schedulers retry. Less than `trainer.timeout_s`, as others wait for the process that asks. May change on
-    resume."""
+    schedulers retry. With several processes at least 100 s less than `trainer.timeout_s`, as the others wait for the
+    one that asks. May change on resume."""
 
     @property
     def patience(self) -> Patience:

@@ -22,9 +22,10 @@ _OUTAGE = re.compile(
     r"|HTTP status (429|5\d\d)"
     r"|google::cloud::Status\((UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|INTERNAL)"
     r"|Azure Error: \[\w*\] (429|5\d\d|Fail to get a new connection|Error while sending request)"
+    r"|after [1-9]\d* retries, max_retries"
 )
-"""What PyArrow's file systems say of a store that refuses, is silent, is overloaded or fails. There is no code for it:
-all of their errors are an OSError with a text."""
+"""What PyArrow's file systems say of a store that refuses, is silent, is overloaded or fails, and last what deltalake
+says of a store that it has asked often. There is no code for it: all of their errors are an OSError with a text."""
 
 
 @dataclass(frozen=True)

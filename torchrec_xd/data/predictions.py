@@ -18,7 +18,7 @@ from pyarrow import fs
 
 from torchrec_xd.data.column_types import holds_strings
 from torchrec_xd.data.files import ParquetFiles
-from torchrec_xd.data.locations import filesystem_of
+from torchrec_xd.data.filesystems import filesystem_of
 from torchrec_xd.data.outages import Patience
 from torchrec_xd.data.strings import user_numbers
 from torchrec_xd.errors import OutageError, UserError

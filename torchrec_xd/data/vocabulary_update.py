@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from torchrec_xd.data.arrow import Decoder
 from torchrec_xd.data.column_types import holds_strings, is_list, is_string
 from torchrec_xd.data.files import ParquetFiles
+from torchrec_xd.data.outages import Patience
 from torchrec_xd.data.rows import Integers
 from torchrec_xd.data.weights import as_lists
 from torchrec_xd.errors import UserError
@@ -103,7 +104,11 @@ def new_rows(before: pa.Table | None, after: pa.Table) -> tuple[Integers, pa.Arr
 # ---- what rows hold --------------------------------------------------------------------------------------------------
 
 
-def seen_keys(schema: Schema, tables: Sequence[str]) -> dict[str, pa.Table]:
+def seen_keys(
+    schema: Schema,
+    tables: Sequence[str],
+    patience: Patience = Patience(),  # noqa: B008 - frozen
+) -> dict[str, pa.Table]:
     """Every key of some tables in the training rows, with how often the columns hold it.
 
     Row groups are read one after the other; memory is bounded by the distinct keys.
@@ -111,6 +116,7 @@ def seen_keys(schema: Schema, tables: Sequence[str]) -> dict[str, pa.Table]:
     Raises:
         UserError: files are missing or damaged, columns are of a wrong type, or a table's keys are integers here and
             texts there.
+        OutageError: the store does not answer.
     """
     parts: Mapping[str, list[pa.Table]] = defaultdict(list)
     for name in schema.domains:
@@ -118,7 +124,7 @@ def seen_keys(schema: Schema, tables: Sequence[str]) -> dict[str, pa.Table]:
         if not columns:
             continue
         decoder = Decoder(schema, name, labels=True, extra=(), mapped=False)
-        files = ParquetFiles(schema.domains[name].paths("train"), schema.root, decoder.check)
+        files = ParquetFiles(schema.domains[name].paths("train"), schema.root, decoder.check, patience=patience)
         read = files.reader([column for _, column in columns])
         for group in files.row_groups:
             content = read(group)

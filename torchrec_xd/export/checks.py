@@ -18,6 +18,7 @@ from torchrec_xd.checkpoint import CheckpointChoice
 from torchrec_xd.config import RunConfig
 from torchrec_xd.data.arrow import Decoder, Origin
 from torchrec_xd.data.files import ParquetFiles
+from torchrec_xd.data.outages import Patience
 from torchrec_xd.data.rows import Rows
 from torchrec_xd.errors import UserError
 from torchrec_xd.evaluation.metrics import binary_metrics
@@ -46,7 +47,7 @@ class Checked:
         """The first rows of a split, again from the start where there are too few."""
         schema = config.schema_in_use.only((domain,))
         decoder = Decoder(schema, domain, labels=False, extra=())
-        read = _tables(schema, domain, split, decoder, decoder.columns)
+        read = _tables(schema, domain, split, decoder, config.loader.patience)
         taken: list[pa.Table] = []
         while (count := sum(table.num_rows for table in taken)) < SIZES[-1]:
             table = next(read, None)
@@ -138,7 +139,7 @@ def auc_change(exact: Scorer, narrow: Scorer, config: RunConfig, schema: Schema,
     (domain,) = schema.domains
     decoder = Decoder(schema, domain, labels=True, extra=())
     parts: list[tuple[Rows, dict[str, np.ndarray], dict[str, np.ndarray]]] = []
-    for table in _tables(config.schema_in_use, domain, split, decoder, decoder.columns):
+    for table in _tables(config.schema_in_use, domain, split, decoder, config.loader.patience):
         rows = decoded(table, decoder)
         parts.append((rows, exact.score(rows), narrow.score(rows)))
     label_BT = np.concatenate([rows.label_BT for rows, _, _ in parts])
@@ -161,12 +162,10 @@ def auc_change(exact: Scorer, narrow: Scorer, config: RunConfig, schema: Schema,
     return AucChange(change, split)
 
 
-def _tables(
-    schema: Schema, domain: str, split: Split, decoder: Decoder, columns: tuple[str, ...]
-) -> Iterator[pa.Table]:
+def _tables(schema: Schema, domain: str, split: Split, decoder: Decoder, patience: Patience) -> Iterator[pa.Table]:
     """The rows of a split, some thousand at a time."""
-    files = ParquetFiles(schema.domains[domain].paths(split), schema.root, decoder.check)
-    read = files.reader(columns)
+    files = ParquetFiles(schema.domains[domain].paths(split), schema.root, decoder.check, patience=patience)
+    read = files.reader(decoder.columns)
     for group in files.row_groups:
         table = read(group)
         yield from (table.slice(start, _CHUNK) for start in range(0, table.num_rows, _CHUNK))

@@ -10,7 +10,7 @@ from typing import Literal
 from pyarrow import fs
 from pydantic import Field, ValidationError
 
-from torchrec_xd.data.locations import filesystem_of, join
+from torchrec_xd.data.filesystems import filesystem_of, join
 from torchrec_xd.data.outages import Patience
 from torchrec_xd.errors import UserError
 from torchrec_xd.settings import Settings
@@ -93,14 +93,15 @@ def load_encoders(folder: Path) -> Encoders:
     return found
 
 
-def copy_encoders(data: str, to: Path) -> None:
+def copy_encoders(data: str, to: Path, patience: Patience) -> None:
     """Copy the encoders of a prepared data set, where it has some, so that a run can encode raw rows by itself.
 
     Args:
         data: folder of the data set, local or on an object store.
         to: folder of the copy, which replaces an older one.
+        patience: with the store.
     """
-    location, patience = join(data, FOLDER), Patience()
+    location = join(data, FOLDER)
     filesystem, source = patience(lambda: filesystem_of(location), location)
     if patience(lambda: filesystem.get_file_info(f"{source}/{NAME}").type, location) != fs.FileType.File:
         return

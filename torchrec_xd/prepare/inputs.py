@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlglot
 
+from torchrec_xd.data.filesystems import join
 from torchrec_xd.data.lake import lake_files
-from torchrec_xd.data.locations import find_files, join
+from torchrec_xd.data.locations import find_files
 from torchrec_xd.errors import UserError
 from torchrec_xd.given_paths import local_path
 from torchrec_xd.prepare.atomic import SEPARATOR, atomic_columns, atomic_options, atomic_select

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import get_args
 
 import numpy as np
 
 from torchrec_xd.config import RunConfig
 from torchrec_xd.data.limits import Range
 from torchrec_xd.data.loader import Loader
+from torchrec_xd.data.locations import on_store
 from torchrec_xd.data.normalisation import normalised
 from torchrec_xd.errors import UserError
 from torchrec_xd.feature import Feature
@@ -25,8 +27,31 @@ refused. Measured (docs/data_format.md): noise of scale 1 next to what can be le
 FEW_STEPS = 50
 """Fewer steps than that barely move a net. Measured on a planted world: MKT's second stage reached an AUC of .733 with
 30 steps, and .744 with four times as many from the same rows."""
+CLIENT_S = 100
+"""Seconds that a store's own client takes for one try, at most: PyArrow's of S3, where nothing comes."""
 WEIGHTS = 10_000.0
 """Largest weight over smallest from which on a few rows decide everything."""
+
+
+def refuse_long_outages(config: RunConfig, ranks: int) -> None:
+    """Refuse to ask a store for longer than the processes of a run wait for each other.
+
+    Raises:
+        UserError: several processes read from a store, and an outage would end the run as if a process hung.
+    """
+    schema, needed = config.schema_in_use, config.loader.retry_s + CLIENT_S
+    if ranks == 1 or config.trainer.timeout_s >= needed:
+        return
+    for name, domain in schema.domains.items():
+        for split in get_args(Split):
+            for location in domain.paths(split):
+                if on_store(location, schema.root):
+                    raise UserError(
+                        f"domain '{name}' reads {location} from a store, which is asked for "
+                        f"{config.loader.retry_s:g} s (loader.retry_s), and its client takes up to {CLIENT_S} s more; "
+                        f"the other {ranks - 1} processes wait only {config.trainer.timeout_s} s (trainer.timeout_s): "
+                        f"raise it to {math.ceil(needed)}, or lower loader.retry_s"
+                    )
 
 
 def check_data(config: RunConfig, loaders: Mapping[Split, Loader]) -> list[str]:

@@ -31,7 +31,7 @@ from torchrec_xd.run_folder import NEW_VOCABULARIES, RunFolder
 from torchrec_xd.run_lock import LOCK, run_lock
 from torchrec_xd.schema import Split
 from torchrec_xd.training.building import build, plan_sharding, shard_by, source_config, source_run
-from torchrec_xd.training.checks import check_data
+from torchrec_xd.training.checks import check_data, refuse_long_outages
 from torchrec_xd.training.compilation import refuse_missing_compiler
 from torchrec_xd.training.inference import checkpoints_of, choose_checkpoint
 from torchrec_xd.training.origins import Origin, check_continuation, load_source_weights, origin_of
@@ -81,7 +81,7 @@ def train(
         resume = processes.any(resume)  # a node may see late what another one wrote into a shared folder
         if restartable and (done := processes.on_main(lambda: _finished(config, folder))):
             return done
-        refuse_shared_files(config.schema_in_use, config.loader.patience)
+        _check_locations(config, processes)
         config = with_vocabularies(config, folder, processes, begun=resume)
         schema = config.schema_in_use
         if config.trainer.compile:
@@ -229,6 +229,11 @@ def _continuing(config: RunConfig, folder: RunFolder, resume: bool, given: str |
     return config if given is None else config.model_copy(update={"continue_from": Path(given)})
 
 
+def _check_locations(config: RunConfig, processes: Processes) -> None:
+    refuse_long_outages(config, processes.size)
+    refuse_shared_files(config.schema_in_use, config.loader.patience)
+
+
 def _check_folder(config: RunConfig, folder: RunFolder, resume: bool) -> None:
     refuse_unusable(config.trackers)
     if resume and not folder.exists():
@@ -324,7 +329,7 @@ def _begin_folder(
     if source is not None:
         write_text(folder.source, source.dump())
     keep_vocabularies(folder)
-    copy_encoders(config.schema_in_use.root, folder.encoders)
+    copy_encoders(config.schema_in_use.root, folder.encoders, config.loader.patience)
     save_stamps(folder.data, stamps)
     save_kinds(folder.id_kinds, id_kinds)
     plan.plan.save(folder.plan)

@@ -93,7 +93,7 @@ def _make(config: RunConfig, place: Path) -> None:
     schema, before, taken = config.schema_in_use, _Known.of(config.continue_from), _taken(config)
     now = before.now + 1 if config.day is None else (config.day - type(config.day)(1970, 1, 1)).days
     living = schema.living_tables()
-    seen = seen_keys(schema, [table for table in living if table not in taken.tables])
+    seen = seen_keys(schema, [table for table in living if table not in taken.tables], config.loader.patience)
     tables = {}
     for table, settings in living.items():
         least = max(feature.rows or 0 for feature in schema.features if feature.table_name == table)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from torchrec_xd.data.contents import Contents
-from torchrec_xd.data.locations import filesystem_of, find_files, join
+from torchrec_xd.data.filesystems import filesystem_of, join
+from torchrec_xd.data.locations import find_files
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema
 

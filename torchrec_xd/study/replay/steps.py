@@ -14,7 +14,7 @@ from typing import Any
 
 from torchrec_xd.atomic_write import write_json
 from torchrec_xd.config import RunConfig, load_config
-from torchrec_xd.data.locations import join
+from torchrec_xd.data.filesystems import join
 from torchrec_xd.data.vocabularies import read_vocabularies
 from torchrec_xd.models import find_model
 from torchrec_xd.run_folder import RunFolder
