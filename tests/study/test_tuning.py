@@ -9,6 +9,7 @@ import pytest
 from tests.study.conftest import STUDY, write_study
 from torchrec_xd.errors import UserError
 from torchrec_xd.study.cells import cells
+from torchrec_xd.study.comparison import run_study
 from torchrec_xd.study.design import load_study, load_tuned, select
 from torchrec_xd.study.tuning import tune
 
@@ -93,6 +94,20 @@ def test_settings_found_on_other_data_may_be_used(tuned, lab, part):
     assert {data for data, _, _ in configs} == {"feed", "elsewhere"}
     with pytest.raises(UserError, match=r"data\.feed\.tuned_on: data set 'fed' is not known; known are: feed"):
         load_study(write_study(lab.parent, {"data": {"feed": {"task": "click@post", "tuned_on": "fed"}}}, "other"))
+
+
+def test_a_comparison_is_repeated_from_its_results(tuned, lab, part, tmp_path):
+    """With the settings of other data under the name of both."""
+    found, path = load_tuned(tuned[0] / "tuned.json"), tmp_path / "results.json"
+    elsewhere = part.data["feed"].model_copy(update={"tuned_on": "feed"})
+    study = part.model_copy(update={"data": {"elsewhere": elsewhere}})
+    assert run_study(study, lab, tmp_path, tuned=found) == {}
+    again = load_tuned(path)
+    assert (again.trials, again.best) == (found.trials, {"feed": found.best["feed"], "elsewhere": found.best["feed"]})
+    assert cells(study, lab.parent, tmp_path, again) == cells(study, lab.parent, tmp_path, found)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tuned": None}))
+    with pytest.raises(UserError, match=r"results\.json: this comparison was of models as their configs are; leave"):
+        load_tuned(path)
 
 
 def test_data_that_take_the_settings_of_others_are_not_searched(tuned, lab, part, tmp_path):

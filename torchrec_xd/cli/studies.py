@@ -35,7 +35,9 @@ def compare(
     models: SomeModels = None,
     jobs: Jobs = 1,
     assign: Assign = None,
-    tuned: Annotated[Path | None, typer.Option(help="tuned.json that `tune` wrote.")] = None,
+    tuned: Annotated[
+        Path | None, typer.Option(help="tuned.json that `tune` wrote, or results.json of a comparison.")
+    ] = None,
     reference: Annotated[
         str | None, typer.Option(help="Compare with this model, not with the study's reference: OUT/results-NAME.*")
     ] = None,

@@ -41,7 +41,7 @@ def compare(
         models: only these models, the reference, and what they start from. Default: all.
         seeds: number of seeds. Default: the study's.
         assign: `a.b=VALUE` on top of every config.
-        tuned: the tuned.json that `tune` wrote.
+        tuned: the tuned.json that `tune` wrote, or results.json of a comparison that took one.
         reference: compare with this model; the results are then called `results-REFERENCE`. Default: the study's.
         workers: runs that are trained at the same time.
 

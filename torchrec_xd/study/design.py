@@ -295,7 +295,7 @@ class Tuned(Settings):
     """Budget of every model on every data set."""
     best: dict[str, dict[str, Assignments]]
     """Data set to model to the assignments of its best trial."""
-    searches: dict[str, dict[str, tuple[Trial, ...]]]
+    searches: dict[str, dict[str, tuple[Trial, ...]]] = Field(default_factory=dict)
     """Data set to model to all trials."""
 
     def of(self, data: str, model: str) -> Assignments:
@@ -339,12 +339,20 @@ def load_ablation(path: Path) -> Study:
 
 
 def load_tuned(path: Path) -> Tuned:
-    """Read tuned.json.
+    """Read tuned.json, or the settings of a comparison from its results.json, to repeat it.
 
     Raises:
-        UserError: it was not written by `tune`.
+        UserError: it was not written by `tune` or `compare`, or that comparison took no tuned settings.
     """
-    return validate(Tuned, load_yaml(path), str(path))  # JSON is YAML
+    content = load_yaml(path)  # JSON is YAML
+    if "verdicts" not in content:
+        return validate(Tuned, content, str(path))
+    found = content.get("tuned")
+    if not found:
+        raise UserError(f"{path}: this comparison was of models as their configs are; leave --tuned out to repeat it")
+    places = {place: found["best"][data] for data, place in found["on"].items()}
+    best = {**places, **found["best"]}
+    return validate(Tuned, {"study": content["study"], "trials": found["trials"], "best": best}, str(path))
 
 
 def _content(path: Path, foreign: str, command: str) -> dict[str, Any]:
