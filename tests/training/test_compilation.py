@@ -28,6 +28,7 @@ from torchrec_xd.models import MODELS
 from torchrec_xd.models.transfer import SourceRun
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import validate
+from torchrec_xd.training import building
 from torchrec_xd.training.compilation import compile_net, refuse_missing_compiler
 from torchrec_xd.training.train_run import train
 
@@ -97,15 +98,17 @@ def test_training_is_the_same_and_compiled_once(name, feed, home):
     assert not counters["graph_break"]
 
 
-def test_what_the_compiler_makes_of_it_is_the_same(feed):
+def test_what_the_compiler_makes_of_it_is_the_same(feed, tmp_path, monkeypatch):
     """Of a small net: every kernel is a run of the C++ compiler, the first time on a machine."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # restored afterwards
     schema = feed.only(("post",)).without(("hist", "hour", "topic"))
     torch.manual_seed(0)
     plain = materialise(MODELS["single"].build(schema, settings_of("single", widths=[]), EMBEDDINGS, 0))
     compiled = copy.deepcopy(plain)
-    compile_net(compiled)
+    compile_net(compiled, tmp_path / "kernels")
     with config.patch(compile_threads=1):  # to start workers would take longer
         assert_equal_steps(compiled, plain, uneven(schema))
+    assert list((tmp_path / "kernels").rglob("*.so")), "kept for later runs"
 
 
 def test_evaluation_is_not_compiled(home):
@@ -184,17 +187,40 @@ def test_a_machine_that_cannot_compile_is_told_so(device, hidden, told, tmp_path
         "importlib.util.find_spec", lambda name: None if hidden == "triton" else sys.modules[__name__].__spec__
     )
     with pytest.raises(UserError, match=told):
-        refuse_missing_compiler(torch.device(device))
+        refuse_missing_compiler(True, torch.device(device))
+    refuse_missing_compiler("auto", torch.device(device))
+    refuse_missing_compiler(False, torch.device(device))
 
 
-def test_it_is_told_before_the_folder_is_made(feed, tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
+def single(feed, **trainer):
     content = {
         "schema": schema_at(feed.root),
         "model": {"name": "single", "widths": [4]},
         "domains": ["post"],
-        "trainer": {"threads": 1, "compile": True},
+        "trainer": {"threads": 1, **trainer},
     }
+    return validate(RunConfig, content, "test")
+
+
+def test_it_is_told_before_the_folder_is_made(feed, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"trainer\.compile: true needs a compiler \(no-such-compiler\) on PATH"):
-        train(validate(RunConfig, content, "test"), tmp_path / "run")
+        train(single(feed, compile=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_auto_trains_without_a_compiler_and_says_so(feed, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    found = train(single(feed, compile="auto"), tmp_path / "run")
+    assert found["eval"] == train(single(feed), tmp_path / "plain")["eval"]
+    said = "trainer.compile: auto: nothing is compiled, for want of a compiler (no-such-compiler) on PATH"
+    assert said in (tmp_path / "run" / "log.txt").read_text()
+    assert "trainer.compile" not in (tmp_path / "plain" / "log.txt").read_text()
+
+
+def test_auto_compiles_where_it_can(feed, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(building, "compile_net", lambda model, cache: compiled.append(cache))
+    train(single(feed, compile="auto", compile_cache=str(tmp_path / "kernels")), tmp_path / "run")
+    assert compiled == [tmp_path / "kernels"]
+    assert "trainer.compile" not in (tmp_path / "run" / "log.txt").read_text()

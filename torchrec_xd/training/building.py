@@ -17,7 +17,7 @@ from torchrec_xd.models.transfer import SourceRun
 from torchrec_xd.planner import Cluster, RunPlan, plan_run, this_machine
 from torchrec_xd.planner.inputs.gpus import installed_gpu
 from torchrec_xd.run_folder import RunFolder
-from torchrec_xd.training.compilation import compile_net
+from torchrec_xd.training.compilation import compile_net, not_compiled
 
 
 def source_config(config: RunConfig, folder: RunFolder | None = None) -> RunConfig | None:
@@ -126,8 +126,8 @@ def shard_by(plan: RunPlan, model: Model, config: RunConfig, processes: Processe
 
     From here on every rank draws numbers of its own (dropout), on CPU and GPU.
     """
-    if config.trainer.compile:
-        compile_net(model)
+    if config.trainer.compile and not not_compiled(config.trainer.compile, processes):
+        compile_net(model, config.trainer.compile_cache)
     sharded = shard(model, plan.sharding_plan, config.optimizer, processes, config.sharding.communication)
     seed_generators(config.seed, processes.rank)
     return sharded

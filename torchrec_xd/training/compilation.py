@@ -7,45 +7,65 @@ import os
 import shutil
 import sysconfig
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from torchrec_xd.distributed.process_group import Processes
 from torchrec_xd.embeddings import Lookups
 from torchrec_xd.errors import UserError
 from torchrec_xd.models.model import Model
 from torchrec_xd.private_names import compile_sizes_apart
 
+Compile = bool | Literal["auto"]
+"""`auto`: where there is all that it needs."""
 
-def refuse_missing_compiler(device: torch.device) -> None:
-    """Whether there is all that torch.compile needs on a device.
+
+def refuse_missing_compiler(compiles: Compile, device: torch.device) -> None:
+    """Whether there is all that torch.compile needs on a device, where it has to be.
 
     Raises:
         UserError: it cannot compile here.
     """
+    if compiles is True and (missing := _missing(device)):
+        raise UserError(
+            f"trainer.compile: true needs {missing} for {device.type}; install what is missing, or leave "
+            "trainer.compile out: false computes the same, in more kernels"
+        )
+
+
+def not_compiled(compiles: Compile, processes: Processes) -> str:
+    """Why `auto` does not compile, for the log; empty where it does, or is not set (a collective)."""
+    if compiles != "auto":
+        return ""
+    found = [missing for missing in processes.all_gather_object(_missing(processes.device)) if missing]
+    return f"trainer.compile: auto: nothing is compiled, for want of {found[0]}" if found else ""
+
+
+def _missing(device: torch.device) -> str:
+    """What torch.compile needs and is not there; empty where all is."""
     names = (os.environ.get("CXX", "g++"),) if device.type == "cpu" else (os.environ.get("CC", "gcc"), "clang")
     missing = [] if any(map(shutil.which, names)) else [f"a compiler ({' or '.join(names)}) on PATH"]
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         missing.append("Python's header files (Python.h)")
     if device.type != "cpu" and importlib.util.find_spec("triton") is None:
         missing.append("the package triton")
-    if missing:
-        raise UserError(
-            f"trainer.compile: true needs {' and '.join(missing)} for {device.type}; install what is missing, or leave "
-            "trainer.compile out: false computes the same, in more kernels"
-        )
+    return " and ".join(missing)
 
 
-def compile_net(model: Model, backend: str = "inductor") -> None:
+def compile_net(model: Model, cache: Path | None = None, backend: str = "inductor") -> None:
     """Have training run the net, and a teacher's, compiled; evaluation runs them as they are.
 
     Modules stay the same objects, so that names of weights do not change. Tables and the loss are not compiled.
 
     Args:
         model: its nets are compiled when they are first used in training.
+        cache: folder where kernels are kept for later runs. Default: torch's own.
         backend: of torch.compile.
     """
+    if cache is not None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache.absolute())
     torch.compiler.reset()  # what earlier runs of this process compiled counts against a limit
     compile_sizes_apart()
     nets = [model.net] if model.teacher is None else [model.net, model.teacher.net]

@@ -32,7 +32,7 @@ from torchrec_xd.run_lock import LOCK, run_lock
 from torchrec_xd.schema import Split
 from torchrec_xd.training.building import build, plan_sharding, shard_by, source_config, source_run
 from torchrec_xd.training.checks import check_data, refuse_long_outages
-from torchrec_xd.training.compilation import refuse_missing_compiler
+from torchrec_xd.training.compilation import not_compiled, refuse_missing_compiler
 from torchrec_xd.training.inference import checkpoints_of, choose_checkpoint
 from torchrec_xd.training.origins import Origin, check_continuation, load_source_weights, origin_of
 from torchrec_xd.training.split_evaluation import SplitEvaluation, has_rows
@@ -84,8 +84,7 @@ def train(
         _check_locations(config, processes)
         config = with_vocabularies(config, folder, processes, begun=resume)
         schema = config.schema_in_use
-        if config.trainer.compile:
-            refuse_missing_compiler(processes.device)
+        refuse_missing_compiler(config.trainer.compile, processes.device)
         loader = _training_loader(config, processes)
         valid = SplitEvaluation(config, "valid", processes) if has_rows(schema, "valid") else None
         final = SplitEvaluation(config, config.evaluate_on, processes)
@@ -174,7 +173,8 @@ def _begin(
 
 def _tell(log: RunLog, training: Training, changed: str, doubts: Sequence[str]) -> None:
     since = changed and f"the data have changed since the run began:\n{changed}"
-    for line in filter(None, [since, training.how, *(f"warning: {doubt}" for doubt in doubts)]):
+    eager = not_compiled(training.settings.compile, training.processes)
+    for line in filter(None, [since, training.how, eager, *(f"warning: {doubt}" for doubt in doubts)]):
         log.say(line)
 
 
@@ -257,15 +257,15 @@ def _check_config(config: RunConfig, folder: RunFolder) -> None:
             f"--resume: trainer.epochs is {config.trainer.epochs}, and {folder.path} began with "
             f"{begun.trainer.epochs}: it may grow only"
         )
-    free = {name: getattr(config.trainer, name) for name in ("epochs", "timeout_s")}
+    free = {name: getattr(config.trainer, name) for name in ("epochs", "timeout_s", "compile_cache")}
     may_change = {name: getattr(config, name) for name in ("sharding", "init_from", "trackers")}
     may_change["trainer"] = begun.trainer.model_copy(update=free)
     may_change["loader"] = begun.loader.model_copy(update={"retry_s": config.loader.retry_s})
     if changes := config.changes_from(begun.model_copy(update=may_change)):
         raise UserError(
             f"--resume: the config is not the one that {folder.path} began with ({changes}). Only `sharding`, "
-            "`trackers`, `trainer.timeout_s` and `loader.retry_s` may change, and `trainer.epochs` may grow; "
-            f"resume with {folder.config}"
+            "`trackers`, `trainer.timeout_s`, `trainer.compile_cache` and `loader.retry_s` may change, and "
+            f"`trainer.epochs` may grow; resume with {folder.config}"
         )
     same_path = begun.init_from == config.init_from
     if not same_path and source_run(config) != source_run(begun, folder):

@@ -25,6 +25,7 @@ from torchrec_xd.distributed.process_group import Processes, ProcessSettings
 from torchrec_xd.errors import InterruptedRunError, UserError
 from torchrec_xd.log import VALID, RunLog
 from torchrec_xd.outputs import Output
+from torchrec_xd.settings import LocalPath
 
 if TYPE_CHECKING:
     from torchrec_xd.checkpoint import Checkpoints, Scores
@@ -52,11 +53,14 @@ class TrainerSettings(ProcessSettings):
     so."""
     pipeline: bool | None = None
     """Copy and distribute the next batches while one is computed; the numbers stay the same. Default: true on a GPU."""
-    compile: bool = False
+    compile: bool | Literal["auto"] = False
     """Whether training runs the dense net through torch.compile: some 25 % fewer kernels, the same results up to
-    rounding (dropout draws other numbers), for a first step of seconds to minutes. Meant for GPUs, where it was not
-    tried yet; on CPU it is no faster. Tables, the loss and evaluation are not compiled. Needs a C++ compiler on CPU,
-    Triton on GPUs."""
+    rounding (dropout draws other numbers), for a first step of a minute and more, or some 10 s where the kernels were
+    kept. Small batches gain most. Tables, the loss and evaluation are not compiled. Needs a C++ compiler on CPU, Triton
+    on GPUs, where it was not tried yet; auto: trains without where these are missing, and says so."""
+    compile_cache: LocalPath | None = None
+    """Folder where compiled kernels are kept for later runs, of one machine or of equal ones; whoever writes there
+    decides what they run. May change on resume. Default: torch's, in the system's temporary folder."""
 
 
 @dataclass(frozen=True)
