@@ -4,6 +4,7 @@ One job is left alone; all others must end with its bits.
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -103,11 +104,11 @@ def assert_ends_as_the_one_left_alone(cluster, jobs, number, run, restarts):
 def test_before_its_time_is_out_a_job_saves_and_is_requeued(cluster, jobs):
     number, checkpoints = jobs["limited"], cluster.folder / "limited" / "pretrain" / "checkpoints"
     until(lambda: "60 s to the time limit" in cluster.said(number), 120, lambda: cluster.said(number))
-    halted_at = max(checkpoints.glob("step_*")).name
     jobs["halted"].resume()
     cluster.start_again(number)
-    assert "a checkpoint was written; go on with --resume" in cluster.said(number)
-    assert max(checkpoints.glob("step_*")).name > halted_at
+    stopped = re.search(r"stopped after step (\d+) of \d+; a checkpoint was written; go on with", cluster.said(number))
+    assert stopped, cluster.said(number)
+    assert (checkpoints / f"step_{int(stopped[1]):09d}").exists()
     assert_ends_as_the_one_left_alone(cluster, jobs, number, "limited", restarts="1")
 
 
