@@ -19,8 +19,9 @@ exit-quickstart: .venv/.installed  ## the same tour for EXIT
 serve-quickstart: .venv/.installed  ## after quickstart: export MKT, serve it, compare its scores, measure
 	$(BIN)/python -m tools.serve_quickstart
 
+# One process more than cores: tests of clusters, networks and stores wait much of their time.
 test: lint  ## set up .venv, then run everything that CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 5 --dist loadfile
 
 lint: .venv/.installed  ## set up .venv, then ruff, mypy and hadolint
 	$(BIN)/ruff check .
