@@ -78,6 +78,32 @@ def test_a_version_whose_files_were_vacuumed(delta: Path) -> None:
         lake_files(str(delta), "delta", 0)
 
 
+def test_a_damaged_file_is_named(delta: Path) -> None:
+    (file,), _ = lake_files(str(delta), "delta", 2)
+    Path(file).write_bytes(b"junk")
+    with pytest.raises(UserError, match=rf"delta table: {Path(file).name} cannot be read as Parquet: "):
+        lake_files(str(delta), "delta", 2)
+
+
+def test_a_damaged_log_is_told_in_one_sentence(delta: Path) -> None:
+    (delta / "_delta_log" / f"{2:020d}.json").write_text("{junk")
+    with pytest.raises(UserError, match="cannot be read as a Delta Lake table: ") as error:
+        lake_files(str(delta), "delta")
+    assert "start_thread" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_number_of_a_snapshot_is_no_version_of_delta(delta: Path) -> None:
+    """deltalake would search for it without an end."""
+    with pytest.raises(UserError, match="3300011300959285583 is no version of a Delta Lake table"):
+        lake_files(str(delta), "delta", 3300011300959285583)
+
+
+def test_a_folder_with_a_question_mark(delta: Path) -> None:
+    folder = delta.rename(delta.with_name("a?b"))
+    assert rows_of(find_files([f"delta://{folder}?version=0"], "/")[1]) == [1, 2]
+
+
 def test_no_delta_table(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read as a Delta Lake table"):
         lake_files(str(tmp_path), "delta")

@@ -80,7 +80,7 @@ def test_a_comparison_takes_what_was_found(tuned, lab, part):
         assert cell.config.optimizer.dense.lr == float(values["optimizer.dense.lr"])
         assert cell.config.model.dropout == float(values["model.dropout"])
         assert cell.config.evaluate_on == "test"
-    with pytest.raises(UserError, match=r"tuned.json, feed: model 'bottom' is not known; known are: "):
+    with pytest.raises(UserError, match=r"tuned settings of feed: model 'bottom' is not known; known are: "):
         cells(load_study(lab), lab.parent, lab.parent / "tuned", found)
 
 

@@ -183,17 +183,20 @@ class TestOutagesThatLast:
     """Several processes wait for each other less long than for a store."""
 
     @pytest.mark.parametrize(
-        ("root", "location"),
-        [("s3://bucket/feed", "post"), ("/data", "s3://bucket/a.parquet"), ("/", "delta+s3://bucket/t?version=1")],
+        ("root", "location", "found"),
+        [
+            ("s3://bucket/feed", "/data/post", "s3://bucket/feed/."),
+            ("/data", "s3://bucket/a.parquet", "s3://bucket/a.parquet"),
+            ("/", "delta+s3://bucket/t?version=1", "delta+s3://bucket/t?version=1"),
+        ],
     )
-    def test_are_refused(self, place, root, location):
+    def test_are_refused(self, place, root, location, found):
         config = at(place, root, location, retry_s=60, timeout_s=150)
         with pytest.raises(UserError) as error:
             refuse_long_outages(config, 3)
         assert str(error.value) == (
-            f"domain 'post' reads {location} from a store, which is asked for 60 s (loader.retry_s), and its client "
-            "takes up to 100 s more; the other 2 processes wait only 150 s (trainer.timeout_s): raise it to 160, or "
-            "lower loader.retry_s"
+            f"{found} is in a store, which is asked for 60 s (loader.retry_s), and its client takes up to 100 s more; "
+            "the other 2 processes wait only 150 s (trainer.timeout_s): raise it to 160, or lower loader.retry_s"
         )
         refuse_long_outages(config, 1)
         refuse_long_outages(at(place, root, location, retry_s=50, timeout_s=150), 3)

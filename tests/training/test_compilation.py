@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import shutil
 import sys
 import sysconfig
@@ -109,6 +110,8 @@ def test_what_the_compiler_makes_of_it_is_the_same(feed, tmp_path, monkeypatch):
     with config.patch(compile_threads=1):  # to start workers would take longer
         assert_equal_steps(compiled, plain, uneven(schema))
     assert list((tmp_path / "kernels").rglob("*.so")), "kept for later runs"
+    compile_net(compiled)
+    assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") != str(tmp_path / "kernels"), "for this run alone"
 
 
 def test_evaluation_is_not_compiled(home):
@@ -187,9 +190,9 @@ def test_a_machine_that_cannot_compile_is_told_so(device, hidden, told, tmp_path
         "importlib.util.find_spec", lambda name: None if hidden == "triton" else sys.modules[__name__].__spec__
     )
     with pytest.raises(UserError, match=told):
-        refuse_missing_compiler(True, torch.device(device))
-    refuse_missing_compiler("auto", torch.device(device))
-    refuse_missing_compiler(False, torch.device(device))
+        refuse_missing_compiler(True, None, torch.device(device))
+    refuse_missing_compiler("auto", None, torch.device(device))
+    refuse_missing_compiler(False, None, torch.device(device))
 
 
 def single(feed, **trainer):
@@ -213,7 +216,7 @@ def test_auto_trains_without_a_compiler_and_says_so(feed, tmp_path, monkeypatch)
     monkeypatch.setenv("CXX", "no-such-compiler")
     found = train(single(feed, compile="auto"), tmp_path / "run")
     assert found["eval"] == train(single(feed), tmp_path / "plain")["eval"]
-    said = "trainer.compile: auto: nothing is compiled, for want of a compiler (no-such-compiler) on PATH"
+    said = "trainer.compile: auto: not compiled: a compiler (no-such-compiler) on PATH is missing"
     assert said in (tmp_path / "run" / "log.txt").read_text()
     assert "trainer.compile" not in (tmp_path / "plain" / "log.txt").read_text()
 
@@ -223,4 +226,8 @@ def test_auto_compiles_where_it_can(feed, tmp_path, monkeypatch):
     monkeypatch.setattr(building, "compile_net", lambda model, cache: compiled.append(cache))
     train(single(feed, compile="auto", compile_cache=str(tmp_path / "kernels")), tmp_path / "run")
     assert compiled == [tmp_path / "kernels"]
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"trainer\.compile_cache .*/file/kernels cannot be written"):
+        train(single(feed, compile="auto", compile_cache=str(tmp_path / "file" / "kernels")), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
     assert "trainer.compile" not in (tmp_path / "run" / "log.txt").read_text()

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -21,6 +22,10 @@ from torchrec_xd.given_paths import without_secrets
 LakeFormat = Literal["delta", "iceberg"]
 _OPTIONS = ("region", "scheme", "endpoint_override")
 """Of PyArrow's S3 file system: those that the readers of lake tables have as well."""
+_CLIENT = {"timeout": "30s", "max_retries": "3", "retry_timeout": "60s"}
+"""Of deltalake's client, which would try for three minutes by itself where a store is silent."""
+_LARGEST_VERSION = 2**53
+"""Of a Delta table; deltalake searches for a larger one without an end."""
 
 
 def lake_files(path: str, format: LakeFormat, version: int | None = None) -> tuple[list[str], int]:
@@ -63,7 +68,7 @@ def lake_location(location: str) -> tuple[str, LakeFormat, str] | None:
     format, plus, other = scheme.partition("+")
     if not separator or format not in ("delta", "iceberg"):
         return None
-    path, _, query = rest.partition("?")
+    path, _, query = rest.rpartition("?") if "?" in rest else (rest, "", "")
     return (f"{other}://{path}" if plus else path), cast(LakeFormat, format), query
 
 
@@ -73,17 +78,18 @@ def pinned_files(location: str, path: str, format: LakeFormat, query: str) -> li
     Raises:
         UserError: it names none, so that what is read would change from day to day; and what `lake_files` refuses.
     """
+    without_secrets(location)
     said = [part for part in query.split("&") if part]
     versions = [part.removeprefix("version=") for part in said if part.startswith("version=")]
     options = [part for part in said if not part.startswith("version=")]
     if (versions and not versions[-1].isdecimal()) or len(versions) > 1 or (options and "://" not in path):
         raise UserError(f"{location}: '?{query}' is no version; write {format}://PATH?version=NUMBER")
-    path = "?".join([path, "&".join(options)]) if options else path
+    path = ("&" if "?" in path else "?").join([path, "&".join(options)]) if options else path
     if versions:
         return lake_files(path, format, int(versions[0]))[0]
     newest = lake_files(path, format)[1]
     what = "version" if format == "delta" else "snapshot"
-    mark = "&" if options else "?"
+    mark = "&" if "?" in location else "?"
     raise UserError(
         f"{location}: a table changes, and runs are to be repeated: name its {what}, "
         f"'{location}{mark}version={newest}' for the newest"
@@ -138,8 +144,11 @@ class _Place:
         without_secrets(location)
         if "://" not in location or location.startswith("file:"):
             return _Place(location, location, "", {})
-        path, question, query = location.partition("?")
-        options = dict(parse_qsl(query, keep_blank_values=True))
+        path, question, query = re.sub("^s3[an]://", "s3://", location).partition("?")
+        pairs = parse_qsl(query, keep_blank_values=True)
+        options = dict(pairs)
+        if len(options) < len(pairs):
+            raise UserError(f"{location}: an option is given twice, by 'root' or here; give it once")
         known = _OPTIONS if path.startswith("s3") else ()
         for name in options:
             if name not in known:
@@ -153,7 +162,7 @@ class _Place:
     def endpoint(self) -> str:
         """Address of an S3 store of one's own; empty where it is Amazon's."""
         host = self.options.get("endpoint_override", "")
-        return host and f"{self.options.get('scheme', 'https')}://{host}"
+        return host if not host or "://" in host else f"{self.options.get('scheme', 'https')}://{host}"
 
     def file(self, location: str) -> str:
         """A file of the table as other locations are: PyArrow's schemes and options; local ones without `file:`."""
@@ -165,7 +174,8 @@ class _Place:
 
     def failed(self, what: str, error: Exception) -> Exception:
         """What to raise where a table cannot be read."""
-        text = " ".join(re.sub(r"\x1b\[\d*m|↳", " ", str(error)).split())
+        said = re.split(r"\n\s*0: |stack backtrace", str(error))[0]
+        text = " ".join(re.sub(r"\x1b\[\d*m|↳", " ", said).split())
         if isinstance(error, OSError) and is_outage(error):
             return ConnectionError(text)
         return UserError(f"{self.shown}: cannot be read as {what}: {text}")
@@ -181,11 +191,15 @@ def _delta(place: _Place, version: int | None) -> tuple[list[str], int]:
     except ImportError:
         raise _missing(place, "deltalake") from None
     path = place.shown
+    if version is not None and version > _LARGEST_VERSION:
+        raise UserError(f"{path}: {version} is no version of a Delta Lake table, whose versions are 0, 1, 2, …")
     settings = {"AWS_REGION": place.options.get("region", ""), "AWS_ENDPOINT_URL": place.endpoint}
     settings |= {"AWS_ALLOW_HTTP": "true"} if place.endpoint.startswith("http:") else {}
     try:
         table = deltalake.DeltaTable(
-            place.path, version=version, storage_options={name: value for name, value in settings.items() if value}
+            place.path,
+            version=version,
+            storage_options={**_CLIENT, **{name: value for name, value in settings.items() if value}},
         )
         removes = _has_deletion_vectors(table, deltalake.exceptions.DeltaError)
     except (deltalake.exceptions.DeltaError, OSError, ValueError) as error:
@@ -208,7 +222,8 @@ def _delta(place: _Place, version: int | None) -> tuple[list[str], int]:
             f"{path}: the table is partitioned by {listed}, and its Parquet files lack these columns; write it anew "
             "without partitions"
         )
-    files = [place.file(str(uri)) for uri in table.file_uris()]
+    uris = map(str, table.file_uris())
+    files = [place.file(unquote(uri) if "://" in place.path else uri) for uri in uris]
     _check_columns(path, files, [field.name for field in table.schema().fields])
     return files, int(table.version())
 
@@ -281,6 +296,10 @@ def _check_columns(path: str, files: list[str], columns: list[str]) -> None:
                 f"{path}: {name} of this version is not there any more (it was vacuumed, or its snapshot expired); "
                 "choose a newer 'version'"
             ) from None
+        except (OSError, pa.ArrowException) as error:
+            if isinstance(error, OSError) and is_outage(error):
+                raise
+            raise UserError(f"{path}: {name} cannot be read as Parquet: {error}") from error
         if set(names) != set(columns):
             odd = sorted(set(names) ^ set(columns))[0]
             side = "lacks the table's" if odd in columns else "has a former"

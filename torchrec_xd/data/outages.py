@@ -22,7 +22,7 @@ _OUTAGE = re.compile(
     r"|HTTP status (429|5\d\d)"
     r"|google::cloud::Status\((UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|INTERNAL)"
     r"|Azure Error: \[\w*\] (429|5\d\d|Fail to get a new connection|Error while sending request)"
-    r"|after [1-9]\d* retries, max_retries"
+    r"|after [1-9]\d* retries, max_retries(?![\s\S]*\b4(?!08|29)\d\d [A-Z])"
 )
 """What PyArrow's file systems say of a store that refuses, is silent, is overloaded or fails, and last what deltalake
 says of a store that it has asked often. There is no code for it: all of their errors are an OSError with a text."""

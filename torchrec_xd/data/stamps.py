@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from torchrec_xd.atomic_write import write_json
 from torchrec_xd.data.files import FileStamp, ParquetFiles
+from torchrec_xd.data.outages import Patience
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema, Split
 
@@ -18,15 +19,16 @@ DataStamps: TypeAlias = dict[Split, dict[str, tuple[FileStamp, ...]]]
 _STAMPS = TypeAdapter(DataStamps)
 
 
-def current_stamps(schema: Schema, splits: Iterable[Split]) -> DataStamps:
+def current_stamps(schema: Schema, splits: Iterable[Split], patience: Patience) -> DataStamps:
     """The files as they lie there now; their footers are read, and the columns of `stamped_columns`.
 
     Raises:
         UserError: files are missing or damaged.
+        OutageError: the store does not answer.
     """
     return {
         split: {
-            name: ParquetFiles(domain.paths(split), schema.root, lambda file, columns: None).stamps(
+            name: ParquetFiles(domain.paths(split), schema.root, lambda file, columns: None, patience=patience).stamps(
                 stamped_columns(schema, name)
             )
             for name, domain in schema.domains.items()

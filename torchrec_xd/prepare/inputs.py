@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +16,7 @@ import sqlglot
 from torchrec_xd.data.filesystems import join
 from torchrec_xd.data.lake import lake_files
 from torchrec_xd.data.locations import find_files
+from torchrec_xd.data.outages import Patience
 from torchrec_xd.errors import UserError
 from torchrec_xd.given_paths import local_path
 from torchrec_xd.prepare.atomic import SEPARATOR, atomic_columns, atomic_options, atomic_select
@@ -108,7 +110,8 @@ def _open(tables: Tables, file: RecipeFile, name: str, given: Input) -> list[str
             if not location.startswith("file:"):
                 local_path(join(file.recipe.root, location))
         if kind in ("delta", "iceberg"):
-            paths, _version = lake_files(join(file.recipe.root, locations[0]), kind, given.version)
+            place = join(file.recipe.root, locations[0])
+            paths, _version = Patience()(functools.partial(lake_files, place, kind, given.version), place)
             tables.read(name, "parquet", paths, {}, {})
             return paths
         paths = _files(kind, locations, file.recipe.root)

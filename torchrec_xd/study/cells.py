@@ -85,7 +85,8 @@ class Cell:
 
     def _check_data(self) -> None:
         before = read_stamps(RunFolder(self.folder).data)
-        if changes := data_changes(before, current_stamps(self.config.schema_in_use, before)):
+        now = current_stamps(self.config.schema_in_use, before, self.config.loader.patience)
+        if changes := data_changes(before, now):
             raise UserError(
                 f"{self.folder} was trained or measured on other data:\n{changes}\ndelete the folder to train it anew, "
                 "put the data back, or name another --out"

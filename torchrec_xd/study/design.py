@@ -304,8 +304,8 @@ class Tuned(Settings):
         Raises:
             UserError: this model was not tuned on these data: then the comparison would be unfair.
         """
-        known("tuned.json: data set", data, self.best)
-        known(f"tuned.json, {data}: model", model, self.best[data])
+        known("tuned settings: data set", data, self.best)
+        known(f"tuned settings of {data}: model", model, self.best[data])
         return self.best[data][model]
 
 
@@ -345,7 +345,7 @@ def load_tuned(path: Path) -> Tuned:
         UserError: it was not written by `tune` or `compare`, or that comparison took no tuned settings.
     """
     content = load_yaml(path)  # JSON is YAML
-    if "verdicts" not in content:
+    if not {"study", "verdicts"} <= set(content):
         return validate(Tuned, content, str(path))
     found = content.get("tuned")
     if not found:

@@ -12,6 +12,7 @@ from typing import get_args
 import numpy as np
 
 from torchrec_xd.config import RunConfig
+from torchrec_xd.data.filesystems import join
 from torchrec_xd.data.limits import Range
 from torchrec_xd.data.loader import Loader
 from torchrec_xd.data.locations import on_store
@@ -36,22 +37,25 @@ WEIGHTS = 10_000.0
 def refuse_long_outages(config: RunConfig, ranks: int) -> None:
     """Refuse to ask a store for longer than the processes of a run wait for each other.
 
+    Args:
+        config: of the run.
+        ranks: its processes; one alone waits for nobody.
+
     Raises:
-        UserError: several processes read from a store, and an outage would end the run as if a process hung.
+        UserError: rows or encoders lie in a store, and an outage would end the run as if a process hung.
     """
     schema, needed = config.schema_in_use, config.loader.retry_s + CLIENT_S
     if ranks == 1 or config.trainer.timeout_s >= needed:
         return
-    for name, domain in schema.domains.items():
-        for split in get_args(Split):
-            for location in domain.paths(split):
-                if on_store(location, schema.root):
-                    raise UserError(
-                        f"domain '{name}' reads {location} from a store, which is asked for "
-                        f"{config.loader.retry_s:g} s (loader.retry_s), and its client takes up to {CLIENT_S} s more; "
-                        f"the other {ranks - 1} processes wait only {config.trainer.timeout_s} s (trainer.timeout_s): "
-                        f"raise it to {math.ceil(needed)}, or lower loader.retry_s"
-                    )
+    rows = (path for domain in schema.domains.values() for split in get_args(Split) for path in domain.paths(split))
+    for location in (".", *rows):  # next to the root may be encoders
+        if on_store(location, schema.root):
+            raise UserError(
+                f"{join(schema.root, location)} is in a store, which is asked for {config.loader.retry_s:g} s "
+                f"(loader.retry_s), and its client takes up to {CLIENT_S} s more; the other {ranks - 1} processes wait "
+                f"only {config.trainer.timeout_s} s (trainer.timeout_s): raise it to {math.ceil(needed)}, or lower "
+                "loader.retry_s"
+            )
 
 
 def check_data(config: RunConfig, loaders: Mapping[Split, Loader]) -> list[str]:

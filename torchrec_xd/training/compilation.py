@@ -17,17 +17,28 @@ from torchrec_xd.embeddings import Lookups
 from torchrec_xd.errors import UserError
 from torchrec_xd.models.model import Model
 from torchrec_xd.private_names import compile_sizes_apart
+from torchrec_xd.writable import check_output_folder
 
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+_FOLDER = os.environ.get(_CACHE)
+"""Where torch keeps kernels, as the user started this process; None: in the temporary folder."""
 Compile = bool | Literal["auto"]
 """`auto`: where there is all that it needs."""
 
 
-def refuse_missing_compiler(compiles: Compile, device: torch.device) -> None:
-    """Whether there is all that torch.compile needs on a device, where it has to be.
+def refuse_missing_compiler(compiles: Compile, cache: Path | None, device: torch.device) -> None:
+    """Refuse to compile where that cannot be.
+
+    Args:
+        compiles: `trainer.compile`.
+        cache: `trainer.compile_cache`.
+        device: that trains.
 
     Raises:
-        UserError: it cannot compile here.
+        UserError: what torch.compile needs is missing, or the folder cannot be written.
     """
+    if compiles and cache is not None:
+        check_output_folder(cache, "trainer.compile_cache")
     if compiles is True and (missing := _missing(device)):
         raise UserError(
             f"trainer.compile: true needs {missing} for {device.type}; install what is missing, or leave "
@@ -40,7 +51,7 @@ def not_compiled(compiles: Compile, processes: Processes) -> str:
     if compiles != "auto":
         return ""
     found = [missing for missing in processes.all_gather_object(_missing(processes.device)) if missing]
-    return f"trainer.compile: auto: nothing is compiled, for want of {found[0]}" if found else ""
+    return f"trainer.compile: auto: not compiled: {found[0]} is missing" if found else ""
 
 
 def _missing(device: torch.device) -> str:
@@ -64,8 +75,9 @@ def compile_net(model: Model, cache: Path | None = None, backend: str = "inducto
         cache: folder where kernels are kept for later runs. Default: torch's own.
         backend: of torch.compile.
     """
-    if cache is not None:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache.absolute())
+    os.environ.pop(_CACHE, None)
+    if folder := _FOLDER if cache is None else str(cache.absolute()):
+        os.environ[_CACHE] = folder
     torch.compiler.reset()  # what earlier runs of this process compiled counts against a limit
     compile_sizes_apart()
     nets = [model.net] if model.teacher is None else [model.net, model.teacher.net]

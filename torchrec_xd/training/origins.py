@@ -84,7 +84,8 @@ def _weights_before(path: Path) -> int | None:
 def _changes_since(config: RunConfig, folder: RunFolder) -> str:
     """What has become of the files that a run was trained on; empty where they are not here any more."""
     try:
-        return data_changes(read_stamps(folder.data), current_stamps(config.schema_in_use, ["train"]))
+        now = current_stamps(config.schema_in_use, ["train"], config.loader.patience)
+        return data_changes(read_stamps(folder.data), now)
     except UserError as error:
         logger.info("the data of %s cannot be looked at: %s", folder.path, error)
         return ""

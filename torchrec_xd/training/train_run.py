@@ -84,7 +84,7 @@ def train(
         _check_locations(config, processes)
         config = with_vocabularies(config, folder, processes, begun=resume)
         schema = config.schema_in_use
-        refuse_missing_compiler(config.trainer.compile, processes.device)
+        refuse_missing_compiler(config.trainer.compile, config.trainer.compile_cache, processes.device)
         loader = _training_loader(config, processes)
         valid = SplitEvaluation(config, "valid", processes) if has_rows(schema, "valid") else None
         final = SplitEvaluation(config, config.evaluate_on, processes)
@@ -173,6 +173,7 @@ def _begin(
 
 def _tell(log: RunLog, training: Training, changed: str, doubts: Sequence[str]) -> None:
     since = changed and f"the data have changed since the run began:\n{changed}"
+    """Say how the run begins (a collective)."""
     eager = not_compiled(training.settings.compile, training.processes)
     for line in filter(None, [since, training.how, eager, *(f"warning: {doubt}" for doubt in doubts)]):
         log.say(line)

@@ -56,8 +56,9 @@ class TrainerSettings(ProcessSettings):
     compile: bool | Literal["auto"] = False
     """Whether training runs the dense net through torch.compile: some 25 % fewer kernels, the same results up to
     rounding (dropout draws other numbers), for a first step of a minute and more, or some 10 s where the kernels were
-    kept. Small batches gain most. Tables, the loss and evaluation are not compiled. Needs a C++ compiler on CPU, Triton
-    on GPUs, where it was not tried yet; auto: trains without where these are missing, and says so."""
+    kept. On CPU it pays with small batches (of some 256 rows) and not with large ones; on a GPU it was not tried yet.
+    Tables, the loss and evaluation are not compiled. Needs a C++ compiler on CPU, Triton on GPUs. auto: compiles where
+    these are there, else trains without and says so."""
     compile_cache: LocalPath | None = None
     """Folder where compiled kernels are kept for later runs, of one machine or of equal ones; whoever writes there
     decides what they run. May change on resume. Default: torch's, in the system's temporary folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -10,6 +11,7 @@ from typing import Any, get_args
 from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
 from torchrec_xd.data.lake import lake_files, lake_format
+from torchrec_xd.data.outages import Patience
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare import atomic
 from torchrec_xd.prepare.recipe import Format
@@ -51,7 +53,7 @@ def find(name: str, path: str, format: Format | None = None) -> Files:
     filesystem, root = _filesystem(path)
     lake = format if format in ("delta", "iceberg") else lake_format(Path(root)) if Path(root).is_dir() else None
     if lake is not None:
-        found, version = lake_files(path, lake)
+        found, version = Patience()(functools.partial(lake_files, path, lake), path)
         filesystem, _ = _filesystem(found[0])
         paths = [_filesystem(file)[1] for file in found]
         sizes = [int(filesystem.size(file) or 0) for file in paths]
