@@ -29,7 +29,7 @@ from torchrec_xd.models import MODELS
 from torchrec_xd.models.transfer import SourceRun
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import validate
-from torchrec_xd.training import building
+from torchrec_xd.training import building, compilation
 from torchrec_xd.training.compilation import compile_net, refuse_missing_compiler
 from torchrec_xd.training.train_run import train
 
@@ -102,6 +102,7 @@ def test_training_is_the_same_and_compiled_once(name, feed, home):
 def test_what_the_compiler_makes_of_it_is_the_same(feed, tmp_path, monkeypatch):
     """Of a small net: every kernel is a run of the C++ compiler, the first time on a machine."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # restored afterwards
+    monkeypatch.setattr(compilation, "_FOLDER", None)
     schema = feed.only(("post",)).without(("hist", "hour", "topic"))
     torch.manual_seed(0)
     plain = materialise(MODELS["single"].build(schema, settings_of("single", widths=[]), EMBEDDINGS, 0))
