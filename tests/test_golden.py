@@ -10,9 +10,11 @@ from tools.golden import CASES, differences, record
 from torchrec_xd.models import MODELS
 
 GOLDEN = json.loads((Path(__file__).parent / "support" / "golden.json").read_text(encoding="utf-8"))
-TOLERANCE = 1e-3
-"""Relative. Other CPUs add up in another order (AMX, AVX-512 or AVX2), which Adam's first steps make larger; an honest
-change of mathematics moves losses by more, and then `python -m tools.golden write tests/support/golden.json`."""
+LOSSES = {"rel": 1e-4}
+WEIGHTS = {"rel": 2e-3, "abs": 1e-2}
+"""Other CPUs add up in another order. Losses agree to 2e-5 on Xeon with AMX, EPYC with AVX-512 and on AVX2; an honest change
+of mathematics moves them by more, and then `python -m tools.golden write tests/support/golden.json`. A bias that starts at
+zero is less sure: where a gradient is nearly nothing, its sign decides which way Adam's first steps go."""
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +24,8 @@ def recorded(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CASES)
 def test_losses_and_weights_are_the_recorded_ones(recorded, name):
-    assert recorded[name]["losses"] == pytest.approx(GOLDEN[name]["losses"], rel=TOLERANCE)
-    assert recorded[name]["weights"] == pytest.approx(GOLDEN[name]["weights"], rel=TOLERANCE)
+    assert recorded[name]["losses"] == pytest.approx(GOLDEN[name]["losses"], **LOSSES)
+    assert recorded[name]["weights"] == pytest.approx(GOLDEN[name]["weights"], **WEIGHTS)
 
 
 def test_every_model_has_a_case():
