@@ -13,17 +13,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from torch.utils.tensorboard import SummaryWriter
 
 from torchrec_xd.atomic_write import write_text
 from torchrec_xd.errors import UserError
 from torchrec_xd.json_lines import read_json_lines
 from torchrec_xd.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +140,8 @@ class RunLog:
 
     def _tensorboard(self) -> SummaryWriter:
         if self._events is None:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - most ranks and commands write none
+
             assert self.directory is not None
             self._events = SummaryWriter(str(RunFolder(self.directory).tensorboard), purge_step=self._purge_step)
         return self._events

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import faulthandler
+import multiprocessing
+import os
 import pickle
+import sys
 import tempfile
 import time
 import traceback
@@ -15,6 +18,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+IMPORTED_ONCE = ["torchrec_xd.training.train_run"]
+"""Ranks are forked from a process that has imported this and nothing else, as importing takes seconds."""
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 60) -> list[Any]:
@@ -33,7 +39,14 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     """
     deadline = time.monotonic() + timeout
     with tempfile.TemporaryDirectory() as folder:
-        started = mp.spawn(_run_rank, (world_size, folder, timeout, (function, args)), world_size, join=False)
+        multiprocessing.set_forkserver_preload(IMPORTED_ONCE)
+        started = mp.start_processes(
+            _run_rank,
+            (world_size, folder, timeout, dict(os.environ), (function, args)),
+            world_size,
+            join=False,
+            start_method="forkserver",
+        )
         try:
             while not started.join(timeout=max(0.0, deadline - time.monotonic())):
                 if time.monotonic() >= deadline:
@@ -42,12 +55,24 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
             for process in started.processes:
                 process.kill()
                 process.join()
+            for rank in range(world_size):
+                written = Path(folder, f"{rank}.stderr")
+                sys.stderr.write(written.read_text(encoding="utf-8") if written.exists() else "")
         return [pickle.loads(_outcome(folder, rank).read_bytes()) for rank in range(world_size)]
 
 
 def _run_rank(
-    rank: int, world_size: int, folder: str, timeout: float, call: tuple[Callable[..., Any], tuple[Any, ...]]
+    rank: int,
+    world_size: int,
+    folder: str,
+    timeout: float,
+    environment: dict[str, str],
+    call: tuple[Callable[..., Any], tuple[Any, ...]],
 ) -> None:
+    os.environ.clear()  # those of the server that this process was forked from may be older
+    os.environ.update(environment)
+    with Path(folder, f"{rank}.stderr").open("w", encoding="utf-8") as ours:
+        os.dup2(ours.fileno(), 2)  # the server's own may have been another test's
     faulthandler.dump_traceback_later(0.9 * timeout)
     torch.set_num_threads(1)
     rendezvous = f"file://{folder}/rendezvous"

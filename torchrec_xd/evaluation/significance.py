@@ -16,8 +16,6 @@ from itertools import repeat
 from typing import Literal, TypeVar
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.special import stdtrit
 
 from torchrec_xd.errors import UserError
 from torchrec_xd.evaluation.row_quantities import (
@@ -225,6 +223,8 @@ def spreads_needed(seeds: int, comparisons: int, level: float = 0.05) -> float:
         comparisons: 1 or more.
         level: of significance.
     """
+    from scipy.special import stdtrit  # noqa: PLC0415 - takes long to import, and training does not need it
+
     return float(stdtrit(seeds - 1, 1 - level / comparisons / 2)) / math.sqrt(seeds)
 
 
@@ -242,6 +242,8 @@ def _auc(score: Array, label: Array, user: Array, weight: Array) -> Statistic:
     value_G, group = np.unique(score[positive], return_inverse=True)
     first_above, tied = (np.searchsorted(value_G, score[negative], side=side) for side in ("right", "left"))
     shape = (len(value_G), int(user.max()) + 1)
+
+    from scipy.sparse import csr_array  # noqa: PLC0415 - as above
 
     def summed(group: Array, own: Array) -> csr_array:
         return csr_array((weight[own], (group, user[own])), shape=shape)

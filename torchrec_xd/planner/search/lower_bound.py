@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linprog
-from scipy.sparse import csr_matrix
 
 from torchrec_xd.planner.search.candidates import Floats, Ints, RankState, TableGroup
 
@@ -92,10 +91,10 @@ class Candidates:
         used = [m for m in range(2) if self.memory_MN[m, allowed].any()]
         capacity = np.maximum(self.capacity_M[used], 1.0)
         group = self.group_N[allowed]
-        one_each = csr_matrix((np.ones(len(allowed)), (group, np.arange(len(allowed)))))
+        one_each = _one_each(group, len(self.start_G), len(allowed))
         for method in ("highs", "highs-ipm"):
             # Close to infeasibility the simplex method may end without a result; the interior point method does not.
-            solved = linprog(
+            solved = _minimize(
                 self.total_N[allowed] / scale,
                 A_ub=self.memory_MN[used][:, allowed] / capacity[:, None],
                 b_ub=self.capacity_M[used] / capacity,
@@ -124,14 +123,11 @@ class Candidates:
         oversized = ~np.logical_or.reduceat(fits, self.start_G)
         allowed = np.flatnonzero(fits | oversized[self.group_N])
         unit = float(max(self.capacity_M.max(), 1.0))
-        solved = linprog(
+        solved = _minimize(
             np.concatenate([np.zeros(len(allowed)), np.ones(2)]),
             A_ub=np.hstack([self.memory_MN[:, allowed] / unit, -np.eye(2)]),
             b_ub=self.capacity_M / unit,
-            A_eq=csr_matrix(
-                (np.ones(len(allowed)), (self.group_N[allowed], np.arange(len(allowed)))),
-                shape=(len(self.start_G), len(allowed) + 2),
-            ),
+            A_eq=_one_each(self.group_N[allowed], len(self.start_G), len(allowed) + 2),
             b_eq=np.ones(len(self.start_G)),
             method="highs",
         )
@@ -225,3 +221,16 @@ def _ranks_needed(
     np.add.at(per_candidate, candidates.run_of, weight)
     least = np.minimum.reduceat(np.where(allowed, per_candidate, np.inf), candidates.start_G)
     return float(least[~forced].sum())
+
+
+def _one_each(group_N: npt.NDArray[Any], groups: int, columns: int) -> Any:
+    """The sparse matrix `[groups, columns]` that adds up the choices of each group; further columns are empty."""
+    from scipy.sparse import csr_array  # noqa: PLC0415 - as below
+
+    return csr_array((np.ones(len(group_N)), (group_N, np.arange(len(group_N)))), shape=(groups, columns))
+
+
+def _minimize(costs: Floats, **constraints: Any) -> Any:
+    from scipy.optimize import linprog  # noqa: PLC0415 - takes .5 s to import, and most runs plan without it
+
+    return linprog(costs, **constraints)

@@ -11,6 +11,7 @@ Iterations are counted, not timed, so that every process finds the same plan.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ STARTS_KEPT = 3
 """Starts that are improved."""
 FEW_GROUPS = 32
 """Fewer groups than that get proportionally more effort."""
+ENOUGH_TRIES = 10
+"""Tries by chance for each way to place all groups: more of them would find nothing new."""
 RETRIES = 6
 """Attempts per start as long as no start has fitted."""
 
@@ -82,9 +85,10 @@ def search(groups: Sequence[TableGroup], cluster: Cluster, effort: int = 400) ->
         groups: what is placed.
         cluster: on its ranks.
         effort: consecutive non-improving iterations after which the search from one start ends. Small problems get
-            more: their iterations are cheap, and each choice has a large effect.
+            more, as their iterations are cheap and each choice has a large effect; the smallest have few choices.
     """
-    effort *= max(1, FEW_GROUPS // max(len(groups), 1))
+    choices = math.prod(len(group.candidates) * cluster.world_size for group in groups)
+    effort = min(effort * max(1, FEW_GROUPS // max(len(groups), 1)), ENOUGH_TRIES * choices)
     ranks = RankState(cluster)
     flat = Candidates(groups, ranks)
     bound = lower_bound(flat)
