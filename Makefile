@@ -21,7 +21,7 @@ serve-quickstart: .venv/.installed  ## after quickstart: export MKT, serve it, c
 
 # One process more than cores: tests of clusters, networks and stores wait much of their time.
 test: lint  ## set up .venv, then run everything that CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 5 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 5 --dist loadfile --durations 30
 
 lint: .venv/.installed  ## set up .venv, then ruff, mypy and hadolint
 	$(BIN)/ruff check .

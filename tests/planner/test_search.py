@@ -139,6 +139,16 @@ def test_constraints_are_kept(seed, pinned, rank):
     assert "data_parallel" not in {t.sharding_type for t in found.values()}
 
 
+def test_a_small_problem_is_searched_no_longer_than_it_has_choices(monkeypatch):
+    efforts = []
+    monkeypatch.setattr(LocalSearch, "run", lambda self, effort: efforts.append(effort) or self.assignment)
+    pinned = Constraint(tables=("t0", "t1"), sharding_types=("table_wise",), kernels=("fused",))
+    planned(whole_tables(128, 128, 128), cpus(2))
+    planned(random_tables(8, 0), gpus(4), constraints=(pinned,), effort=7)
+    assert set(efforts[:-3]) == {80}, "ten tries for each of two ranks of three tables of one layout"
+    assert set(efforts[-3:]) == {7 * 4}, "many choices: what few groups get"
+
+
 def test_equal_runs_find_equal_plans():
     tables, cluster = random_tables(30, 5), gpus(16)
     assert planned(tables, cluster).plan == planned(tables, cluster).plan
