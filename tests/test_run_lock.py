@@ -4,31 +4,18 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 
 import pytest
 
+from tests.support.held_folders import held
 from torchrec_xd.errors import UserError
 from torchrec_xd.run_lock import run_lock
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from torchrec_xd.run_lock import run_lock
-with run_lock(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(600)
-"""
 
 
 @pytest.fixture
 def holder(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "run"], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.wait()
+    with held(tmp_path / "run") as process:
+        yield process
 
 
 def test_a_second_job_is_refused_and_told_who_holds_the_folder(tmp_path, holder):

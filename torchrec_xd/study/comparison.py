@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrec_xd.log import RunLog
+from torchrec_xd.run_lock import run_lock
 from torchrec_xd.study.cells import Cell, cells, prepare_worlds
 from torchrec_xd.study.checks import check_cells
 from torchrec_xd.study.design import Study, Tuned, load_study, load_tuned, select
@@ -110,7 +111,7 @@ def run_study(
         InterruptedRunError: it was stopped; the same command goes on.
     """
     check_output_folder(out, "--out")
-    with RunLog(out / "logs") as log:
+    with run_lock(out, "--out"), RunLog(out / "logs") as log:
         prepare_worlds(study, log.say)
         every = cells(study, path.parent, out, tuned)
         outside = outside_scores(study, path.parent, every)

@@ -14,6 +14,7 @@ from torchrec_xd.atomic_write import write_text
 from torchrec_xd.errors import UserError
 from torchrec_xd.json_lines import drop_unfinished_line
 from torchrec_xd.log import RunLog
+from torchrec_xd.run_lock import run_lock
 from torchrec_xd.study.cells import prepare_worlds
 from torchrec_xd.study.checks import check_run
 from torchrec_xd.study.design import Study, Tuned
@@ -42,9 +43,8 @@ def tune(study: Study, path: Path, out: Path, trials: int, *, workers: int = 1) 
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     check_output_folder(out, "--out")
-    out.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
-    with RunLog(out / "logs") as log:
+    with run_lock(out, "--out"), RunLog(out / "logs") as log:
         prepare_worlds(study, log.say)
         searches = _searches(study, path.parent, out, log.say)
         _check_data(searches)
@@ -62,8 +62,8 @@ def tune(study: Study, path: Path, out: Path, trials: int, *, workers: int = 1) 
                 progress.update(_done(searches), job.name)
 
             work(take, finish, workers=workers, logs=out / "logs")
-    found = _tuned(study, path.stem, trials, searches)
-    write_text(out / "tuned.json", found.model_dump_json(indent=1) + "\n")
+        found = _tuned(study, path.stem, trials, searches)
+        write_text(out / "tuned.json", found.model_dump_json(indent=1) + "\n")
     return failed
 
 

@@ -12,6 +12,7 @@ from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.datasets import prepare_world
 from torchrec_xd.errors import UserError
 from torchrec_xd.log import RunLog
+from torchrec_xd.run_lock import LOCK, run_lock
 from torchrec_xd.schema import Schema
 from torchrec_xd.study.cells import WORLDS
 from torchrec_xd.study.checks import check_run
@@ -59,6 +60,11 @@ def replay(
     path, out = Path(path), Path(out)
     chosen = load_replay(path, seeds, tuple(assign))
     check_output_folder(out, "--out")
+    with run_lock(out, "--out"):
+        return _replay(chosen, path, out, workers)
+
+
+def _replay(chosen: Replay, path: Path, out: Path, workers: int) -> dict[str, str]:
     design = chosen.model_dump(mode="json", by_alias=True, exclude=_MAY_CHANGE)
     _refuse_another(out, {"replay": design})
     schema, slices = _data(chosen, path)
@@ -132,7 +138,7 @@ def _refuse_another(out: Path, identity: dict[str, Any]) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if out.is_dir() and (others := sorted(each.name for each in out.iterdir() if each.name != "logs")):
+        if others := sorted(each.name for each in out.iterdir() if each.name not in ("logs", LOCK)):
             raise UserError(f"--out {out} holds no replay but {others[0]}; name another folder") from None
         return
     except (OSError, ValueError) as error:
