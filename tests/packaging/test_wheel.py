@@ -20,6 +20,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 WORLD = ("--set", "target_rows=1000", "--set", "source_ratio=2", "--set", "valid_rows=100", "--set", "test_rows=200")
+FEWER_ROWS = {"range(8)": "range(4)", "12_000": "2_000", "3_000": "1_000"}
+"""Of the days of a tutorial."""
 SCRIPTS = {"torchx": "torchx.cli.main", "torchrun": "torch.distributed.run"}
 """Commands of dependencies, as pip would have installed them here."""
 
@@ -124,6 +126,30 @@ def test_from_raw_logs_to_scores_without_an_editor(installed):
     assert len(set(found)) > 10
     made = {path.name for path in installed.place.iterdir()} - before
     assert made <= {"shop.yaml", "data", "runs", "scores.parquet"}
+
+
+def test_day_after_day_as_it_is_written(installed):
+    """The tutorial's days of raw keys: trained, continued, exported, replayed; and its simulation."""
+    page = (ROOT / "docs" / "tutorials" / "day_after_day.md").read_text(encoding="utf-8")
+    script, schema, replay = (found[1] for found in re.finditer(r"^```\w+\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    assert all(word in script for word in FEWER_ROWS)
+    for word, fewer in FEWER_ROWS.items():
+        script = script.replace(word, fewer)
+    installed("python", "-c", script)
+    (installed.place / "schema.yaml").write_text(schema)
+    (installed.place / "replay.yaml").write_text(replay)
+    for stage in ("pretrain", "finetune"):
+        assert f"base/mkt_{stage}`" in page
+        installed("torchrec-xd", "config", "copy", f"base/mkt_{stage}")
+    commands = map(shlex.split, re.findall(r"^    (torchrec-xd .*)", page.replace("\\\n", " "), re.MULTILINE))
+    shown = {words[1]: installed(*words) for words in commands if words[1] != "serve"}
+    assert list(shown) == ["train", "export", "replay", "config", "simulate"]
+    first, second = (json.loads((installed.place / f"models/versions/{n}/manifest.json").read_text()) for n in (1, 2))
+    assert (first["since"], second["since"]) == (None, 1)
+    assert all(second["tables"][name]["rows"] >= table["rows"] for name, table in first["tables"].items())
+    results = json.loads((installed.place / "runs/replay/results.json").read_text())
+    assert {line["policy"] for line in results["scores"]} == {"never", "scratch", "incremental"}
+    assert "random" in (installed.place / "runs/simulate_small/results.md").read_text()
 
 
 def test_the_benchmark(installed):
