@@ -12,9 +12,10 @@ from torchrec_xd.models import MODELS
 GOLDEN = json.loads((Path(__file__).parent / "support" / "golden.json").read_text(encoding="utf-8"))
 LOSSES = {"rel": 1e-4}
 WEIGHTS = {"rel": 2e-3, "abs": 1e-2}
-"""Other CPUs add up in another order. Losses agree to 2e-5 on Xeon with AMX, EPYC with AVX-512 and on AVX2; an honest
-change of mathematics moves them by more, and then `python -m tools.golden write tests/support/golden.json`. A bias that
-starts at zero is less sure: where a gradient is nearly nothing, its sign decides which way Adam's first steps go."""
+"""Other CPUs add up in another order. A Xeon with AMX recorded them; an EPYC, with AVX-512 and
+with AVX2 alone, has losses within 2e-5. An honest change of mathematics moves them by more, and then
+`python -m tools.golden write tests/support/golden.json`. A bias that starts at zero is less sure: where a gradient is
+nearly nothing, its sign decides which way Adam's first steps go."""
 
 
 @pytest.fixture(scope="module")

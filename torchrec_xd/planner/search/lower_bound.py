@@ -231,6 +231,6 @@ def _one_each(group_N: npt.NDArray[Any], groups: int, columns: int) -> Any:
 
 
 def _minimize(costs: Floats, **constraints: Any) -> Any:
-    from scipy.optimize import linprog  # noqa: PLC0415 - takes .5 s to import, and most runs plan without it
+    from scipy.optimize import linprog  # noqa: PLC0415 - takes .5 s to import, and one rank is planned without it
 
     return linprog(costs, **constraints)
