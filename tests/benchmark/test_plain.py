@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from torchrec_xd.benchmark import synthetic
-from torchrec_xd.benchmark.plain import PlainEmbeddings, plain_batch, plain_loss
+from torchrec_xd.benchmark.plain import PlainEmbeddings, plain_batch, plain_loss, plain_step
 from torchrec_xd.benchmark.workbench import synthetic_run, workbench
 from torchrec_xd.training.building import build
 
@@ -60,3 +63,23 @@ def test_masked_rows_are_another_domains(tmp_path) -> None:
         assert torch.equal(source + target, torch.ones(64))
         assert (columns.ids["target_3"][source == 1] == 0).all()
         assert (columns.ids["target_3"][target == 1] > 0).any()
+
+
+def test_the_compiled_version_is_captured_whole_and_trains_alike(monkeypatch) -> None:
+    """The backend runs what was captured as it is; the losses are apart by what bf16 rounds."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch.compiler.reset()
+    counters.clear()
+    with synthetic_run("mkt_pretrain", 50, 64, "fp32", "fp32") as written:
+        config = written.model_copy(update={"model": written.model.model_copy(update=SMALL["mkt_pretrain"])})
+        with workbench(config, 1, batches=2) as bench:
+            schema = config.schema_in_use
+            losses = []
+            for compiled in (True, False):
+                torch.manual_seed(0)
+                step = plain_step(build(config), schema, compiled=compiled)
+                losses.append([step(plain_batch(batch, schema)) for batch in 20 * bench.batches])
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    torch.testing.assert_close(losses[0], losses[1], rtol=0.01, atol=0)
+    assert losses[0][-1] < losses[0][1], "it learns"

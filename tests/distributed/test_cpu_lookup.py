@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from functools import partial
 
@@ -26,6 +29,7 @@ from tests.support.sharded_training import (
 )
 from torchrec_xd.distributed.cpu_lookup import SideBySide, assign_lookup_groups, lookup_threads
 from torchrec_xd.distributed.optimizers import TableOptimizerSettings, fuse_optimizers
+from torchrec_xd.distributed.process_group import LOOKUP_KERNELS
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, table_collections, table_configs, table_parameters
 from torchrec_xd.planner import ShardingSettings
 from torchrec_xd.schema import Schema
@@ -146,3 +150,40 @@ def test_starting_the_threads_leaves_the_number_of_this_one():
     lookup_threads(3)
     assert torch.get_num_threads() == before
     assert list(lookup_threads(3).map(lambda _: torch.get_num_threads(), range(3))) == [1, 1, 1]
+
+
+KERNELS = """
+import hashlib, os, torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen as Tables
+from torchrec_xd.distributed.process_group import LOOKUP_KERNELS, process_group
+
+found, weight = hashlib.sha256(), torch.linspace(0.1, 1, 2 * 64 * 7)
+with process_group():
+    for dtype in (SparseType.FP16, SparseType.FP32):
+        for pooling in (PoolingMode.SUM, PoolingMode.MEAN):
+            for weights in (None, weight):
+                torch.manual_seed(0)
+                tables = Tables([(1000, 12, EmbeddingLocation.HOST, ComputeDevice.CPU)] * 2, weights_precision=dtype,
+                    optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD, pooling_mode=pooling, learning_rate=0.1)
+                tables.init_embedding_weights_uniform(-0.1, 0.1)
+                for _ in range(3):
+                    vectors = tables(torch.randint(0, 1000, (2 * 64 * 7,)), 7 * torch.arange(129), weights)
+                    vectors.backward(torch.randn_like(vectors))
+                    found.update(vectors.detach().numpy().tobytes())
+print(*(name for name in LOOKUP_KERNELS if name in os.environ), found.hexdigest())
+"""
+
+
+def test_the_kernels_that_fetch_ahead_give_the_same_bits_and_may_be_refused():
+    """Vectors of three steps, so what the backward pass wrote as well: fp16 and fp32, sums and means, with weights."""
+    others = {name: value for name, value in os.environ.items() if name not in LOOKUP_KERNELS}
+    found = [
+        subprocess.run([sys.executable, "-c", KERNELS], env=others | given, capture_output=True, text=True, check=True)
+        for given in ({}, {"FBGEMM_NO_AUTOVEC": "1"})
+    ]
+    (chosen, bits), (refused, expected) = (done.stdout.split() for done in found)
+    assert (chosen, refused) == ("FBGEMM_FORCE_AUTOVEC", "FBGEMM_NO_AUTOVEC")
+    assert bits == expected

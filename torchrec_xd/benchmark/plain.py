@@ -3,15 +3,18 @@
 Straightforward means: one nn.Embedding per table in fp32, every net on every row, rows of other domains masked out of
 the loss, Adam on everything. The nets are ours, weight by weight, so the two can be held against each other: equal loss
 on equal weights is a test. What is prepared outside of the timing (dense id tensors, masks) helps the plain version.
+
+`compiled` is the same code with what PyTorch offers for a line each: bf16 autocast, `torch.compile` of everything from
+lookup to loss (also the backward pass), and the fused Adam.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle, islice
 from multiprocessing import get_context
 from typing import Annotated, Any, Literal, cast
 
@@ -20,11 +23,20 @@ import typer
 from torch import Tensor, nn
 
 from torchrec_xd.batch import Batch
-from torchrec_xd.benchmark.measure import BatchSize, Json, Repeats, Result, RowsPerTable, Threads, alternate, ratio
+from torchrec_xd.benchmark.measure import (
+    BatchSize,
+    Json,
+    Repeats,
+    Result,
+    RowsPerTable,
+    Threads,
+    alternate,
+    ratio,
+    seconds,
+)
 from torchrec_xd.benchmark.step import Dtype, Precision
 from torchrec_xd.benchmark.workbench import WARM_UP, synthetic_run, workbench
 from torchrec_xd.embeddings import FLAT_GROUPS, Lookups, SequenceLookup
-from torchrec_xd.feature import Group
 from torchrec_xd.losses import bce_sum
 from torchrec_xd.models.mkt import MultiEntityLoss, MultiEntityModel
 from torchrec_xd.models.model import Model
@@ -69,41 +81,41 @@ class PlainEmbeddings(nn.Module):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
-        self.schema = schema
         self.tables = nn.ModuleDict({t.name: nn.Embedding(t.rows, t.dim) for t in schema.tables()})
+        # Lists of names, as torch.compile does not look into a schema.
+        self.table_of = {f.column: f.table_name for f in schema.features}
+        self.groups = {group: [f.column for f in schema.features if f.group == group] for group in FLAT_GROUPS}
+        specific = {domain: schema.features_of(domain, "specific") for domain in schema.domains}
+        self.specific = {domain: [f.column for f in features] for domain, features in specific.items() if features}
         self.queries = {
             f.column: next(o.column for o in t.features if o.kind == "id")
             for t in schema.tables()
             for f in t.features
             if f.kind == "sequence"
         }
+        self.domains = tuple(schema.domains)
         for table in self.tables.values():
             nn.init.normal_(cast(nn.Embedding, table).weight, std=0.01)
 
     def forward(self, batch: PlainBatch) -> Lookups:
         """Lookups in which every domain has all rows."""
-        found = {f.column: self.tables[f.table_name](batch.ids[f.column]) for f in self.schema.features}
-        every = slice(0, len(batch.whole))
-        empty = next(iter(batch.masks.values())).new_zeros(len(batch.whole), 0)
-
-        def together(group: Group) -> Tensor:
-            return torch.cat([empty, *(found[f.column] for f in self.schema.features if f.group == group)], dim=1)
-
+        found = {column: self.tables[table](batch.ids[column]) for column, table in self.table_of.items()}
+        mask_B = next(iter(batch.masks.values()))
+        empty = mask_B.new_zeros(len(mask_B), 0)
+        groups = {
+            g: torch.cat([empty, *[found[column] for column in columns]], 1) for g, columns in self.groups.items()
+        }
         specific = {
-            domain: torch.stack([found[f.column] for f in features], dim=1)
-            for domain in self.schema.domains
-            if (features := self.schema.features_of(domain, "specific"))
+            domain: torch.stack([found[column] for column in columns], dim=1)
+            for domain, columns in self.specific.items()
         }
         sequences = {
-            f.column: SequenceLookup(
-                self._within(found[f.column], batch.lengths[f.column]), batch.lengths[f.column], query
+            column: SequenceLookup(
+                self._within(found[column], batch.lengths[column]), batch.lengths[column], found[query]
             )
-            for f in self.schema.features
-            if f.kind == "sequence"
-            for query in [found[self.queries[f.column]]]
+            for column, query in self.queries.items()
         }
-        groups = {group: together(group) for group in FLAT_GROUPS}
-        return Lookups(groups, specific, sequences, dict.fromkeys(self.schema.domains, every))
+        return Lookups(groups, specific, sequences, dict.fromkeys(self.domains, slice(0, len(mask_B))))
 
     @staticmethod
     def _within(keys_BLD: Tensor, length_B: Tensor) -> Tensor:
@@ -152,17 +164,22 @@ def plain(
     threads: Threads = 0,
     repeats: Repeats = 7,
     steps: Annotated[int, typer.Option(help="Steps of one measurement.")] = 20,
+    compiled: Annotated[
+        bool, typer.Option(help="Also in bf16 and through torch.compile (needs a C++ compiler).")
+    ] = False,
     out: Json = None,
 ) -> None:
     """Rows per second on batches in memory: ours and the straightforward version in turns, each a process."""
     choices = (model, rows_per_table, batch_size, precision, dtype, threads, steps)
-    runs = {version: partial(_apart, version, *choices) for version in ("ours", "straightforward")}
-    speed = alternate(runs, repeats)
+    versions = ["ours", "straightforward", *(["compiled"] if compiled else [])]
+    speed = alternate({version: partial(_apart, version, *choices) for version in versions}, repeats)
     settings = {"model": model, "rows per table": rows_per_table, "batch": batch_size, "precision": precision}
     result = Result("plain", {**settings, "tables": dtype, "threads": threads or torch.get_num_threads()})
     result.rows = [{"what": name, "rows/s": value} for name, value in speed.items()]
     result.more = {"ratio": ratio(speed["ours"], speed["straightforward"])}
-    result.settings["ratio"] = str(result.more["ratio"])
+    if compiled:
+        result.more["ratio_compiled"] = ratio(speed["ours"], speed["compiled"])
+    result.settings |= {name: str(value) for name, value in result.more.items()}
     result.report(out)
 
 
@@ -183,23 +200,29 @@ def _speed(
         if version == "ours":
             return bench.speed(steps)
         schema = config.schema_in_use
-        stepped = _plain_run(build(config), schema, [plain_batch(batch, schema) for batch in bench.batches])
-        stepped(WARM_UP)
-        return steps * bench.rows / stepped(steps)
+        batches = cycle([plain_batch(batch, schema) for batch in bench.batches])
+        step = plain_step(build(config), schema, compiled=version == "compiled")
+        for batch in islice(batches, WARM_UP):
+            step(batch)
+        return steps * bench.rows / seconds(lambda: [step(batch) for batch in islice(batches, steps)])
 
 
-def _plain_run(model: Model, schema: Schema, batches: list[PlainBatch]) -> Callable[[int], float]:
-    """A function of a number of steps, which takes them and returns how many seconds that took."""
+def plain_step(model: Model, schema: Schema, *, compiled: bool) -> Callable[[PlainBatch], Tensor]:
+    """A function that takes one step on a batch and returns its loss."""
     tables = PlainEmbeddings(schema)
-    optimizer = torch.optim.Adam([*tables.parameters(), *model.net.parameters()])
+    optimizer = torch.optim.Adam([*tables.parameters(), *model.net.parameters()], fused=compiled or None)
 
-    def run(steps: int) -> float:
-        began = time.perf_counter()
-        for i in range(steps):
-            optimizer.zero_grad()
-            batch = batches[i % len(batches)]
-            plain_loss(model, tables(batch), batch).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        return time.perf_counter() - began
+    def loss(batch: PlainBatch) -> Tensor:
+        return plain_loss(model, tables(batch), batch)
 
-    return run
+    loss_of = torch.compile(loss) if compiled else loss
+
+    def step(batch: PlainBatch) -> Tensor:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=compiled):
+            found = loss_of(batch)
+        found.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return found.detach()
+
+    return step

@@ -27,6 +27,10 @@ T = TypeVar("T")
 _START = (
     "start several processes with torchrun, which sets all of these; for one process alone unset RANK and WORLD_SIZE"
 )
+LOOKUP_KERNELS = ("FBGEMM_FORCE_AUTOVEC", "FBGEMM_NO_AUTOVEC", "FBGEMM_NO_ASMJIT")
+"""What chooses FBGEMM's kernels on CPU, each by being there. With the first one they fetch the rows of later ids ahead:
+fp16 tables are looked up in a third of the time, and row-wise Adagrad on fp32 takes three quarters (docs/decisions.md);
+vectors and weights are the same bits."""
 _NETWORK = re.compile(
     r"Connection (closed|reset|refused|timed out)|(Socket|Remote peer) (unexpectedly )?closed|Broken pipe"
     r"|No route to host|(Network|Host) is (unreachable|down)|network error|connectFullMesh failed"
@@ -161,6 +165,8 @@ def _joined(settings: ProcessSettings, rank: int, size: int, local_rank: int, lo
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
+    elif not any(name in os.environ for name in LOOKUP_KERNELS):
+        os.environ[LOOKUP_KERNELS[0]] = "1"  # FBGEMM asks for it at the first lookup of the process
     if size == local_size and any(n == "lo" for _, n in socket.if_nameindex()):
         # All processes are on this machine: gloo's sockets need not be reachable from outside.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
