@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -198,3 +200,23 @@ def _printed(call, *arguments) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         call(*arguments)
     return printed.getvalue().strip().splitlines()[-1]
+
+
+def test_peers_are_installed_with_the_torch_that_pip_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wheel of PyPI calls itself 2.14.1+cu130 when imported; pip finds 2.14.1 alone."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / peers.LOCK).parent.mkdir()
+    (tmp_path / peers.LOCK).touch()
+    monkeypatch.setattr(torch, "__version__", f"{version('torch')}+cu999")
+    monkeypatch.setattr(peers.venv, "create", lambda folder, **_: Path(folder).mkdir())
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(peers.subprocess, "run", run)
+    peers.install()
+    assert f"torch=={version('torch')}" in commands[-1]
+    peers.install()
+    assert len(commands) == 2, "once"

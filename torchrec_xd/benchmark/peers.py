@@ -11,6 +11,7 @@ import time
 import venv
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,7 +117,7 @@ def install() -> None:
     screen.print(f"installing {', '.join(PACKAGES.values())} into {ENVIRONMENT}, once")
     venv.create(ENVIRONMENT, clear=True, with_pip=True)
     pip = [str(_python()), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    for arguments in (["--constraint", str(LOCK), "torch"], [f"torch=={torch.__version__}", *PACKAGES.values()]):
+    for arguments in (["--constraint", str(LOCK), "torch"], [f"torch=={version('torch')}", *PACKAGES.values()]):
         done = subprocess.run([*pip, *arguments], capture_output=True, text=True, check=False)
         if done.returncode:
             raise UserError(f"{' '.join(arguments)} could not be installed: {done.stderr[-1500:]}")
