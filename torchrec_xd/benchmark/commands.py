@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from torchrec_xd.benchmark.evaluating import metrics
 from torchrec_xd.benchmark.history import history
 from torchrec_xd.benchmark.kinds import kinds
 from torchrec_xd.benchmark.large import large
@@ -32,6 +33,7 @@ for command in (
     plain,
     peers,
     counts,
+    metrics,
     history,
     report,
     serve,
