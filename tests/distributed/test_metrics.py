@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from tests.support.batches import SCHEMA, batch_of
 from tests.support.ranks import run_ranks
 from torchrec_xd.errors import UserError
+from torchrec_xd.evaluation import metrics, routing
 from torchrec_xd.evaluation.metrics import Evaluation, MetricSettings
 
 SETTINGS = MetricSettings(slices={"campaign": {"A": [1, 2]}, "store": None})
@@ -62,6 +64,7 @@ def cases(world_size):
         "skewed": [[rows_of(rank, 400, "skewed")] for rank in ranks],
         "other scores on each rank": [[rows_of(rank, 100, score)] for rank, score in zip(ranks, SCORES, strict=False)],
         "float64": [[rows_of(rank, 300, dtype=np.float64)] for rank in ranks],
+        "float64, and no rows": [[rows_of(rank, 300, dtype=np.float64)] if rank == 1 else [] for rank in ranks],
         "one user": [[rows_of(rank, 50, users=1)] for rank in ranks],
         "heavy user": [[heavy_user_of(rank)] for rank in ranks],
         "one class": [[rows_of(rank, 60, click_rate=1.1)] for rank in ranks],
@@ -94,11 +97,16 @@ def mislabel(batch, score_BT):
 
 
 def evaluate(rank, groups):
-    """On one rank, for each group that it is in: reports, the most rows that came by user and by score, refusals."""
-    by_user, by_score, all_to_all = [], [], dist.all_to_all_single
+    """On one rank, for each group that it is in: reports, the most rows that came by user and by score, refusals.
+
+    Also reports of the same rows in many small slabs, parts and ranges of scores.
+    """
+    came, all_to_all = defaultdict(list), dist.all_to_all_single
 
     def counting(output, *args, **kwargs):
-        (by_score if output.shape[1:] == (3,) and output.is_floating_point() else by_user).append(len(output))
+        # A column of labels comes with rows of users, one of two weights with distinct scores.
+        kind = "user" if output.dtype == torch.uint8 else "score" if output.shape[1:] == (2,) else None
+        came[kind].append(len(output))
         return all_to_all(output, *args, **kwargs)
 
     dist.all_to_all_single = counting
@@ -107,13 +115,16 @@ def evaluate(rank, groups):
         group = dist.new_group(members)
         if rank not in members:
             continue
-        reports, most_rows = {}, {}
+        reports, in_turns, most_rows = {}, {}, {}
         for name, of_rank in cases(len(members)).items():
-            by_user.clear()
-            by_score.clear()
+            came.clear()
             reports[name] = evaluation_of(of_rank[group.rank()]).compute(group)
-            most_rows[name] = max(by_user), max(by_score)
-        outcomes[members] = reports, most_rows, [refusal(group, spoil) for spoil in (diverge, mislabel)]
+            most_rows[name] = max(came["user"]), max(came["score"])
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(routing, "PART_ROWS", 97)
+                patch.setattr(metrics, "SLAB_ROWS", 211)
+                in_turns[name] = evaluation_of(of_rank[group.rank()]).compute(group)
+        outcomes[members] = reports, in_turns, most_rows, [refusal(group, spoil) for spoil in (diverge, mislabel)]
     return outcomes
 
 
@@ -140,9 +151,10 @@ def assert_equal(found, expected, path):
 
 @pytest.mark.parametrize("members", GROUPS)
 @pytest.mark.parametrize("name", cases(2))
-def test_equal_to_one_process(outcomes, members, name):
+@pytest.mark.parametrize("kind", ["at once", "in turns"])
+def test_equal_to_one_process(outcomes, members, name, kind):
     alone = evaluation_of([update for updates in cases(len(members))[name] for update in updates]).compute(None)
-    first, *others = [reports[name] for reports, _, _ in outcomes[members]]
+    first, *others = [of_rank[kind == "in turns"][name] for of_rank in outcomes[members]]
     assert_equal(first, alone, name)
     assert all(other == first for other in others), "ranks disagree"
 
@@ -151,7 +163,7 @@ def test_equal_to_one_process(outcomes, members, name):
 def test_no_rank_holds_much_more_than_its_share(outcomes, members):
     ranks = len(members)
     coupon_rows = {"even": 2300 * 2 // 3 * ranks, "all rows on one rank": 1000 * 2 // 3, "heavy user": 1000 * ranks}
-    for _, most_rows, _ in outcomes[members]:
+    for _, _, most_rows, _ in outcomes[members]:
         for name, rows in coupon_rows.items():
             by_user, by_score = most_rows[name]
             assert by_score < 1.1 * rows / ranks, name
@@ -160,6 +172,6 @@ def test_no_rank_holds_much_more_than_its_share(outcomes, members):
 
 @pytest.mark.parametrize("members", GROUPS)
 def test_faults_of_one_rank_are_told_on_all(outcomes, members):
-    for _, _, (diverged, mislabelled) in outcomes[members]:
+    for *_, (diverged, mislabelled) in outcomes[members]:
         assert diverged.startswith("task 'view@coupon': in 3 rows a score is NaN or infinite")
         assert mislabelled.startswith("task 'click@product': in 1 rows a label is neither 0 nor 1")

@@ -15,81 +15,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
 from tests.support.batches import SCHEMA, TASK_DOMAIN, batch_of
+from tests.support.slow_metrics import equal, predictions, slow_gauc
 from torchrec_xd.errors import UserError
-from torchrec_xd.evaluation import spread_rows
 from torchrec_xd.evaluation.metrics import Evaluation, MetricSettings, binary_metrics
-from torchrec_xd.evaluation.row_quantities import ascending
 from torchrec_xd.settings import validate
 
-
-def slow_auc(score, label, weight):
-    pairs = ordered = 0.0
-    for i in np.flatnonzero(label == 1):
-        for j in np.flatnonzero(label == 0):
-            pairs += weight[i] * weight[j]
-            ordered += weight[i] * weight[j] * (score[i] > score[j] or 0.5 * (score[i] == score[j]))
-    return ordered / pairs if pairs else math.nan
-
-
-def slow_gauc(score, label, user, weight):
-    total = area = 0.0
-    excluded = 0
-    users = set(user.tolist())
-    for one in users:
-        rows = user == one
-        auc = slow_auc(score[rows], label[rows], weight[rows])
-        if math.isnan(auc):
-            excluded += 1
-            continue
-        area += weight[rows].sum() * auc
-        total += weight[rows].sum()
-    return area / total if total else math.nan, len(users) - excluded, excluded
-
-
-def equal(one, other):
-    return vars(one) == pytest.approx(vars(other), rel=1e-12, nan_ok=True)
-
-
-@st.composite
-def predictions(draw, users=6):
-    """Scores with many ties, labels, users and weights of at least one row."""
-    seed, rows = draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 60))
-    random = np.random.default_rng(seed)
-    levels = draw(st.sampled_from([2, 5, 10_000]))
-    score = random.integers(1, levels, rows) / levels
-    label = (random.random(rows) < draw(st.sampled_from([0.1, 0.5, 1.0]))).astype(np.float32)
-    weight = random.choice([0.25, 1.0, 3.0, 1 / 3], rows)
-    return score, label, random.integers(-users, users, rows), weight
-
-
-@given(predictions(), st.sampled_from([1, 4, 17]), st.booleans(), st.sampled_from([np.float32, np.float64]))
-def test_in_parts_as_in_one(given_rows, part_rows, whole, dtype):
-    score, label, user, weight = given_rows
-    score, weight = score.astype(dtype), np.ones_like(weight) if whole else weight
-    expected = binary_metrics(score, label, user, weight)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spread_rows, "PART_ROWS", part_rows)
-        assert equal(binary_metrics(score, label, user, weight), expected)
-    assert expected.auc == pytest.approx(slow_auc(score, label, weight), nan_ok=True)
-    assert expected.gauc == pytest.approx(slow_gauc(score, label, user, weight)[0], nan_ok=True)
-
-
-KEYS = {
-    "float32": st.lists(st.floats(width=32, allow_nan=False)).map(lambda keys: np.array(keys, dtype=np.float32)),
-    "float64": st.lists(st.floats(allow_nan=False)).map(lambda keys: np.array(keys, dtype=np.float64)),
-    "near": st.lists(st.integers(-5, 5)).map(lambda keys: np.array(keys, dtype=np.int64)),
-    "far": st.lists(st.integers(-(2**63), 2**63 - 1)).map(lambda keys: np.array(keys, dtype=np.int64)),
-}
-
-
-@pytest.mark.parametrize("name", KEYS)
-@given(st.data())
-def test_ascending_is_a_stable_argsort(name, data):
-    key = data.draw(KEYS[name])
-    found = ascending(key)
-    assert np.array_equal(key[found], np.sort(key))
-    if name != "float32":  # of float32, -0 comes before 0
-        assert np.array_equal(found, np.argsort(key, kind="stable"))
+WEIGHTED = SCHEMA.model_copy(update={"activity": None, "weight": "w"})
 
 
 def test_by_hand():
@@ -352,9 +283,6 @@ def test_settings_are_strict():
     for bad in ({"slices": {"store": {}}}, {"slices": {"store": {"A": []}}}, {"slice": {}}):
         with pytest.raises(UserError, match=r"^run\.yaml: "):
             validate(MetricSettings, bad, "run.yaml")
-
-
-WEIGHTED = SCHEMA.model_copy(update={"activity": None, "weight": "w"})
 
 
 def test_views_are_further_predictions_of_a_task():

@@ -47,16 +47,19 @@ class Collectives:
         dist.all_gather_object(gathered, values, group=self._group)
         return np.unique(np.concatenate(gathered))
 
-    def exchange(self, columns: Sequence[Array], destination_R: Array) -> tuple[Array, ...]:
-        """Send each row of `columns` to its rank in `destination_R`; returns the rows received, by sending rank."""
+    def exchange(self, columns: Sequence[Array], num_sent: Array) -> tuple[Array, ...]:
+        """Send the first rows of all `columns` to rank 0, the next ones to rank 1, ...; rows received, by sending rank.
+
+        Args:
+            columns: of the same types on all ranks.
+            num_sent: rows to each rank, [W].
+        """
         if self.size == 1:
             return tuple(columns)
-        order = np.argsort(destination_R, kind="stable")
-        num_sent = np.bincount(destination_R, minlength=self.size)
         num_received = self.gather(num_sent)[:, self.rank].tolist()
         received = []
         for column in columns:
-            sent = self._tensor(column[order])
+            sent = self._tensor(column)
             arrived = sent.new_empty((sum(num_received), *sent.shape[1:]))
             dist.all_to_all_single(arrived, sent, num_received, num_sent.tolist(), group=self._group)
             received.append(_array(arrived))

@@ -1,15 +1,16 @@
 """Exact AUC, GAUC, log loss, NE and calibration per task and slice, with the rows spread over ranks.
 
 No rank ever holds all rows: they are routed by user, so that AUCs within users are local, and the AUC of all rows
-comes from a distributed sort of the distinct scores.
+comes from a distributed sort of the distinct scores. Both work on some rows at a time.
 
 Shape legend: B rows of a batch, T tasks, K extra columns, R rows of one task on this rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, TypeAlias, TypedDict
 
 import numpy as np
@@ -21,12 +22,9 @@ from torch import Tensor
 from torchrec_xd.batch import Batch
 from torchrec_xd.errors import UserError
 from torchrec_xd.evaluation.collectives import Collectives
-from torchrec_xd.evaluation.row_quantities import (
-    Array,
-    count_faults,
-    refuse_faults,
-)
-from torchrec_xd.evaluation.spread_rows import Result, ResultDict, Rows, result_of, route_by_user
+from torchrec_xd.evaluation.routing import SLAB_ROWS, Part, Rows, chosen, route_by_user
+from torchrec_xd.evaluation.row_quantities import Array, refuse_faults
+from torchrec_xd.evaluation.spread_rows import Result, ResultDict, result_of
 from torchrec_xd.schema import Schema
 from torchrec_xd.settings import Settings
 
@@ -71,10 +69,11 @@ def binary_metrics(score: Array, label: Array, user: Array, weight: Array | None
     Raises:
         UserError: a score is not finite, a label not binary, a weight negative or not finite.
     """
-    weight = np.ones(len(label)) if weight is None else weight
-    refuse_faults("binary metrics", count_faults(score, label, weight))
-    rows = Rows(score, label, weight, user, np.empty((len(label), 0), dtype=np.int64))
-    return result_of(rows, Collectives(None))
+    rows, ranks = Rows(score, label, weight, user, np.empty((len(label), 0), dtype=np.int64)), Collectives(None)
+    slabs = [partial(rows.take, slice(start, start + SLAB_ROWS)) for start in range(0, len(rows) or 1, SLAB_ROWS)]
+    parts, faults = route_by_user(slabs, len(rows), ranks)
+    refuse_faults("binary metrics", faults)
+    return result_of(parts, ranks)
 
 
 class Evaluation:
@@ -130,22 +129,31 @@ class Evaluation:
         ranks = Collectives(group)
         report = Report(eval={}, unweighted={}, slices={})
         for column, (name, task) in enumerate(self._columns.items()):
-            rows = self._rows(column, task)
-            refuse_faults(f"task '{name}'", ranks.total(count_faults(rows.score, rows.label, rows.weight)))
-            rows = route_by_user(rows, ranks)
-            report["eval"][name] = result_of(rows, ranks).as_dict()
-            report["slices"][name] = self._sliced(rows, ranks)
+            parts, faults = route_by_user(*self._slabs(column, task), ranks)
+            refuse_faults(f"task '{name}'", faults)
+            report["eval"][name] = result_of(parts, ranks).as_dict()
+            report["slices"][name] = self._sliced(parts, ranks)
             if self._schema.weight is not None:
-                unweighted = replace(rows, weight=np.ones_like(rows.weight))
+                unweighted = [[replace(piece, weight=None) for piece in part] for part in parts]
                 report["unweighted"][name] = result_of(unweighted, ranks).as_dict()
         return report
 
-    def _rows(self, column: int, name: str) -> Rows:
+    def _slabs(self, column: int, name: str) -> tuple[list[Callable[[], Rows]], int]:
+        """What makes the rows of a task, some at a time, of one column of scores; and their number at most."""
         task = next(i for i, task in enumerate(self._schema.tasks) if task.name == name)
         domain = list(self._schema.domains).index(self._schema.tasks[task].domain)
-        parts = [chunk.rows_of(domain, column, task) for chunk in self._chunks]
-        rows = Rows(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
-        return rows.take(~np.isnan(rows.label)) if self._schema.tasks[task].nullable else rows
+        nullable = self._schema.tasks[task].nullable
+        slabs: list[Callable[[], Rows]] = []
+        chunks: list[_Chunk] = []
+        total = waiting = 0
+        for chunk in self._chunks:
+            chunks.append(chunk)
+            waiting += chunk.offsets[domain + 1] - chunk.offsets[domain]
+            if waiting >= SLAB_ROWS or chunk is self._chunks[-1]:
+                slabs.append(partial(_slab, chunks, domain, column, task, nullable))
+                total += waiting
+                chunks, waiting = [], 0
+        return slabs, total
 
     def slices(self, extra_RK: Array, ranks: Collectives | None = None) -> dict[str, Slice]:
         """`activity` or column to its slice, for rows of this process or of all `ranks` (a collective).
@@ -162,8 +170,9 @@ class Evaluation:
             found[column] = value_R, groups or _each_value(column, value_R, ranks or Collectives(None))
         return found
 
-    def _sliced(self, rows: Rows, ranks: Collectives) -> dict[str, dict[str, ResultDict]]:
-        return {column: _grouped(rows, *found, ranks) for column, found in self.slices(rows.extra, ranks).items()}
+    def _sliced(self, parts: Sequence[Part], ranks: Collectives) -> dict[str, dict[str, ResultDict]]:
+        extra_RK = np.concatenate([piece.extra for part in parts for piece in part])
+        return {column: _grouped(parts, *found, ranks) for column, found in self.slices(extra_RK, ranks).items()}
 
 
 @dataclass(frozen=True)
@@ -182,6 +191,12 @@ class _Chunk:
         rows = slice(self.offsets[domain], self.offsets[domain + 1])
         score_R, label_R = self.score_BT[rows, column], self.label_BT[rows, task]
         return score_R, label_R, self.weight_B[rows], self.user_B[rows], self.extra_BK[rows]
+
+
+def _slab(chunks: Sequence[_Chunk], domain: int, column: int, task: int, nullable: bool) -> Rows:
+    parts = [chunk.rows_of(domain, column, task) for chunk in chunks]
+    rows = Rows(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
+    return rows.take(~np.isnan(rows.label)) if nullable else rows
 
 
 def _no_rows(num_domains: int, num_tasks: int, num_scores: int, num_extra: int) -> _Chunk:
@@ -204,9 +219,7 @@ def _each_value(column: str, value_R: Array, ranks: Collectives) -> dict[str, li
 
 
 def _grouped(
-    rows: Rows, value_R: Array, groups: Mapping[str, Sequence[int]], ranks: Collectives
+    parts: Sequence[Part], value_R: Array, groups: Mapping[str, Sequence[int]], ranks: Collectives
 ) -> dict[str, ResultDict]:
-    results = {
-        name: result_of(rows.take(np.flatnonzero(np.isin(value_R, members))), ranks) for name, members in groups.items()
-    }
+    results = {name: result_of(chosen(parts, np.isin(value_R, members)), ranks) for name, members in groups.items()}
     return {name: result.as_dict() for name, result in results.items() if result.rows}

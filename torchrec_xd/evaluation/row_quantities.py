@@ -55,26 +55,40 @@ def log_losses(score_R: Array, label_R: Array) -> Array:
 
 
 def ascending(key_R: Array) -> Array:
-    """The places of rows in the order of their keys, equal ones in their own order.
+    """The places of rows in the order of their keys, equal ones in their own order; of floats, -0 comes before 0.
 
-    Keys of 32 bits (float32, or integers so close to each other) are sorted together with their places, as numbers of
-    64 bits: a tenth of the time of a stable argsort.
+    By radix: 16 bits at a time, the lowest first, each in time that does not depend on the processor's vectors. Numbers
+    close to each other need fewer turns.
     """
-    if key_R.dtype == np.float32:
-        bits_R = key_R.view(np.uint32)
-        bits_R = bits_R ^ np.where(bits_R >> np.uint32(31), np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
-    elif key_R.dtype.kind in "iu" and len(key_R) and int(key_R.max()) - int(key_R.min()) < 1 << 32:
-        bits_R = key_R - key_R.min()
-    else:
-        order_R: Array = np.argsort(key_R, kind="stable")
-        return order_R
-    packed_R: Array = bits_R.astype(np.uint64)
-    packed_R <<= np.uint64(32)
-    packed_R |= np.arange(len(key_R), dtype=np.uint64)
-    packed_R.sort()
-    packed_R &= np.uint64(0xFFFFFFFF)
-    places_R: Array = packed_R.view(np.int64)
-    return places_R
+    if not len(key_R):
+        return np.empty(0, dtype=np.int64)
+    bits_R = _ordered_bits(key_R)
+    bits_R = bits_R - bits_R.min()
+    order_R: Array | None = None
+    for shift in range(0, max(1, int(bits_R.max()).bit_length()), 16):
+        digit_R = (bits_R >> bits_R.dtype.type(shift)).astype(np.uint16)
+        if order_R is None:
+            order_R = np.argsort(digit_R, kind="stable")
+        else:
+            order_R = order_R[np.argsort(digit_R[order_R], kind="stable")]
+    assert order_R is not None
+    return order_R
+
+
+def _ordered_bits(key_R: Array) -> Array:
+    """Unsigned integers in the order of the keys."""
+    if key_R.dtype.kind == "f":
+        key_R = key_R.astype(np.float64 if key_R.itemsize > 4 else np.float32, copy=False)
+    elif key_R.dtype.kind != "u":
+        key_R = key_R.astype(np.int64, copy=False)
+    unsigned = np.dtype(f"u{key_R.itemsize}").type
+    bits_R: Array = key_R.view(unsigned)
+    if key_R.dtype.kind == "u":
+        return bits_R
+    # Negative integers come first; of negative floats, the larger the bits, the lower the number.
+    sign = unsigned(1 << (8 * key_R.itemsize - 1))
+    bits_R = bits_R ^ (sign if key_R.dtype.kind == "i" else np.where(bits_R >= sign, ~unsigned(0), sign))
+    return bits_R
 
 
 def run_starts(*keys: Array) -> Array:

@@ -1,29 +1,26 @@
-"""Exact metrics of rows that are spread over ranks: routed by user, sorted in parts.
+"""Exact metrics of rows that are spread over ranks: of users part by part, of all rows by ranges of scores.
 
-Shape legend: R rows of one task on this rank, K extra columns, S distinct scores on this rank, U users, W ranks.
+Shape legend: R rows of a part, S distinct scores of a part, U users, W ranks.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
 
 import numpy as np
 
+from torchrec_xd.evaluation import routing
 from torchrec_xd.evaluation.collectives import Collectives
+from torchrec_xd.evaluation.routing import Part, Rows, joined, side_by_side
 from torchrec_xd.evaluation.row_quantities import Array, ascending, auc_by_user, log_losses, run_starts
 
-T = TypeVar("T")
 ResultDict = dict[str, float | int | None]
-PART_ROWS = 1 << 22
-"""Rows that are sorted at a time."""
 SAMPLES_PER_RANK = 1024
-"""Scores from which each rank's distribution is guessed when scores are cut into one range per rank: the loads then
-differ from each other by some W / 1024."""
+"""Scores, or 16 for each range if these are more, from which a rank's distribution is guessed when scores are cut into
+ranges: the loads of ranks then differ from each other by some W / 1024."""
 
 
 @dataclass(frozen=True)
@@ -57,56 +54,32 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of one task, [R] each and [R, K]."""
+class Curve:
+    """Distinct scores, ascending, and the weights of their positives and negatives, [S] each."""
 
     score: Array
-    label: Array
-    weight: Array
-    user: Array
-    extra: Array
+    positive: Array
+    negative: Array
 
-    def columns(self) -> tuple[Array, ...]:
-        """All of them, in this order."""
-        return self.score, self.label, self.weight, self.user, self.extra
-
-    def take(self, index: Array) -> Rows:
-        """Some rows, by place or by mask."""
-        return Rows(*(column[index] for column in self.columns()))
+    def of(self, start: int, stop: int) -> tuple[Array, ...]:
+        """The columns of some scores, one after the other."""
+        return self.score[start:stop], self.positive[start:stop], self.negative[start:stop]
 
 
-def route_by_user(rows: Rows, ranks: Collectives) -> Rows:
-    """All rows of a user on one rank; ids are scrambled first, as they may share a divisor with the number of ranks."""
-    return Rows(*ranks.exchange(rows.columns(), _place_of(rows.user, ranks.size, 32).astype(np.int64)))
-
-
-def _place_of(user_R: Array, places: int, shift: int) -> Array:
-    """One of some places for every user, by its scrambled bits above `shift`, uint16."""
-    scrambled_R = user_R.astype(np.uint64)
-    scrambled_R *= np.uint64(0x9E3779B97F4A7C15)
-    scrambled_R >>= np.uint64(shift)
-    scrambled_R %= np.uint64(places)
-    return scrambled_R.astype(np.uint16)
-
-
-def result_of(rows: Rows, ranks: Collectives) -> Result:
-    """Metrics of the rows of all ranks; no user has rows on two of them."""
-    parts = -(-len(rows.score) // PART_ROWS) or 1
-    sums = _added(_in_parts(_user_sums, rows, _place_of(rows.user, parts, 40), parts))
-    ordered, positive, negative = _ordered_pairs(rows, ranks, parts)
-    sums |= {"ordered": ordered, "positive": positive, "negative": negative}
-    by_rank = dict(zip(sums, ranks.gather(np.array(list(sums.values()))).T, strict=True))
-    negative_below_W = _earlier(by_rank["negative"])
-    ordered_between = float(by_rank["positive"] @ negative_below_W)
-    total = {name: float(values_W.sum()) for name, values_W in by_rank.items()}
-    weight = total["positive"] + total["negative"]
+def result_of(parts: Sequence[Part], ranks: Collectives) -> Result:
+    """Metrics of the rows of all ranks (a collective); no user has rows in two parts."""
+    found = list(side_by_side(_of_part, parts))
+    sums = _added([sums for sums, _ in found])
+    ordered, positive, negative = _ordered_pairs([curve for _, curve in found], ranks)
+    total = dict(zip(sums, ranks.total(np.array(list(sums.values()))).tolist(), strict=True))
+    weight = positive + negative
     logloss = _ratio(total["loss"], weight)
     return Result(
-        auc=_ratio(total["ordered"] + ordered_between, total["positive"] * total["negative"]),
+        auc=_ratio(ordered, positive * negative),
         gauc=_ratio(total["user_auc"], total["user_weight"]),
         logloss=logloss,
-        ne=_ratio(logloss, _entropy(_ratio(total["positive"], weight))),
-        calibration=_ratio(total["predicted"], total["positive"]),
+        ne=_ratio(logloss, _entropy(_ratio(positive, weight))),
+        calibration=_ratio(total["predicted"], positive),
         rows=int(total["rows"]),
         positives=int(total["positives"]),
         gauc_users=int(total["users"]),
@@ -114,23 +87,19 @@ def result_of(rows: Rows, ranks: Collectives) -> Result:
     )
 
 
-def _in_parts(work: Callable[[Rows], T], rows: Rows, part_R: Array, parts: int) -> list[T]:
-    """What is found of each part of the rows; some at a time, so that little is held in memory."""
-    rows = replace(rows, extra=rows.extra[:, :0])
-    if parts == 1:
-        return [work(rows)]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # sorting does without Python's lock
-        return list(threads.map(lambda part: work(rows.take(np.flatnonzero(part_R == part))), range(parts)))
+def _of_part(part: Part) -> tuple[dict[str, float], Curve]:
+    rows = joined(part)
+    rows = rows.take(ascending(rows.score))
+    return _user_sums(rows), _curve(rows)
 
 
 def _user_sums(rows: Rows) -> dict[str, float]:
-    """Sums over the rows and users of a part, which has all rows of its users."""
-    rows = rows.take(ascending(rows.score))
-    weight_R, prob_R = rows.weight.astype(np.float64), np.clip(rows.score, 0, 1).astype(np.float64)
-    _, auc_U, weight_U = auc_by_user(rows.score, rows.label, rows.user, rows.weight)
+    """Sums over rows and users; scores ascend."""
+    weight_R, prob_R = rows.weights().astype(np.float64), np.clip(rows.score, 0, 1).astype(np.float64)
+    _, auc_U, weight_U = auc_by_user(rows.score, rows.label, rows.user, rows.weights())
     kept_U = ~np.isnan(auc_U)
     return {
-        "rows": len(weight_R),
+        "rows": len(rows),
         "positives": np.count_nonzero(rows.label),
         "loss": weight_R @ log_losses(rows.score, rows.label),
         "predicted": weight_R @ prob_R,
@@ -145,48 +114,63 @@ def _added(sums: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(each[name] for each in sums) for name in sums[0]}
 
 
-def _ordered_pairs(rows: Rows, ranks: Collectives, parts: int) -> tuple[float, float, float]:
-    """Each rank gets one range of the scores, ranges ascending by rank.
+def _curve(rows: Rows) -> Curve:
+    """Scores ascend."""
+    weight_R = rows.weights().astype(np.float64)
+    positive_R = weight_R * rows.label
+    score, positive, negative = _sum_ties(rows.score, positive_R, weight_R - positive_R)
+    return Curve(score, _narrowed(positive), _narrowed(negative))
 
-    Equal scores are added up before they travel: ties, however heavy, burden no rank.
+
+def _narrowed(value: Array) -> Array:
+    """The same numbers in less memory, where they fit."""
+    for kind in (np.uint8, np.float32):
+        if kind is np.float32 or value.max(initial=0) < 256:
+            narrow: Array = value.astype(kind)
+            if np.array_equal(narrow, value):
+                return narrow
+    return value
+
+
+def _ordered_pairs(curves: Sequence[Curve], ranks: Collectives) -> tuple[float, float, float]:
+    """Each rank gets its share of ranges of the scores, ascending by rank, one after the other (a collective).
+
+    Equal scores of a part are added up before they travel: ties, however heavy, burden no rank.
 
     Returns:
-        Weight of this range's (positive, negative) pairs in the right order, ties half; of its positives; negatives.
+        Of all ranks: weight of (positive, negative) pairs in the right order, ties half; of positives; of negatives.
     """
-    part_R = np.searchsorted(_cuts(rows.score, parts), rows.score, side="right").astype(np.uint16)
-    if ranks.size == 1:
-        return _joined(_in_parts(lambda part: _pairs(*_distinct(part)[1:]), rows, part_R, parts))
-    found = _in_parts(_distinct, rows, part_R, parts)
-    score, positive, negative = (np.concatenate(columns) for columns in zip(*found, strict=True))
-    destination = np.searchsorted(_splitters(score, ranks), score, side="right")
-    (arrived,) = ranks.exchange([np.stack([score, positive, negative], axis=1)], destination)
-    return _pairs(*_sum_ties(*arrived[np.argsort(arrived[:, 0])].T)[1:])
+    size, itemsize = sum(len(curve.score) for curve in curves), curves[0].score.itemsize
+    most, itemsize = ranks.gather(np.array([size, itemsize])).max(axis=0).tolist()
+    turns = -(-most // routing.PART_ROWS) or 1
+    cuts = _cuts([curve.score for curve in curves], turns * ranks.size, ranks)
+    bounds = [[0, *np.searchsorted(curve.score, cuts).tolist(), len(curve.score)] for curve in curves]
+
+    def arrived(turn: int) -> tuple[Array, ...]:
+        to_ranks = [
+            [curve.of(*bound[at : at + 2]) for curve, bound in zip(curves, bounds, strict=True)]
+            for at in range(turn, turns * ranks.size, turns)
+        ]
+        score, *weights = (np.concatenate(columns) for columns in zip(*chain(*to_ranks), strict=True))
+        num_sent = np.array([sum(len(score) for score, *_ in to_rank) for to_rank in to_ranks])
+        weights_S2 = np.stack(weights, axis=1).astype(np.float64, copy=False)
+        return ranks.exchange([score.astype(f"f{itemsize}", copy=False), weights_S2], num_sent)
+
+    found = side_by_side(_range_pairs, map(arrived, range(turns)))
+    return _in_all(ranks.gather(np.array(list(found)).ravel()).reshape(-1, 3))
 
 
-def _cuts(score_R: Array, parts: int) -> Array:
-    """Scores that cut rows into parts of about equal size."""
-    if parts == 1:
-        return score_R[:0]
-    sample = score_R[np.linspace(0, len(score_R) - 1, SAMPLES_PER_RANK).astype(np.int64)]
-    return np.quantile(sample, np.arange(1, parts) / parts).astype(score_R.dtype)
-
-
-def _distinct(rows: Rows) -> tuple[Array, ...]:
-    """Distinct scores, ascending, with the weights of their positives and negatives."""
-    order = ascending(rows.score)
-    weight_R = rows.weight[order].astype(np.float64)
-    positive_R = weight_R * rows.label[order]
-    return _sum_ties(rows.score[order], positive_R, weight_R - positive_R)
-
-
-def _pairs(positive: Array, negative: Array) -> tuple[float, float, float]:
-    """Of distinct scores, ascending: pairs in the right order, positives and negatives."""
+def _range_pairs(columns: tuple[Array, ...]) -> tuple[float, float, float]:
+    """Of all scores of a range: weight of pairs in the right order, ties half; of positives; of negatives."""
+    score, weights = columns
+    order = ascending(score)
+    _, positive, negative = _sum_ties(score[order], *weights[order].T)
     return float(positive @ (_earlier(negative) + negative / 2)), float(positive.sum()), float(negative.sum())
 
 
-def _joined(parts: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+def _in_all(ranges: Array) -> tuple[float, float, float]:
     """The same of several ranges of scores, ascending."""
-    ordered, positive, negative = np.array(parts).T
+    ordered, positive, negative = ranges.T
     return float(ordered.sum() + positive @ _earlier(negative)), float(positive.sum()), float(negative.sum())
 
 
@@ -201,16 +185,25 @@ def _sum_ties(score: Array, *columns: Array) -> tuple[Array, ...]:
     return score[start], *(np.add.reduceat(column, start) for column in columns)
 
 
-def _splitters(score_S: Array, ranks: Collectives) -> Array:
-    """W - 1 scores that cut the distinct scores of all ranks into ranges of about equal size; `score_S` ascends."""
-    num = SAMPLES_PER_RANK
-    places = np.linspace(0, len(score_S) - 1, num).astype(np.int64)
-    sample = score_S[places].astype(np.float64) if len(score_S) else np.zeros(num)
-    gathered = ranks.gather(np.append(sample, len(score_S)))
+def _cuts(scores: Sequence[Array], ranges: int, ranks: Collectives) -> Array:
+    """Scores that cut the distinct ones of all ranks into ranges of about equal size, ascending (a collective).
+
+    Args:
+        scores: of this rank, ascending in each part.
+        ranges: their number.
+        ranks: that share the scores.
+    """
+    if ranges == 1:
+        return np.empty(0)
+    num, size = max(SAMPLES_PER_RANK, 16 * ranges), sum(map(len, scores))
+    every = -(-size // num) or 1
+    some = np.sort(np.concatenate([score[every // 2 :: every] for score in scores])).astype(np.float64)
+    sample = some[np.linspace(0, len(some) - 1, num).astype(np.int64)] if len(some) else np.zeros(num)
+    gathered = ranks.gather(np.append(sample, size))
     samples, stand_for = gathered[:, :num].ravel(), np.repeat(gathered[:, num], num)
     order = np.argsort(samples)
     filled = np.cumsum(stand_for[order])
-    at = np.searchsorted(filled, filled[-1] * np.arange(1, ranks.size) / ranks.size)
+    at = np.searchsorted(filled, filled[-1] * np.arange(1, ranges) / ranges)
     return np.asarray(samples[order][at])
 
 
