@@ -32,10 +32,12 @@ Name = TypeVar("Name")
 Statistic = Callable[[Array], Array]
 """A metric of fixed predictions as a function of how often each user was drawn, [U, N] -> [N]; NaN where undefined."""
 
-CHUNK = 4
-"""Resamples of many rows that are looked at together: few, so that what they sum stays in the cache."""
-CHUNK_ROWS = 1 << 17
-"""Of few rows, as many resamples as have so many rows together."""
+FEWEST, MOST = 4, 32
+"""Resamples that are looked at together."""
+CHUNK_SCORES = 1 << 18
+"""As many of them as have so many scores of positive rows together, so that what they sum stays in the cache."""
+DRAWN = 1 << 22
+"""Users of all resamples that are drawn at a time."""
 MIN_USERS = 10
 """Users (`users_that_count`) from which on there are verdicts; of equal models 2 to 6.6 % get one, where 5 % may."""
 
@@ -138,41 +140,47 @@ def resample(
         raise UserError(f"{metrics[0]} is undefined on 0 rows: it needs positives and negatives; give more rows")
     weight = np.ones(len(label)) if weight is None else weight.astype(np.float64)
     users, user_R = np.unique(user, return_inverse=True)
-    statistics: dict[tuple[Name, Metric], list[Statistic]] = {}
     for name, given in scores.items():
         for score_R in np.atleast_2d(given):
             refuse_faults(str(name), count_faults(score_R, label, weight))
-            for metric in metrics:
-                statistic = _STATISTICS[metric](score_R, label, user_R, weight)
-                statistics.setdefault((name, metric), []).append(statistic)
-    users_of = {metric: users_that_count(metric, label, user_R, weight) for metric in metrics}
-    everyone_U1, found = np.ones((len(users), 1)), {}
-    for (name, metric), of_seeds in statistics.items():
-        value_S = np.concatenate([statistic(everyone_U1) for statistic in of_seeds])
-        if np.isnan(value_S).any():
-            raise UserError(
-                f"{metric} is undefined on {len(label)} rows: it needs positives and negatives; give more rows"
-            )
-        found[name, metric] = Resampled(value_S, np.empty((len(of_seeds), samples)), users_of[metric])
-    generator, chunk = np.random.default_rng(seed), max(CHUNK, CHUNK_ROWS // len(label))
-    every = [
-        (found[key].drawn_SN[place], each)
-        for key, of_seeds in statistics.items()
-        for place, each in enumerate(of_seeds)
-    ]
-    # What statistics spend their time in, products of sparse matrices and running sums, does without Python's lock.
+    # What takes long here, sorting, products of sparse matrices and running sums, does without Python's lock.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        for first in range(0, samples, chunk):
-            chosen = slice(first, min(first + chunk, samples))
-            times_drawn_UN = _draw_users(generator, len(users), chosen.stop - chosen.start)
-            values = threads.map(_value, [statistic for _, statistic in every], repeat(times_drawn_UN))
+        building = {
+            (name, metric): [
+                threads.submit(_STATISTICS[metric], each, label, user_R, weight) for each in np.atleast_2d(given)
+            ]
+            for name, given in scores.items()
+            for metric in metrics
+        }
+        statistics = {key: [each.result() for each in of_seeds] for key, of_seeds in building.items()}
+        users_of = {metric: users_that_count(metric, label, user_R, weight) for metric in metrics}
+        everyone_U1, found = np.ones((len(users), 1)), {}
+        for (name, metric), of_seeds in statistics.items():
+            value_S = np.concatenate([statistic(everyone_U1) for statistic in of_seeds])
+            if np.isnan(value_S).any():
+                raise UserError(
+                    f"{metric} is undefined on {len(label)} rows: it needs positives and negatives; give more rows"
+                )
+            found[name, metric] = Resampled(value_S, np.empty((len(of_seeds), samples)), users_of[metric])
+        generator = np.random.default_rng(seed)
+        chunk = min(max(CHUNK_SCORES // max(np.count_nonzero(label == 1), 1), FEWEST), MOST)
+        at_once = max(DRAWN // len(users) // chunk, 1) * chunk
+        every = [
+            (found[key].drawn_SN[place], each)
+            for key, of_seeds in statistics.items()
+            for place, each in enumerate(of_seeds)
+        ]
+        for first in range(0, samples, at_once):
+            last = min(first + at_once, samples)
+            draws = [_draw_users(generator, len(users), min(chunk, last - at)) for at in range(first, last, chunk)]
+            values = threads.map(_values, [statistic for _, statistic in every], repeat(draws))
             for (drawn_N, _), value_N in zip(every, values, strict=True):
-                drawn_N[chosen] = value_N
+                drawn_N[first:last] = value_N
     return found
 
 
-def _value(statistic: Statistic, times_drawn_UN: Array) -> Array:
-    return statistic(times_drawn_UN)
+def _values(statistic: Statistic, draws: Sequence[Array]) -> Array:
+    return np.concatenate([statistic(times_drawn_UN) for times_drawn_UN in draws])
 
 
 def compare(a: Resampled, b: Resampled, seed: int = 0) -> Comparison:
