@@ -163,7 +163,7 @@ def resample(
                 )
             found[name, metric] = Resampled(value_S, np.empty((len(of_seeds), samples)), users_of[metric])
         generator = np.random.default_rng(seed)
-        chunk = min(max(CHUNK_SCORES // max(np.count_nonzero(label == 1), 1), FEWEST), MOST)
+        chunk = min(max(CHUNK_SCORES // max(int(np.count_nonzero(label == 1)), 1), FEWEST), MOST)
         at_once = max(DRAWN // len(users) // chunk, 1) * chunk
         every = [
             (found[key].drawn_SN[place], each)
