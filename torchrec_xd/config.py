@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -140,9 +141,10 @@ class RunConfig(Settings):
 
     def changes_from(self, other: RunConfig, most: int = 3) -> str:
         """What differs from another config, as `key was …, is …`, the first ones; empty where nothing does."""
-        if self.dump() == other.dump():
+        dumped = [config.model_dump(mode="json", by_alias=True) for config in (other, self)]
+        if len(set(map(json.dumps, dumped))) == 1:  # their order counts
             return ""
-        there, here = (_flat(config.model_dump(mode="json", by_alias=True)) for config in (other, self))
+        there, here = map(_flat, dumped)
         keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
         if not keys:
             return "the order of domains or of other keys"
