@@ -15,7 +15,7 @@ from tests.support.data_tables import ROWS, row_lists, rows_of, schema_of
 from torchrec_xd.batch import LoaderState
 from torchrec_xd.data.arrow import Decoder
 from torchrec_xd.data.collate import Collator
-from torchrec_xd.data.rows import Rows
+from torchrec_xd.data.rows import IdType, Jagged, Rows, _gather_jagged
 
 FEATURES = (
     {"column": "store", "kind": "id", "rows": ROWS},
@@ -172,3 +172,28 @@ def test_unsigned_ids_are_shuffled() -> None:
     table = pa.table({"item": pa.array([ROWS - 1, 0], pa.uint64()), "user": [1, 2], "click": [0, 1]})
     gathered = Rows.gather([rows_of(schema, table, "a")], np.array([1, 0]), ID_TYPES[:1])
     assert gathered.ids[0].values.tolist() == [0, ROWS - 1]
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_gathered_spans_are_those_that_an_index_for_every_value_finds(kind: IdType) -> None:
+    random = np.random.default_rng(0)
+    lengths = [random.integers(0, 5, rows) for rows in (40, 1, 25)]
+    parts = [
+        Jagged.of_lengths(random.integers(0, 2**31 - 1, n.sum()), n, random.random(n.sum(), dtype=np.float32))
+        for n in lengths
+    ]
+    parts[1] = Jagged(np.array([7]), None)  # one id in every row, of weight 1
+    order = random.integers(0, 66, 90)  # some rows twice, some never
+    found = _gather_jagged(parts, order, kind)
+    alone = [part.slice(i, i + 1) for part in parts for i in range(len(part.lengths))]
+    rows = [(row.values, row.all_weights()) for row in alone]
+    assert found.values.dtype == kind
+    assert found.values.tolist() == np.concatenate([rows[i][0] for i in order]).tolist()
+    assert found.all_weights().tolist() == np.concatenate([rows[i][1] for i in order]).tolist()
+    assert found.lengths.tolist() == [len(rows[i][0]) for i in order]
+
+
+def test_gathered_rows_without_an_id_where_others_have_some() -> None:
+    part = Jagged.of_lengths(np.array([4, 5]), np.array([0, 2, 0]))
+    found = _gather_jagged([part], np.array([0, 2]), np.int32)
+    assert (found.values.tolist(), found.lengths.tolist()) == ([], [0, 0])

@@ -14,9 +14,9 @@ import torch
 
 from tests.support.numbered import content, write
 from torchrec_xd.batch import Batch, LoaderState
-from torchrec_xd.data.loader import Loader, LoaderSettings
+from torchrec_xd.data.loader import Loader, LoaderSettings, _WindowReader
 from torchrec_xd.data.rows import Rows
-from torchrec_xd.data.shards import ShardSpec
+from torchrec_xd.data.shards import ShardSpec, Window
 
 
 def all_loader_threads() -> set[threading.Thread]:
@@ -176,3 +176,23 @@ def test_the_reading_thread_pins_what_goes_to_a_gpu(root: Path, monkeypatch: pyt
     ids = [(kjt.values(), kjt.lengths()) for b in batches for kjt in (b.bags, b.weighted_bags, b.sequences)]
     assert {id(tensor) for tensors in (*parts, *ids) for tensor in tensors} == {tensor for tensor, _ in pinned}
     assert {name for _, name in pinned} == {"loader"}
+
+
+@pytest.mark.parametrize("start", [LoaderState(0, 0), LoaderState(0, 3)], ids=["from the start", "amid a window"])
+def test_the_first_windows_of_all_domains_are_read_beside_one_another(
+    root: Path, monkeypatch: pytest.MonkeyPatch, start: LoaderState
+) -> None:
+    schema, _ = write(root, [[[100]], [[100]], [[100]]])
+    loader = Loader(schema, LoaderSettings(batch_size=30, shuffle_rows=100), "train")
+    expected = content(list(loader.batches())[start.step])
+    together = threading.Barrier(3, timeout=30)  # broken where a domain waits for the window of another
+    read = _WindowReader.read
+
+    def waiting(reader: _WindowReader, window: Window) -> list[Rows]:
+        together.wait()
+        return read(reader, window)
+
+    monkeypatch.setattr(_WindowReader, "read", waiting)
+    batches = loader.batches(start)
+    assert content(next(batches)) == expected
+    batches.close()

@@ -7,7 +7,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -307,11 +307,13 @@ class _Stream:
         self._parts = _read_ahead(_WindowReader(domain), domain.shard.windows(start, stop), pool)
         self._part: Rows | None = None
         self._at = 0
-        if start < stop:
-            self.take(start - domain.shard.window_at(start).first)
+        self._past = start - domain.shard.window_at(start).first if start < stop else 0
 
     def take(self, count: int) -> list[Rows]:
         """The next `count` rows."""
+        if self._past:  # left until now, so that a stream that begins amid a window waits for it beside the others
+            past, self._past = self._past, 0
+            self.take(past)
         taken = []
         while count:
             if self._part is None or self._at == len(self._part):
@@ -324,9 +326,14 @@ class _Stream:
 
 
 def _read_ahead(reader: _WindowReader, windows: Iterator[Window], pool: ThreadPoolExecutor) -> Iterator[Rows]:
-    """The rows of each window; the next one is read while the present one is cut into batches."""
+    """The rows of each window; the first is read at once, every other while the one before it is cut into batches."""
     loading = (pool.submit(reader.read, window) for window in windows)
-    future = next(loading, None)
+    return _loaded(loading, next(loading, None))
+
+
+def _loaded(loading: Iterator[Future[list[Rows]]], first: Future[list[Rows]] | None) -> Iterator[Rows]:
+    future = first
+    del first  # the window is held by the consumer alone
     while future is not None:
         parts = future.result()
         future = next(loading, None)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
@@ -75,13 +76,25 @@ def _gather_jagged(parts: Sequence[Jagged], order: Integers, dtype: IdType) -> J
         return Jagged.empty(len(order))
     if all(part.offsets is None for part in parts):
         return Jagged(np.take(values, order), None)  # np.take: values[order] needs twice the time
-    lengths = np.concatenate([part.lengths for part in parts])
-    starts = np.cumsum(lengths) - lengths
-    lengths = lengths[order]
-    places = spans(starts[order], lengths)
+    ends = np.cumsum(np.concatenate([part.lengths for part in parts]))
+    offsets = np.concatenate([[0], ends])
+    taken, taken_offsets = _take_spans(values, offsets, order)
     weighted = any(part.weights is not None for part in parts)
-    weights = np.take(np.concatenate([part.all_weights() for part in parts]), places) if weighted else None
-    return Jagged.of_lengths(np.take(values, places), lengths, weights)
+    weights = np.concatenate([part.all_weights() for part in parts]) if weighted else None
+    return Jagged(taken, taken_offsets, None if weights is None else _take_spans(weights, offsets, order)[0])
+
+
+def _take_spans(values: NDArray[Any], offsets: Integers, order: Integers) -> tuple[NDArray[Any], Integers]:
+    """Spans `values[offsets[i]:offsets[i + 1]]` for every i of `order`, one after the other, and their offsets.
+
+    By Arrow, as strings of bytes: an index for every value, as NumPy needs, takes three times as long.
+    """
+    width = values.itemsize
+    spans_of_bytes = [None, pa.py_buffer(offsets * width), pa.py_buffer(values)]
+    taken = pa.Array.from_buffers(pa.large_binary(), len(offsets) - 1, spans_of_bytes).take(pa.array(order))
+    _, ends, data = taken.buffers()
+    taken_offsets = np.frombuffer(ends, dtype=np.int64, count=len(order) + 1) // width
+    return np.frombuffer(data or b"", dtype=values.dtype, count=int(taken_offsets[-1])), taken_offsets
 
 
 @dataclass(frozen=True)
