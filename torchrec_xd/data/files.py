@@ -6,9 +6,10 @@ import functools
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -27,6 +28,8 @@ from torchrec_xd.errors import UserError
 
 T = TypeVar("T")
 _OPEN_FILES = 32
+_TOGETHER = 64
+"""Footers of local files that a thread reads one after the other: handing over each one costs as much as reading it."""
 _TAIL = 65_536
 """Bytes read from the end of a file: most footers are shorter."""
 _MEASURED = 16
@@ -79,24 +82,33 @@ class ParquetFiles:
         self._patience = patience
         self._base = patience(functools.partial(filesystem_of, root), root)[1].rstrip("/") + "/"
         self._local = isinstance(self._filesystem, fs.LocalFileSystem)
-        read = functools.partial(self._footer, Statistics(limits if self._local else ()))
         with ThreadPoolExecutor() as pool:
-            found = list(pool.map(read, files))
+            parts = [files[i : i + _TOGETHER] for i in range(0, len(files), _TOGETHER if self._local else 1)]
+            found = list(chain.from_iterable(pool.map(lambda part: [self._footer(file) for file in part], parts)))
         self._found = dict(zip(files, found, strict=True))
         self.schemas: dict[pa.Schema, str] = {}
         """Every Arrow schema that occurs, and the first file with it."""
+        holding: dict[pa.Schema, list[str]] = {}
         for file, footer in self._found.items():
             self.schemas.setdefault(footer.schema, file)
+            if footer.row_groups:
+                holding.setdefault(footer.schema, []).append(file)
         for schema, file in self.schemas.items():
             check(file, schema)
         self.row_groups: tuple[RowGroup, ...] = tuple(group for footer in found for group in footer.row_groups)
         """All row groups that hold rows, file by file."""
-        self.doubtful: tuple[RowGroup, ...] = tuple(group for footer in found for group in footer.doubtful)
+        statistics = Statistics(limits if self._local else ())
+        known = {schema: statistics.look(own, schema) for schema, own in holding.items()}
+        doubtful = frozenset[tuple[str, int]]().union(*(each.doubtful for each in known.values()))
+        self.doubtful: tuple[RowGroup, ...] = tuple(
+            group for group in self.row_groups if (group.file, group.index) in doubtful
+        )
         """Those whose statistics lie outside the limits."""
-        holding = [footer for footer in found if footer.row_groups]
         self.ranges: dict[str, Range] = united(
             {
-                limit.column: [f.ranges.get(limit.column) for f in holding if limit.column in f.schema.names]
+                limit.column: [
+                    each.ranges.get(limit.column) for schema, each in known.items() if limit.column in schema.names
+                ]
                 for limit in limits
             }
         )
@@ -175,7 +187,7 @@ class ParquetFiles:
         ).as_py()
         return mean
 
-    def _footer(self, statistics: Statistics, file: str) -> _Footer:
+    def _footer(self, file: str) -> _Footer:
         written = self._written(file)
         try:
             _, size, tail = self._patiently(functools.partial(_opened, self._filesystem, file), file)
@@ -184,11 +196,9 @@ class ParquetFiles:
             groups = _row_groups(file, parquet.metadata)
         except _READ_ERRORS as error:
             raise _damaged(file, error, "footer") from error
-        known = statistics.look(file, schema)
-        doubtful = [group for group in groups if group.index in known.doubtful]
         rows = sum(group.rows for group in groups)
         stamp = FileStamp(file.removeprefix(self._base), size, rows, _digest(tail))
-        return _Footer(stamp, written, schema, groups, doubtful, known.ranges)
+        return _Footer(stamp, written, schema, groups)
 
     def _open(self, file: str) -> pq.ParquetFile:
         """The file, if it is still the one whose footer was read."""
@@ -232,8 +242,6 @@ class _Footer:
     written: tuple[int, int] | None
     schema: pa.Schema
     row_groups: list[RowGroup]
-    doubtful: list[RowGroup]
-    ranges: Mapping[str, Range]
 
 
 def _row_groups(file: str, metadata: pq.FileMetaData) -> list[RowGroup]:

@@ -5,9 +5,11 @@ DuckDB reads the statistics: over damaged ones PyArrow 26 ends the process (a C+
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from typing import Any
 
@@ -15,38 +17,52 @@ import pyarrow as pa
 
 from torchrec_xd.data.limits import Limits, Range
 
+_GLOB = re.compile(r"[*?\[]")
+_BATCH = 256
+"""Files in one query: planning it costs as much as reading ten footers."""
 _LOOK = """
     WITH known AS (
         SELECT
-            row_group_id, column_id, num_values, stats_null_count AS nulls,
+            file_name, row_group_id, column_id, num_values, stats_null_count AS nulls,
             lower(coalesce(stats_min_value, stats_min)) AS lowest,
             lower(coalesce(stats_max_value, stats_max)) AS greatest
-        FROM parquet_metadata($file)
+        FROM parquet_metadata($files)
     ), numbers AS (
         SELECT *,
             CASE lowest WHEN 'false' THEN 0 WHEN 'true' THEN 1 ELSE try_cast(lowest AS DOUBLE) END AS minimum,
             CASE greatest WHEN 'false' THEN 0 WHEN 'true' THEN 1 ELSE try_cast(greatest AS DOUBLE) END AS maximum
         FROM known
+    ), judged AS (
+        SELECT file_name, row_group_id, leaf, num_values, numbers.nulls AS nulls, minimum, maximum,
+            numbers.nulls IS NOT NULL
+            AND (numbers.nulls = num_values OR (minimum IS NOT NULL AND maximum IS NOT NULL)) AS whole,
+            coalesce(minimum < low, false)
+            OR coalesce(maximum > high, false)
+            OR (lowest IS NULL) != (greatest IS NULL) -- infinite
+            OR (NOT allowed AND coalesce(numbers.nulls, 0) > 0) AS doubtful
+        FROM numbers
+        JOIN (SELECT unnest($leaf) AS leaf, unnest($low) AS low, unnest($high) AS high, unnest($nulls) AS allowed)
+            ON leaf = column_id
     )
-    SELECT row_group_id, leaf, num_values, numbers.nulls, minimum, maximum,
-        coalesce(minimum < low, false)
-        OR coalesce(maximum > high, false)
-        OR (lowest IS NULL) != (greatest IS NULL) -- infinite
-        OR (NOT allowed AND coalesce(numbers.nulls, 0) > 0)
-    FROM numbers
-    JOIN (SELECT unnest($leaf) AS leaf, unnest($low) AS low, unnest($high) AS high, unnest($nulls) AS allowed)
-        ON column_id = leaf
+    SELECT leaf, bool_and(whole), min(minimum), max(maximum), sum(num_values)::BIGINT, sum(nulls)::BIGINT,
+        coalesce(list([file_name, row_group_id::VARCHAR]) FILTER (doubtful), [])
+    FROM judged
+    GROUP BY leaf
 """
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the statistics of a file say."""
+    """What the statistics of some files of one Arrow schema say."""
 
-    doubtful: frozenset[int] = frozenset()
-    """Indices of row groups with a column outside its limits."""
+    doubtful: frozenset[tuple[str, int]] = frozenset()
+    """Files and indices of row groups with a column outside its limits."""
     ranges: Mapping[str, Range] = field(default_factory=dict)
-    """Of the columns whose statistics are whole."""
+    """Of the columns whose statistics are whole, in all of the files."""
+
+    def __or__(self, other: Found) -> Found:
+        both = {column: self.ranges[column] | other.ranges[column] for column in self.ranges if column in other.ranges}
+        return Found(self.doubtful | other.doubtful, both)
 
 
 class Statistics:
@@ -60,30 +76,44 @@ class Statistics:
 
             self._engine, self._error = duckdb.connect(config={"threads": 1}), duckdb.Error
 
-    def look(self, file: str, schema: pa.Schema) -> Found:
-        """What is known of the columns that have limits; nothing where a file has no statistics."""
+    def look(self, files: Sequence[str], schema: pa.Schema) -> Found:
+        """What is known of the columns that have limits; nothing where a file has no statistics.
+
+        Args:
+            files: at least one, each with rows.
+            schema: that of all of them.
+        """
         limits = leaf_limits(schema, self._limits)
         if self._engine is None or not limits:
             return Found()
+        batches = [files[i : i + _BATCH] for i in range(0, len(files), _BATCH)]
+        with ThreadPoolExecutor() as pool:
+            return reduce(or_, pool.map(partial(self._look, limits), batches))
+
+    def _look(self, limits: list[tuple[int, Limits]], files: Sequence[str]) -> Found:
         values = {
-            "file": [file],
+            "files": list(files),
             "leaf": [leaf for leaf, _ in limits],
             "low": [limit.low for _, limit in limits],
             "high": [limit.high for _, limit in limits],
             "nulls": [limit.nulls for _, limit in limits],
         }
-        try:
-            with self._engine.cursor() as cursor:
-                rows = cursor.execute(_LOOK, values).fetchall()
-        except self._error:  # a footer that only PyArrow can read: bad values are found when they are read
-            return Found()
+        rows = None
+        if len(files) == 1 or not any(_GLOB.search(file) for file in files):  # DuckDB takes such a name for many files
+            try:
+                with self._engine.cursor() as cursor:
+                    rows = cursor.execute(_LOOK, values).fetchall()
+            except self._error:  # a footer that only PyArrow can read: bad values are found when they are read
+                rows = None
+        if rows is None:
+            middle = len(files) // 2
+            return self._look(limits, files[:middle]) | self._look(limits, files[middle:]) if middle else Found()
         columns = {leaf: limit.column for leaf, limit in limits}
-        chunks: dict[str, list[Range | None]] = {}
-        for _, leaf, count, nulls, low, high, _ in rows:
-            whole = nulls is not None and (nulls == count or (low is not None and high is not None))
-            chunks.setdefault(columns[leaf], []).append(Range(low, high, count, nulls) if whole else None)
-        doubtful = frozenset(row[0] for row in rows if row[-1])
-        return Found(doubtful, united(chunks))
+        alone = files[0] if len(files) == 1 else None
+        return Found(
+            frozenset((alone or file, int(group)) for *_, places in rows for file, group in places),
+            {columns[leaf]: Range(*known) for leaf, whole, *known, _ in rows if whole},
+        )
 
 
 def united(chunks: Mapping[str, Iterable[Range | None]]) -> dict[str, Range]:
