@@ -28,14 +28,17 @@ def files(tmp_path: Path) -> list[str]:
         write(tmp_path / "a.parquet", [1, 2, 3, 10], [0.5, 1.5, None, 2.5]),
         write(tmp_path / "b.parquet", [None, None], [4, 4]),
         write(tmp_path / "c[ab].parquet", [-1, 5, 6], [0.25, 0.5, 0.5]),
-        write(tmp_path / "d.parquet", [7], [-8]),
+        write(tmp_path / "?.parquet", [7, 8, 70], [-8, -8, -8]),
     ]
 
 
 def test_limits_and_ranges_by_hand(files: list[str]) -> None:
     whole = Statistics(LIMITS).look([files[0], files[1], files[3]], SCHEMA)
-    assert whole.doubtful == {(files[0], 1)}  # 10 is above 9, and a null where none may be
-    assert whole.ranges == {"x": Range(1, 10, 7, 2), "y": Range(-8, 4, 7, 1)}
+    assert whole.doubtful == {(files[0], 1), (files[3], 1)}  # values above 9, and a null where none may be
+    assert whole.ranges == {"x": Range(1, 70, 9, 2), "y": Range(-8, 4, 9, 1)}
+    named_like_a_glob = Statistics(LIMITS).look([files[2]], SCHEMA)
+    assert named_like_a_glob.doubtful == {(files[2], 0)}
+    assert named_like_a_glob.ranges["x"] == Range(-1, 6, 3, 0)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 256])
@@ -60,7 +63,7 @@ def test_a_file_that_cannot_be_looked_at_hides_no_doubt(
     bad = tmp_path / "0.parquet"
     if content is not None:
         bad.write_bytes(content)
-    found = Statistics(LIMITS).look([files[1], str(bad), files[3], files[0]], SCHEMA)
+    found = Statistics(LIMITS).look([files[1], str(bad), files[0]], SCHEMA)
     assert found == Found(frozenset({(files[0], 1)}))
 
 

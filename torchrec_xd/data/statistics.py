@@ -5,7 +5,7 @@ DuckDB reads the statistics: over damaged ones PyArrow 26 ends the process (a C+
 
 from __future__ import annotations
 
-import re
+import glob
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from torchrec_xd.data.limits import Limits, Range
 
-_GLOB = re.compile(r"[*?\[]")
 _BATCH = 256
 """Files in one query: planning it costs as much as reading ten footers."""
 _LOOK = """
@@ -92,26 +91,23 @@ class Statistics:
 
     def _look(self, limits: list[tuple[int, Limits]], files: Sequence[str]) -> Found:
         values = {
-            "files": list(files),
+            "files": [glob.escape(file) for file in files],
             "leaf": [leaf for leaf, _ in limits],
             "low": [limit.low for _, limit in limits],
             "high": [limit.high for _, limit in limits],
             "nulls": [limit.nulls for _, limit in limits],
         }
-        rows = None
-        if len(files) == 1 or not any(_GLOB.search(file) for file in files):  # DuckDB takes such a name for many files
-            try:
-                with self._engine.cursor() as cursor:
-                    rows = cursor.execute(_LOOK, values).fetchall()
-            except self._error:  # a footer that only PyArrow can read: bad values are found when they are read
-                rows = None
-        if rows is None:
+        try:
+            with self._engine.cursor() as cursor:
+                rows = cursor.execute(_LOOK, values).fetchall()
+        except self._error:
+            if len(files) == 1:  # a footer that only PyArrow can read: bad values are found when they are read
+                return Found()
             middle = len(files) // 2
-            return self._look(limits, files[:middle]) | self._look(limits, files[middle:]) if middle else Found()
+            return self._look(limits, files[:middle]) | self._look(limits, files[middle:])
         columns = {leaf: limit.column for leaf, limit in limits}
-        alone = files[0] if len(files) == 1 else None
         return Found(
-            frozenset((alone or file, int(group)) for *_, places in rows for file, group in places),
+            frozenset((file, int(group)) for *_, places in rows for file, group in places),
             {columns[leaf]: Range(*known) for leaf, whole, *known, _ in rows if whole},
         )
 
