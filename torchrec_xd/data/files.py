@@ -83,7 +83,8 @@ class ParquetFiles:
         self._base = patience(functools.partial(filesystem_of, root), root)[1].rstrip("/") + "/"
         self._local = isinstance(self._filesystem, fs.LocalFileSystem)
         with ThreadPoolExecutor() as pool:
-            parts = [files[i : i + _TOGETHER] for i in range(0, len(files), _TOGETHER if self._local else 1)]
+            step = _TOGETHER if self._local else 1
+            parts = [files[i : i + step] for i in range(0, len(files), step)]
             found = list(chain.from_iterable(pool.map(lambda part: [self._footer(file) for file in part], parts)))
         self._found = dict(zip(files, found, strict=True))
         self.schemas: dict[pa.Schema, str] = {}
