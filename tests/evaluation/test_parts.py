@@ -83,3 +83,13 @@ def test_slices_and_unweighted_metrics_in_parts_equal_those_of_their_rows(data, 
     assert list(found) == [str(value) for value in np.unique(group)]
     for value, result in found.items():
         close(result, np.flatnonzero(group == int(value)), weight)
+
+
+GREATEST = {np.bool_: 1, np.int8: 127, np.uint8: 255, np.int16: 2**15 - 1, np.int32: 2**31 - 1, np.int64: 2**53}
+
+
+@pytest.mark.parametrize(("kind", "greatest"), [*GREATEST.items(), (np.float16, 2048), (np.float64, 2**53)])
+def test_scores_of_any_type_of_number(kind, greatest) -> None:
+    """Neighbours that a type of fewer digits would make equal."""
+    score = np.array([greatest - 1, greatest, greatest - 1, greatest]).astype(kind)
+    assert binary_metrics(score, np.array([0, 1, 0, 1]), np.arange(4)).auc == 1.0

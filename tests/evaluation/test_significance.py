@@ -14,6 +14,7 @@ from scipy.stats import ttest_1samp
 from sklearn.metrics import log_loss, roc_auc_score
 
 from torchrec_xd.errors import UserError
+from torchrec_xd.evaluation import significance
 from torchrec_xd.evaluation.significance import (
     Comparison,
     Metric,
@@ -327,3 +328,15 @@ def test_about_five_percent_of_verdicts_on_equal_models_are_wrong(users):
 def test_no_torch():
     code = "import sys, torchrec_xd.evaluation.significance; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_resamples_of_many_users_are_not_drawn_all_at_once(monkeypatch):
+    """What is drawn at a time is bounded by users, however few the positives are."""
+    monkeypatch.setattr(significance, "DRAWN", 1 << 10)
+    drawn = []
+    draw = significance._draw_users
+    monkeypatch.setattr(significance, "_draw_users", lambda *args: drawn.append(args[1:]) or draw(*args))
+    user = np.arange(300)
+    score = np.linspace(0, 1, 300)
+    paired_bootstrap(score, score[::-1].copy(), (user % 60 == 0).astype(float), user, samples=20)
+    assert drawn == [(300, 4)] * 5

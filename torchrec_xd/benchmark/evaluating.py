@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import psutil
 import torch
 import typer
 from torch import Tensor
@@ -21,7 +21,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec_xd.batch import Batch, LoaderState
 from torchrec_xd.benchmark.measure import BatchSize, Json, Result
 from torchrec_xd.distributed.memory import peak_memory
-from torchrec_xd.distributed.process_group import ProcessSettings, process_group
+from torchrec_xd.distributed.process_group import process_group
 from torchrec_xd.errors import UserError
 from torchrec_xd.evaluation.metrics import Evaluation, MetricSettings
 from torchrec_xd.schema import Schema
@@ -35,19 +35,18 @@ def metrics(
     ranks: Annotated[list[int] | None, typer.Option(min=1, help="Processes; may be repeated.")] = None,
     users: Annotated[int, typer.Option(min=1, help="Whose rows they are; some have many, most have few.")] = 2_000_000,
     weights: Annotated[bool, typer.Option(help="Rows have weights: metrics come with and without them.")] = False,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads of torch in each process; 0: its choice.")] = 0,
     batch_size: BatchSize = 4096,
     out: Json = None,
 ) -> None:
     """AUC, GAUC, log loss, NE and calibration of made-up rows, exact, as an evaluation yields them; time and memory.
 
-    Seconds are those of the metrics alone; the peak is the whole process, with the rows that it holds and all imports.
+    Seconds are those of the metrics alone, on all cores; the peak is the whole process, with the rows that it holds and
+    all imports.
     """
-    settings = {"users": users, "weights": "drawn" if weights else "1", "batch": batch_size, "threads": threads}
-    result = Result("metrics", settings)
+    result = Result("metrics", {"users": users, "weights": "drawn" if weights else "1", "batch": batch_size})
     for count in rows or [1_000_000, 10_000_000]:
         for size in ranks or [1, 2]:
-            found = _measure(size, f"{count}", f"{users}", f"{weights:d}", f"{threads}", f"{batch_size}")
+            found = _measure(size, f"{count}", f"{users}", f"{weights:d}", f"{batch_size}")
             of_ranks = found["ranks"]
             result.rows.append(
                 {
@@ -78,7 +77,7 @@ def _measure(ranks: int, *arguments: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         found = Path(folder) / "found.json"
         command = [sys.executable, *launcher, "-m", "torchrec_xd.benchmark.evaluating", str(found), *arguments]
-        done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UserError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
         content: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
@@ -87,19 +86,19 @@ def _measure(ranks: int, *arguments: str) -> dict[str, Any]:
 
 def main(path: str, *arguments: str) -> None:
     """Measure one point on the processes that there are, and write it to a file."""
-    rows, users, weights, threads, batch_size = map(int, arguments)
-    with process_group(ProcessSettings(threads=threads)) as processes:
+    rows, users, weights, batch_size = map(int, arguments)
+    with process_group() as processes:
         content = {"name": "rows", "user": "user", "domains": {"feed": {"role": "target", "train": "unused"}}}
         feature = {"column": "item", "kind": "id", "group": "shared", "rows": 2}
         tasks = [{"label": "click", "domain": "feed"}]
         weight = {"weight": "weight"} if weights else {}
         schema = validate(Schema, {**content, **weight, "tasks": tasks, "features": [feature]}, "benchmark")
-        evaluation, imported = Evaluation(schema, MetricSettings()), peak_memory(torch.device("cpu"))
+        evaluation, imported = Evaluation(schema, MetricSettings()), psutil.Process().memory_info().rss
         shares = [rows // processes.size + (rank < rows % processes.size) for rank in range(processes.size)]
         random = np.random.default_rng([0, processes.rank])
         for batch, score_BT in made_up(random, shares[processes.rank], users, bool(weights), batch_size):
             evaluation.update(batch, score_BT)
-        held = peak_memory(torch.device("cpu")) - imported
+        held = psutil.Process().memory_info().rss - imported
         processes.barrier()
         began, cpu = time.perf_counter(), time.process_time()
         report = evaluation.compute(processes.group)

@@ -109,15 +109,16 @@ def install() -> None:
         UserError: pip failed.
     """
     stamp = ENVIRONMENT / ".installed"
-    wanted = "\n".join(PACKAGES.values())
+    requirements = [f"torch=={version('torch')}", *PACKAGES.values()]
+    wanted = "\n".join(requirements)
     if stamp.is_file() and stamp.read_text() == wanted:
         return
     if not LOCK.is_file():
-        raise UserError("peers are installed into build/ of the project: run the benchmark in its root folder")
+        raise UserError(f"peers are installed into {ENVIRONMENT} of the project: run the benchmark in its root folder")
     screen.print(f"installing {', '.join(PACKAGES.values())} into {ENVIRONMENT}, once")
     venv.create(ENVIRONMENT, clear=True, with_pip=True)
     pip = [str(_python()), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    for arguments in (["--constraint", str(LOCK), "torch"], [f"torch=={version('torch')}", *PACKAGES.values()]):
+    for arguments in (["--constraint", str(LOCK), "torch"], requirements):
         done = subprocess.run([*pip, *arguments], capture_output=True, text=True, check=False)
         if done.returncode:
             raise UserError(f"{' '.join(arguments)} could not be installed: {done.stderr[-1500:]}")

@@ -29,7 +29,8 @@ from torchrec_xd.errors import UserError
 T = TypeVar("T")
 _OPEN_FILES = 32
 _TOGETHER = 64
-"""Footers of local files that a thread reads one after the other: handing over each one costs as much as reading it."""
+"""Footers of local files that a thread reads one after the other, at most: to hand over each one costs as much as to
+read it from the page cache."""
 _TAIL = 65_536
 """Bytes read from the end of a file: most footers are shorter."""
 _MEASURED = 16
@@ -82,8 +83,9 @@ class ParquetFiles:
         self._patience = patience
         self._base = patience(functools.partial(filesystem_of, root), root)[1].rstrip("/") + "/"
         self._local = isinstance(self._filesystem, fs.LocalFileSystem)
-        with ThreadPoolExecutor() as pool:
-            step = _TOGETHER if self._local else 1
+        threads = min(32, (os.cpu_count() or 1) + 4)
+        with ThreadPoolExecutor(threads) as pool:
+            step = min(_TOGETHER, -(-len(files) // threads) or 1) if self._local else 1
             parts = [files[i : i + step] for i in range(0, len(files), step)]
             found = list(chain.from_iterable(pool.map(lambda part: [self._footer(file) for file in part], parts)))
         self._found = dict(zip(files, found, strict=True))
@@ -98,8 +100,7 @@ class ParquetFiles:
             check(file, schema)
         self.row_groups: tuple[RowGroup, ...] = tuple(group for footer in found for group in footer.row_groups)
         """All row groups that hold rows, file by file."""
-        statistics = Statistics(limits if self._local else ())
-        known = {schema: statistics.look(own, schema) for schema, own in holding.items()}
+        known = Statistics(limits if self._local else ()).look(holding)
         doubtful = frozenset[tuple[str, int]]().union(*(each.doubtful for each in known.values()))
         self.doubtful: tuple[RowGroup, ...] = tuple(
             group for group in self.row_groups if (group.file, group.index) in doubtful

@@ -333,7 +333,7 @@ def _read_ahead(reader: _WindowReader, windows: Iterator[Window], pool: ThreadPo
 
 def _loaded(loading: Iterator[Future[list[Rows]]], first: Future[list[Rows]] | None) -> Iterator[Rows]:
     future = first
-    del first  # the window is held by the consumer alone
+    del first  # else the first window would be held to the end
     while future is not None:
         parts = future.result()
         future = next(loading, None)

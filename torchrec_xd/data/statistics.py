@@ -6,10 +6,11 @@ DuckDB reads the statistics: over damaged ones PyArrow 26 ends the process (a C+
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import lru_cache, reduce
 from operator import or_
 from typing import Any
 
@@ -75,23 +76,33 @@ class Statistics:
 
             self._engine, self._error = duckdb.connect(config={"threads": 1}), duckdb.Error
 
-    def look(self, files: Sequence[str], schema: pa.Schema) -> Found:
+    def look(self, files: Mapping[pa.Schema, Sequence[str]]) -> dict[pa.Schema, Found]:
         """What is known of the columns that have limits; nothing where a file has no statistics.
 
         Args:
-            files: at least one, each with rows.
-            schema: that of all of them.
+            files: at least one, each with rows, of every schema.
         """
-        limits = leaf_limits(schema, self._limits)
-        if self._engine is None or not limits:
-            return Found()
-        batches = [files[i : i + _BATCH] for i in range(0, len(files), _BATCH)]
+        if self._engine is None:
+            return dict.fromkeys(files, Found())
+        limits = {schema: leaf_limits(schema, self._limits) for schema in files}
+        batches = [
+            (schema, own[i : i + _BATCH])
+            for schema, own in files.items()
+            for i in range(0, len(own) if limits[schema] else 0, _BATCH)
+        ]
+        known: dict[pa.Schema, list[Found]] = {schema: [] for schema in files}
         with ThreadPoolExecutor() as pool:
-            return reduce(or_, pool.map(partial(self._look, limits), batches))
+            looked = pool.map(lambda batch: self._look(limits[batch[0]], batch[1]), batches)
+            for (schema, _), found in zip(batches, looked, strict=True):
+                known[schema].append(found)
+        return {schema: reduce(or_, each) if each else Found() for schema, each in known.items()}
 
     def _look(self, limits: list[tuple[int, Limits]], files: Sequence[str]) -> Found:
+        named: dict[str, list[str]] = {}  # as DuckDB names them where it resolves a pattern: without "..", "." and "//"
+        for file in files:
+            named.setdefault(os.path.join(_resolved(os.path.dirname(file)), os.path.basename(file)), []).append(file)
         values = {
-            "files": [glob.escape(file) for file in files],
+            "files": [glob.escape(file) for file in named],
             "leaf": [leaf for leaf, _ in limits],
             "low": [limit.low for _, limit in limits],
             "high": [limit.high for _, limit in limits],
@@ -107,9 +118,14 @@ class Statistics:
             return self._look(limits, files[:middle]) | self._look(limits, files[middle:])
         columns = {leaf: limit.column for leaf, limit in limits}
         return Found(
-            frozenset((file, int(group)) for *_, places in rows for file, group in places),
+            frozenset((file, int(group)) for *_, places in rows for name, group in places for file in named[name]),
             {columns[leaf]: Range(*known) for leaf, whole, *known, _ in rows if whole},
         )
+
+
+@lru_cache
+def _resolved(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def united(chunks: Mapping[str, Iterable[Range | None]]) -> dict[str, Range]:

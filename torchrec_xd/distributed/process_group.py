@@ -29,8 +29,8 @@ _START = (
 )
 LOOKUP_KERNELS = ("FBGEMM_FORCE_AUTOVEC", "FBGEMM_NO_AUTOVEC", "FBGEMM_NO_ASMJIT")
 """What chooses FBGEMM's kernels on CPU, each by being there. With the first one they fetch the rows of later ids ahead:
-fp16 tables are looked up in a third of the time, and row-wise Adagrad on fp32 takes three quarters (docs/decisions.md);
-vectors and weights are the same bits."""
+fp16 tables are looked up in a third of the time, and row-wise Adagrad on fp32 takes two thirds, as measured on an EPYC
+(docs/decisions.md); vectors and weights are the same bits."""
 _NETWORK = re.compile(
     r"Connection (closed|reset|refused|timed out)|(Socket|Remote peer) (unexpectedly )?closed|Broken pipe"
     r"|No route to host|(Network|Host) is (unreachable|down)|network error|connectFullMesh failed"

@@ -69,6 +69,8 @@ def binary_metrics(score: Array, label: Array, user: Array, weight: Array | None
     Raises:
         UserError: a score is not finite, a label not binary, a weight negative or not finite.
     """
+    if score.dtype not in (np.float32, np.float64):
+        score = score.astype(np.float64)
     rows, ranks = Rows(score, label, weight, user, np.empty((len(label), 0), dtype=np.int64)), Collectives(None)
     slabs = [partial(rows.take, slice(start, start + SLAB_ROWS)) for start in range(0, len(rows) or 1, SLAB_ROWS)]
     parts, faults = route_by_user(slabs, len(rows), ranks)

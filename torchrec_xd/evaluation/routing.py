@@ -25,6 +25,9 @@ PART_ROWS = 1 << 18
 SLAB_ROWS = 1 << 21
 """Rows that are routed at a time."""
 
+MOST_THREADS = 8
+"""Slabs and parts that are worked on at the same time in a process, each of which takes memory."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -82,14 +85,15 @@ def chosen(parts: Sequence[Part], kept_R: Array) -> list[Part]:
 
 
 def side_by_side(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """What work makes of every item, in order, as many at a time as there are cores; items are made as they are needed.
+    """What work makes of every item, in order, as many at a time as there are cores, up to MOST_THREADS.
 
-    Sorting, gathering and summing do without Python's lock.
+    Items are made as they are needed, one more than there are threads. Sorting, gathering and summing do without
+    Python's lock.
     """
     if isinstance(items, Sequence) and len(items) == 1:  # a thread would take longer to start
         yield work(items[0])
         return
-    cores = len(os.sched_getaffinity(0))
+    cores = min(len(os.sched_getaffinity(0)), MOST_THREADS)
     with ThreadPoolExecutor(cores) as threads:
         pending: deque[Future[T]] = deque()
         for item in items:

@@ -145,14 +145,16 @@ def resample(
             refuse_faults(str(name), count_faults(score_R, label, weight))
     # What takes long here, sorting, products of sparse matrices and running sums, does without Python's lock.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        building = {
-            (name, metric): [
-                threads.submit(_STATISTICS[metric], each, label, user_R, weight) for each in np.atleast_2d(given)
-            ]
+        wanted = [
+            ((name, metric), score_R)
             for name, given in scores.items()
             for metric in metrics
-        }
-        statistics = {key: [each.result() for each in of_seeds] for key, of_seeds in building.items()}
+            for score_R in np.atleast_2d(given)
+        ]
+        statistics: dict[tuple[Name, Metric], list[Statistic]] = {}
+        built = threads.map(lambda each: _STATISTICS[each[0][1]](each[1], label, user_R, weight), wanted)
+        for (key, _), statistic in zip(wanted, built, strict=True):
+            statistics.setdefault(key, []).append(statistic)
         users_of = {metric: users_that_count(metric, label, user_R, weight) for metric in metrics}
         everyone_U1, found = np.ones((len(users), 1)), {}
         for (name, metric), of_seeds in statistics.items():
@@ -163,7 +165,8 @@ def resample(
                 )
             found[name, metric] = Resampled(value_S, np.empty((len(of_seeds), samples)), users_of[metric])
         generator = np.random.default_rng(seed)
-        chunk = min(max(CHUNK_SCORES // max(int(np.count_nonzero(label == 1)), 1), FEWEST), MOST)
+        positives = max(int(np.count_nonzero(label == 1)), 1)
+        chunk = max(min(CHUNK_SCORES // positives, DRAWN // len(users), MOST), FEWEST)
         at_once = max(DRAWN // len(users) // chunk, 1) * chunk
         every = [
             (found[key].drawn_SN[place], each)

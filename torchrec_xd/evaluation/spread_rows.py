@@ -19,8 +19,8 @@ from torchrec_xd.evaluation.row_quantities import Array, ascending, auc_by_user,
 
 ResultDict = dict[str, float | int | None]
 SAMPLES_PER_RANK = 1024
-"""Scores, or 16 for each range if these are more, from which a rank's distribution is guessed when scores are cut into
-ranges: the loads of ranks then differ from each other by some W / 1024."""
+"""Scores from which a rank's distribution is guessed when scores are cut into ranges; more where all ranks together
+would have fewer than 16 for each range. The loads of ranks then differ from each other by some W / 1024."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,9 @@ def _curve(rows: Rows) -> Curve:
 
 def _narrowed(value: Array) -> Array:
     """The same numbers in less memory, where they fit."""
-    for kind in (np.uint8, np.float32):
-        if kind is np.float32 or value.max(initial=0) < 256:
+    greatest = value.max(initial=0)
+    for kind, end in ((np.uint8, 256), (np.float32, np.finfo(np.float32).max)):
+        if greatest < end:
             narrow: Array = value.astype(kind)
             if np.array_equal(narrow, value):
                 return narrow
@@ -156,7 +157,7 @@ def _ordered_pairs(curves: Sequence[Curve], ranks: Collectives) -> tuple[float, 
         weights_S2 = np.stack(weights, axis=1).astype(np.float64, copy=False)
         return ranks.exchange([score.astype(f"f{itemsize}", copy=False), weights_S2], num_sent)
 
-    found = side_by_side(_range_pairs, map(arrived, range(turns)))
+    found = [_range_pairs(arrived(0))] if turns == 1 else side_by_side(_range_pairs, map(arrived, range(turns)))
     return _in_all(ranks.gather(np.array(list(found)).ravel()).reshape(-1, 3))
 
 
@@ -195,7 +196,7 @@ def _cuts(scores: Sequence[Array], ranges: int, ranks: Collectives) -> Array:
     """
     if ranges == 1:
         return np.empty(0)
-    num, size = max(SAMPLES_PER_RANK, 16 * ranges), sum(map(len, scores))
+    num, size = max(SAMPLES_PER_RANK, -(-16 * ranges // ranks.size)), sum(map(len, scores))
     every = -(-size // num) or 1
     some = np.sort(np.concatenate([score[every // 2 :: every] for score in scores])).astype(np.float64)
     sample = some[np.linspace(0, len(some) - 1, num).astype(np.int64)] if len(some) else np.zeros(num)
