@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -220,3 +221,13 @@ def test_peers_are_installed_with_the_torch_that_pip_knows(tmp_path: Path, monke
     assert f"torch=={version('torch')}" in commands[-1]
     peers.install()
     assert len(commands) == 2, "once"
+
+
+def test_modules_beside_the_peers_worker_hide_none_of_pythons_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch-rechub imports cProfile, which imports profile, of which this package has one too."""
+    (tmp_path / "profile.py").touch()
+    (tmp_path / "worker.py").write_text("import cProfile, json; print(json.dumps({'rows_per_second': 1.0}))")
+    monkeypatch.setattr(peers, "_python", lambda: Path(sys.executable))
+    assert peers._last_line(peers.isolated(tmp_path / "worker.py"), 0) == {"rows_per_second": 1.0}

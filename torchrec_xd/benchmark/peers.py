@@ -69,8 +69,7 @@ def peers(
             numbers = [str(where), str(rows), str(batch_size), str(threads), str(limit), str(passes)]
             if name == "ours":
                 return _last_line([sys.executable, "-m", "torchrec_xd.benchmark.peers", *numbers, *ours], threads)
-            worker = str(Path(__file__).with_name("peer_worker.py"))
-            return _last_line([str(_python()), worker, name, *numbers], threads)
+            return _last_line([*isolated(Path(__file__).with_name("peer_worker.py")), name, *numbers], threads)
 
         names = ("ours", *PACKAGES)
         runs = {name: partial(_speed, partial(measured, name, root / "speed", rows_per_table, 0)) for name in names}
@@ -127,6 +126,11 @@ def install() -> None:
 
 def _speed(measured: Callable[[], dict[str, Any]]) -> float:
     return float(measured()["rows_per_second"])
+
+
+def isolated(script: Path) -> list[str]:
+    """A command that runs a script in the peers' environment without its neighbours: ours has a module `profile`."""
+    return [str(_python()), "-I", str(script)]
 
 
 def _python() -> Path:
