@@ -311,7 +311,7 @@ class _Stream:
 
     def take(self, count: int) -> list[Rows]:
         """The next `count` rows."""
-        if self._past:  # left until now, so that a stream that begins amid a window waits for it beside the others
+        if self._past:  # left until now, so that the first windows of all streams are read at the same time
             past, self._past = self._past, 0
             self.take(past)
         taken = []
