@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from torchrec_xd.cli.quick_imports import quick_imports
 from torchrec_xd.cli.screen import CheckpointOption, RunArgument, SplitName, show
 
 
@@ -19,9 +20,10 @@ def diagnose(
     checkpoint: CheckpointOption = "best",
 ) -> None:
     """Name what is wrong with a run, and write what passes between its domains: diagnostics.json, diagnostics.html."""
-    from torchrec_xd.diagnostics.finding import Finding
-    from torchrec_xd.training.diagnosis import NOTHING_FOUND
-    from torchrec_xd.training.diagnosis import diagnose as run_diagnose
+    with quick_imports():
+        from torchrec_xd.diagnostics.finding import Finding
+        from torchrec_xd.training.diagnosis import NOTHING_FOUND
+        from torchrec_xd.training.diagnosis import diagnose as run_diagnose
 
     folder = run if out is None else out
     content = run_diagnose(run, folder, split, checkpoint, batches=batches)

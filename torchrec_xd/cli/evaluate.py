@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from torchrec_xd.cli.quick_imports import quick_imports
 from torchrec_xd.cli.screen import CheckpointOption, RunArgument, SplitName, is_main_process, show_report
 
 
@@ -22,9 +23,10 @@ def evaluate(
     ] = None,
 ) -> None:
     """Exact metrics of a finished run."""
-    from torchrec_xd.atomic_write import write_json
-    from torchrec_xd.training.inference import evaluate as run_evaluate
-    from torchrec_xd.writable import check_output_file
+    with quick_imports():
+        from torchrec_xd.atomic_write import write_json
+        from torchrec_xd.training.inference import evaluate as run_evaluate
+        from torchrec_xd.writable import check_output_file
 
     if out is not None:
         check_output_file(out, "--json")

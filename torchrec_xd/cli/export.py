@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from torchrec_xd.cli.quick_imports import quick_imports
 from torchrec_xd.cli.screen import CheckpointOption, RunArgument, refuse_missing_packages, show
 
 
@@ -30,7 +31,8 @@ def export(
 ) -> None:
     """Write a run's model for servers that need no torch, checked against the run's own scores."""
     refuse_missing_packages("export", "onnx", "onnxscript", "onnxruntime", "safetensors")
-    from torchrec_xd.export.api import export as run_export
+    with quick_imports():
+        from torchrec_xd.export.api import export as run_export
 
     artifact = run_export(run, out, domain, tables, checkpoint, max_auc_change, since)
     manifest = artifact.manifest

@@ -33,6 +33,7 @@ from torchrec_xd.cli.plan_inputs import (
     quiet_torchrec,
 )
 from torchrec_xd.cli.plan_scale import scale
+from torchrec_xd.cli.quick_imports import quick_imports
 from torchrec_xd.cli.screen import screen, show
 from torchrec_xd.errors import UserError
 from torchrec_xd.table_types import PlannedDtype, TableOptimizer
@@ -77,12 +78,13 @@ def make(
     compare: Annotated[bool, typer.Option("--compare", help="Compare with torchrec's default planner.")] = False,
 ) -> None:
     """Plan the tables of a run config, a schema or a table list for a cluster. Exit code 2 if no plan fits."""
-    from torchrec_xd.planner import InfeasibleError, make_plan
-    from torchrec_xd.planner.report.console import lookups_view
-    from torchrec_xd.planner.report.lookups import measure_ranks
-    from torchrec_xd.planner.report.page import save_plan_page
-    from torchrec_xd.planner.report.torchrec_default import default_plan
-    from torchrec_xd.training.workload import with_files
+    with quick_imports():
+        from torchrec_xd.planner import InfeasibleError, make_plan
+        from torchrec_xd.planner.report.console import lookups_view
+        from torchrec_xd.planner.report.lookups import measure_ranks
+        from torchrec_xd.planner.report.page import save_plan_page
+        from torchrec_xd.planner.report.torchrec_default import default_plan
+        from torchrec_xd.training.workload import with_files
 
     for option, path in {"--out": out, "--json": report, "--html": html}.items():
         if path is not None:

@@ -28,6 +28,7 @@ from torchrec_xd.cli.plan_inputs import (
     chosen_cluster,
     quiet_torchrec,
 )
+from torchrec_xd.cli.quick_imports import quick_imports
 from torchrec_xd.cli.screen import AssignOption, screen, show
 from torchrec_xd.errors import UserError
 from torchrec_xd.writable import check_output_file
@@ -66,16 +67,17 @@ def scale(
     html: Annotated[Path | None, typer.Option(help="Write the curves as an HTML page.")] = None,
 ) -> None:
     """Estimate training at growing numbers of ranks: rows/s, what binds, cost. Exit code 2 if no size fits."""
-    from torchrec_xd.config import load_config
-    from torchrec_xd.log import quiet_torch
-    from torchrec_xd.planner.report.scaling import assumptions, scale_record, scale_view
-    from torchrec_xd.planner.report.scaling_page import save_scaling_page
-    from torchrec_xd.planner.step.counting import count_dense, longest_phase, meta_batch
-    from torchrec_xd.planner.step.estimate import check_precision, default_precision
-    from torchrec_xd.planner.step.scaling import parse_ranks, sizes
-    from torchrec_xd.planner.step.scaling import scale as scaled
-    from torchrec_xd.settings import load_yaml
-    from torchrec_xd.training.workload import with_files, workload
+    with quick_imports():
+        from torchrec_xd.config import load_config
+        from torchrec_xd.log import quiet_torch
+        from torchrec_xd.planner.report.scaling import assumptions, scale_record, scale_view
+        from torchrec_xd.planner.report.scaling_page import save_scaling_page
+        from torchrec_xd.planner.step.counting import count_dense, longest_phase, meta_batch
+        from torchrec_xd.planner.step.estimate import check_precision, default_precision
+        from torchrec_xd.planner.step.scaling import parse_ranks, sizes
+        from torchrec_xd.planner.step.scaling import scale as scaled
+        from torchrec_xd.settings import load_yaml
+        from torchrec_xd.training.workload import with_files, workload
 
     for option, path in {"--json": report, "--html": html}.items():
         if path is not None:

@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from torchrec_xd.cli.quick_imports import quick_imports
 from torchrec_xd.cli.screen import screen, show
 from torchrec_xd.errors import InterruptedRunError, UserError
 
@@ -23,7 +24,8 @@ def replay(
     assign: Annotated[list[str] | None, typer.Option("--set", help="a.b=VALUE on top of every config.")] = None,
 ) -> None:
     """Go through a history slice by slice: score, then train; policies of training side by side."""
-    from torchrec_xd.study.replay.replaying import replay as run_replay
+    with quick_imports():
+        from torchrec_xd.study.replay.replaying import replay as run_replay
 
     try:
         failed = run_replay(file, out, seeds=seeds, assign=tuple(assign or ()), workers=jobs)

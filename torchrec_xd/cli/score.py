@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from torchrec_xd.cli.quick_imports import quick_imports
 from torchrec_xd.cli.screen import name_and_path, refuse_missing_packages, show, warn
 from torchrec_xd.errors import UserError
 
@@ -86,8 +87,9 @@ def _by_run(
     unseen_ids: Literal["refuse", "drop"],
     inputs: Mapping[str, str] | None,
 ) -> int:
-    from torchrec_xd.training.inference import score as run_score
-    from torchrec_xd.training.inference import score_raw
+    with quick_imports():
+        from torchrec_xd.training.inference import score as run_score
+        from torchrec_xd.training.inference import score_raw
 
     if inputs is not None:
         return score_raw(run, rows, out, domain, checkpoint, parts=parts, keep=keep, inputs=inputs, say=warn)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
+from torchrec_xd.cli.quick_imports import quick_imports
 from torchrec_xd.cli.screen import screen, show
 from torchrec_xd.errors import InterruptedRunError
 
@@ -27,8 +28,9 @@ def simulate(
     ] = None,
 ) -> None:
     """Run an A/B test over days in a planted world, where every arm learns from what was shown; or go on with it."""
-    from torchrec_xd.study.simulation.design import load_simulation
-    from torchrec_xd.study.simulation.simulate import run_simulation
+    with quick_imports():
+        from torchrec_xd.study.simulation.design import load_simulation
+        from torchrec_xd.study.simulation.simulate import run_simulation
 
     simulation = load_simulation(study, seeds, logs, training)
     try:

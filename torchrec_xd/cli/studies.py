@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from torchrec_xd.cli.quick_imports import quick_imports
 from torchrec_xd.cli.screen import screen, show
 from torchrec_xd.errors import InterruptedRunError, UserError
 
@@ -44,8 +45,9 @@ def compare(
     listed: Listed = False,
 ) -> None:
     """Compare models over data sets and seeds; what is finished is not trained again."""
-    from torchrec_xd.study.comparison import results_name
-    from torchrec_xd.study.design import load_study, load_tuned, select
+    with quick_imports():
+        from torchrec_xd.study.comparison import results_name
+        from torchrec_xd.study.design import load_study, load_tuned, select
 
     chosen = select(load_study(study, reference), data or (), models or (), seeds, tuple(assign or ()))
     settings = load_tuned(tuned) if tuned else None
@@ -66,7 +68,8 @@ def ablate(
     listed: Listed = False,
 ) -> None:
     """Compare a model with itself, less one part or one setting changed at a time."""
-    from torchrec_xd.study.design import load_ablation, select
+    with quick_imports():
+        from torchrec_xd.study.design import load_ablation, select
 
     chosen = select(load_ablation(study), data or (), models or (), seeds, tuple(assign or ()))
     if listed:
@@ -85,8 +88,9 @@ def tune(
     assign: Assign = None,
 ) -> None:
     """Choose settings on the validation split, with the same budget for every model: `compare --tuned` takes them."""
-    from torchrec_xd.study.design import load_study, select
-    from torchrec_xd.study.tuning import tune as run_tune
+    with quick_imports():
+        from torchrec_xd.study.design import load_study, select
+        from torchrec_xd.study.tuning import tune as run_tune
 
     chosen = select(load_study(study), data or (), models or (), None, tuple(assign or ()))
     try:

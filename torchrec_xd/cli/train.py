@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from torchrec_xd.cli.quick_imports import quick_imports
 from torchrec_xd.cli.screen import AssignOption, is_main_process, show_report
 
 
@@ -31,9 +32,10 @@ def train(
     ] = None,
 ) -> None:
     """Train, validate and evaluate one model."""
-    from torchrec_xd.config import load_config
-    from torchrec_xd.shipped import config_file
-    from torchrec_xd.training.train_run import train as run_train
+    with quick_imports():
+        from torchrec_xd.config import load_config
+        from torchrec_xd.shipped import config_file
+        from torchrec_xd.training.train_run import train as run_train
 
     settings = load_config(config_file(config), assign, schema)
     content = run_train(
