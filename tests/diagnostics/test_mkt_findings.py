@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -118,8 +119,9 @@ def test_noise_that_hfa_turns_up(graded, bias, found):
 
 
 def test_the_worth_of_a_feature_is_that_of_its_values_in_other_rows(graded):
-    """Against a batch whose column was dealt out anew before the lookup."""
+    """Against a batch whose column was dealt out anew before the lookup; rows weigh 0, 1, 2, 0, 1, …"""
     model, batch = graded.model, graded.batches[0]
+    batch = replace(batch, weight_B=torch.arange(len(batch.weight_B)) % 3.0)
     diagnostic = FeatureWorth(model.net, graded.schema)
     diagnosis.measure(model, [diagnostic], [batch])
     random = torch.Generator().manual_seed(0)
@@ -129,10 +131,14 @@ def test_the_worth_of_a_feature_is_that_of_its_values_in_other_rows(graded):
         before = model.net(lookups).logit["click@post"]
         lookups.specific["post"][:, 1] = lookups.specific["post"][orders[2], 1]
         after = model.net(lookups).logit["click@post"]
-    label = batch.label_BT[batch.rows(2), 2]
-    loss = nn.BCEWithLogitsLoss()
+    label, weight = batch.label_BT[batch.rows(2), 2], batch.weight_B[batch.rows(2)]
+    loss = nn.BCEWithLogitsLoss(reduction="none")
+    gain = loss(after, label) - loss(before, label)
     words = next(f for f in diagnostic.values()["domains"]["post"]["features"] if f["feature"] == "words")
-    assert words["worth"] == pytest.approx((loss(after, label) - loss(before, label)).item(), abs=1e-5)
+    expected = (weight @ gain / weight.sum()).item()
+    assert words["worth"] == pytest.approx(expected, abs=1e-5)
+    error = (weight * (gain - expected)).norm() / weight.sum()
+    assert words["error"] == pytest.approx(error.item(), abs=1e-5)
 
 
 STAGES = {"stage_1": 0.74, "stage_2": 0.70, "monitor": "auc"}
@@ -209,6 +215,17 @@ def test_a_target_that_is_remembered(remembered, found):
         assert f"AUC {quality['training']['auc']:.3f} on training rows" in findings["target_overfitted"].text
         assert "curriculum" in findings["target_overfitted"].remedy
     assert diagnostic.parts(values)
+
+
+def test_rows_count_by_their_weights():
+    """Two thirds of the rows weigh nothing, and their scores say the opposite: the others alone are measured."""
+    torch.manual_seed(0)
+    label, weight = torch.bernoulli(torch.full((60, 3), 0.5)), torch.arange(60) % 3.0 // 2
+    known = torch.where(weight[:, None] > 0, label, 1 - label)
+    score = {"click@product": known[:30, 0], "redeem@coupon": known[30:, 1], "view@coupon": known[30:, 2]}
+    diagnostic = Overfitting(SCHEMA)
+    diagnostic.update(batch_of((0, 30, 60), label, weight=weight), Output(score, {}, {}), {})
+    assert {task["here"]["auc"] for task in diagnostic.values()["tasks"].values()} == {1.0}
 
 
 def test_without_sources_or_training_rows_there_is_nothing_to_compare():

@@ -9,6 +9,7 @@ import torch
 from tests.support.batches import batch_of
 from tests.support.placements import SCHEMA
 from torchrec_xd.diagnostics.selection import Selection, auc_with_error
+from torchrec_xd.diagnostics.selection_findings import all_findings
 from torchrec_xd.outputs import Output
 from torchrec_xd.schema import Schema
 
@@ -34,6 +35,7 @@ def planted(seed=0, *, wanted_share=0.4, own_share=0.1):
         passed=passed,
         whole=alone + np.where(wanted, 0.9, 0.1) * passed,
         user=random.integers(200, size=ROWS),
+        weight=np.ones(ROWS),
     )
 
 
@@ -46,7 +48,7 @@ def fed(rows, training=None, *, every=False, **settings):
         given = {"click@home": rows.label, "wanted_search@home": rows.wanted, "fit_search@home": rows.fit}
         for name, column in given.items():
             label_BT[:, LABELS.index(name)] = torch.tensor(column, dtype=torch.float32)
-        batch = batch_of((0, 0, ROWS), label_BT, user=rows.user.tolist())
+        batch = batch_of((0, 0, ROWS), label_BT, weight=rows.weight, user=rows.user.tolist())
         batch.label_BT[:] = label_BT  # `batch_of` knows the domains of another schema
         score = {"click@home": rows.whole, "click@home/target": rows.alone, "fit_search@home": rows.passed}
         return batch, Output({name: torch.tensor(column) for name, column in score.items()}, {}, {})
@@ -109,12 +111,48 @@ def test_a_prediction_that_ranks_below_its_own_target_tower_is_named_where_it_do
     rows.whole = rows.alone + np.where(rows.slot == 1, np.random.default_rng(3).random(ROWS), 0.0)
     found, values = fed(rows)
     scene = found["transfer_hurts_in_scene"]
-    assert scene.text.startswith("slot 1: the AUC of P is ")
+    assert scene.text.startswith("in 1 of 4 values of scenes the AUC of P is below that of P_t")
+    assert "all of them): slot 1 by 0." in scene.text
     assert {line["value"]: line["verdict"] for line in values["scenes"]}[0] == "can't tell"
     assert "transfer_hurts" in found
     rows.whole = rows.alone + 1e-4 * np.random.default_rng(3).standard_normal(ROWS)
     found, _ = fed(rows)
     assert list(found) == ["not_told_apart_from_target_alone"]
+
+
+def test_rows_without_weight_do_not_count():
+    """P is worse on slot 1, whose rows weigh nothing: not a verdict, and not a share, hangs on them."""
+    rows = planted()
+    rows.alone = rows.whole.copy()
+    rows.whole = rows.alone + np.where(rows.slot == 1, np.random.default_rng(3).random(ROWS), 0.0)
+    rows.weight = np.where(rows.slot == 1, 0.0, 2.0)
+    found, values = fed(rows, rows)
+    assert list(found) == ["not_told_apart_from_target_alone"]
+    assert {line["value"]: line["verdict"] for line in values["scenes"]}[1] == "one class"
+    kept = rows.slot != 1
+    wanted, fits = rows.wanted & kept, rows.wanted & rows.fit & kept
+    source = values["sources"]["search"]
+    assert source["fit_share"] == pytest.approx(rows.fit[wanted].mean())
+    assert source["mean"] == pytest.approx(rows.passed[wanted].mean())
+    assert (
+        source["here"]
+        == source["training"]
+        == auc_with_error(rows.passed[wanted], rows.fit[wanted], np.ones(wanted.sum()))
+    )
+    assert values["extra_share"] == pytest.approx(fits.sum() / (fits.sum() + rows.label[kept].sum()))
+
+
+def test_many_scenes_make_one_finding_and_trifles_none():
+    lines = [
+        {"scene": "slot", "value": i, "rows": 9, "delta": -0.001 * i, "low": -0.1, "high": -0.0001} for i in range(8)
+    ]
+    lines = [{**line, "verdict": "worse"} for line in lines]
+    whole = {"verdict": "worse", "delta": -0.0004, "low": -0.0005, "high": -0.0003, "users": 50}
+    found = all_findings({"rows": 0, "sources": {}, "whole": whole, "scenes": lines})
+    assert [finding.name for finding in found] == ["not_told_apart_from_target_alone", "transfer_hurts_in_scene"]
+    assert "in 7 of 8 values of scenes" in found[1].text
+    assert "slot 7 by 0.0070 (95 % from -0.1000 to -0.0001, 9 rows); slot 6" in found[1].text
+    assert found[1].text.endswith("; and 2 more")
 
 
 @pytest.mark.parametrize("own_share", [0.1, 0.45])
@@ -141,8 +179,20 @@ def test_rows_of_one_class_are_no_fault_of_the_selector():
 
 
 def test_the_error_of_an_auc_by_the_formula():
-    found = auc_with_error(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0.0, 0.0, 1.0, 1.0]))
+    score, label = np.array([0.1, 0.4, 0.35, 0.8]), np.array([0.0, 0.0, 1.0, 1.0])
     q1, q2 = 0.75 / 1.25, 2 * 0.5625 / 1.75
     variance = (0.1875 + (q1 - 0.5625) + (q2 - 0.5625)) / 4
-    assert found == {"auc": 0.75, "error": pytest.approx(variance**0.5)}
-    assert auc_with_error(np.array([0.5]), np.array([1.0])) is None
+    expected = {"auc": 0.75, "error": pytest.approx(variance**0.5)}
+    assert auc_with_error(score, label, np.ones(4)) == expected
+    assert auc_with_error(score, label, np.full(4, 3.0)) == expected  # weights say nothing if they are all alike
+    assert auc_with_error(np.append(score, 0.9), np.append(label, 0.0), np.array([1.0, 1, 1, 1, 0])) == expected
+    assert auc_with_error(np.array([0.5]), np.array([1.0]), np.ones(1)) is None
+
+
+def test_the_error_of_a_weighted_auc_counts_fewer_rows():
+    """Two positives of weights 1 and 3 tell as much as 16 / 10 rows; pairs of weight 7 of 8 are in order."""
+    score, label = np.array([0.1, 0.4, 0.35, 0.8]), np.array([0.0, 0.0, 1.0, 1.0])
+    found = auc_with_error(score, label, np.array([1.0, 1.0, 1.0, 3.0]))
+    q1, q2 = 0.875 / 1.125, 2 * 0.875**2 / 1.875
+    variance = (0.875 * 0.125 + 0.6 * (q1 - 0.875**2) + (q2 - 0.875**2)) / (1.6 * 2)
+    assert found == {"auc": 0.875, "error": pytest.approx(variance**0.5)}

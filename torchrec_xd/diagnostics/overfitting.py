@@ -40,8 +40,8 @@ class Overfitting(Diagnostic):
 
     def __init__(self, schema: Schema) -> None:
         self.schema, self.targets = schema, set(schema.targets())
-        self.rows: dict[str, list[tuple[Array, Array]]] = {task.name: [] for task in schema.tasks}
-        self.training: dict[str, list[tuple[Array, Array]]] = {task.name: [] for task in schema.tasks}
+        self.rows: dict[str, list[tuple[Array, Array, Array]]] = {task.name: [] for task in schema.tasks}
+        self.training: dict[str, list[tuple[Array, Array, Array]]] = {task.name: [] for task in schema.tasks}
 
     def update(self, batch: Batch, output: Output, columns: Columns) -> None:
         """Add a batch."""
@@ -51,13 +51,14 @@ class Overfitting(Diagnostic):
         """Add a batch of training rows."""
         self._keep(self.training, batch, output)
 
-    def _keep(self, rows: dict[str, list[tuple[Array, Array]]], batch: Batch, output: Output) -> None:
+    def _keep(self, rows: dict[str, list[tuple[Array, Array, Array]]], batch: Batch, output: Output) -> None:
         own = task_rows(self.schema, batch)
         for i, task in enumerate(self.schema.tasks):
             label_B = batch.label_BT[own[task.name], i].cpu().numpy()
             score_B = output.score[task.name].detach().double().cpu().numpy()
+            weight_B = batch.weight_B[own[task.name]].cpu().numpy()
             known_B = ~np.isnan(label_B)
-            rows[task.name].append((score_B[known_B], label_B[known_B]))
+            rows[task.name].append((score_B[known_B], label_B[known_B], weight_B[known_B]))
 
     def values(self) -> dict[str, Any]:
         """`tasks`: by name `target` (true or false), and of both kinds of rows `auc` with its `error`, or null."""
@@ -116,11 +117,10 @@ def overfitting(schema: Schema) -> list[Diagnostic]:
     return [Overfitting(schema)] if targets and targets != set(schema.domains) else []
 
 
-def _quality(rows: Sequence[tuple[Array, Array]]) -> dict[str, Any] | None:
+def _quality(rows: Sequence[tuple[Array, Array, Array]]) -> dict[str, Any] | None:
     if not rows:
         return None
-    score_R, label_R = map(np.concatenate, zip(*rows, strict=True))
-    return auc_with_error(score_R, label_R)
+    return auc_with_error(*map(np.concatenate, zip(*rows, strict=True)))
 
 
 def _lost(task: dict[str, Any]) -> tuple[float, float]:

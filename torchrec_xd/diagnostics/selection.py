@@ -44,7 +44,7 @@ class Selection(Diagnostic):
     reading = (
         "P_tr is held against the label of what fits, on rows with an interest in the source: its AUC on training rows "
         "far above that on these rows is what was remembered. Then the AUC of P less that of P_t alone, its interval "
-        "by a bootstrap of users, and verdicts by Holm over the scenes that are shown."
+        "by a bootstrap of users, and verdicts by Holm over the scenes that are shown. Rows count by their weights."
     )
     reads_training = True
 
@@ -82,21 +82,20 @@ class Selection(Diagnostic):
 
     def _keep(self, rows: dict[str, list[Array]], batch: Batch, output: Output) -> None:
         own = task_rows(self.schema, batch)[self.target]
+        found = {"weight": batch.weight_B[own].double()}
         for name, (wanted, fit) in self.sources.items():
-            found = {
-                f"passed/{name}": output.score[fit].detach(),
-                f"wanted/{name}": batch.label_BT[own, self.place[wanted]],
-                f"fit/{name}": batch.label_BT[own, self.place[fit]],
-            }
-            for key, column_B in found.items():
-                rows.setdefault(key, []).append(column_B.cpu().numpy())
+            found[f"passed/{name}"] = output.score[fit].detach().double()
+            found[f"wanted/{name}"] = batch.label_BT[own, self.place[wanted]]
+            found[f"fit/{name}"] = batch.label_BT[own, self.place[fit]]
+        for key, column_B in found.items():
+            rows.setdefault(key, []).append(column_B.cpu().numpy())
 
     def values(self) -> dict[str, Any]:
         """`rows`, `extra_share`, by name `sources`; of P against `P_t` `whole` and `scenes`, a line for each value."""
         rows = {key: np.concatenate(parts) for key, parts in self.rows.items()}
         training = {key: np.concatenate(parts) for key, parts in self.training.items()}
-        acted = float(rows["label"].sum())
-        fitting = sum(float(rows[f"wanted/{name}"] @ rows[f"fit/{name}"]) for name in self.sources)
+        acted = float(rows["weight"] @ rows["label"])
+        fitting = sum(float(rows["weight"] @ (rows[f"wanted/{name}"] * rows[f"fit/{name}"])) for name in self.sources)
         return {
             "rows": len(rows["label"]),
             "extra_share": fitting / (acted + fitting) if acted + fitting else None,
@@ -106,16 +105,16 @@ class Selection(Diagnostic):
         }
 
     def _source(self, name: str, rows: Mapping[str, Array], training: Mapping[str, Array]) -> dict[str, Any]:
-        wanted_R, passed_R = rows[f"wanted/{name}"] == 1, rows[f"passed/{name}"].astype(np.float64)
-        fit_W, passed_W = rows[f"fit/{name}"][wanted_R], passed_R[wanted_R]
+        wanted_R, passed_R, weight_R = rows[f"wanted/{name}"] == 1, rows[f"passed/{name}"], rows["weight"]
+        fit_W, passed_W, weight_W = rows[f"fit/{name}"][wanted_R], passed_R[wanted_R], weight_R[wanted_R]
         return {
             "wanted": int(wanted_R.sum()),
             "wanted_share": float(wanted_R.mean()) if len(wanted_R) else None,
-            "fit_share": float(fit_W.mean()) if len(fit_W) else None,
-            "mean": float(passed_W.mean()) if len(fit_W) else None,
-            "std": float(passed_R.std()) if len(passed_R) else None,
+            "fit_share": weighted_mean(fit_W, weight_W),
+            "mean": weighted_mean(passed_W, weight_W),
+            "std": float(passed_R[weight_R > 0].std()) if weight_R.any() else None,
             "learned": self.learned,
-            "here": auc_with_error(passed_W, fit_W),
+            "here": auc_with_error(passed_W, fit_W, weight_W),
             "training": _training_quality(name, training) if training else None,
         }
 
@@ -164,16 +163,24 @@ class Selection(Diagnostic):
 
 def _training_quality(name: str, training: Mapping[str, Array]) -> dict[str, Any] | None:
     wanted_R = training[f"wanted/{name}"] == 1
-    return auc_with_error(training[f"passed/{name}"][wanted_R], training[f"fit/{name}"][wanted_R])
+    return auc_with_error(*(training[key][wanted_R] for key in (f"passed/{name}", f"fit/{name}", "weight")))
 
 
-def auc_with_error(score_R: Array, label_R: Array) -> dict[str, Any] | None:
-    """`auc` and its standard `error` by Hanley and McNeil (1982), rows taken for independent; None for one class."""
-    positives, negatives = int((label_R == 1).sum()), int((label_R == 0).sum())
-    if not positives or not negatives:
+def weighted_mean(value_R: Array, weight_R: Array) -> float | None:
+    """None where nothing has weight."""
+    return float(np.average(value_R, weights=weight_R)) if weight_R.any() else None
+
+
+def auc_with_error(score_R: Array, label_R: Array, weight_R: Array) -> dict[str, Any] | None:
+    """`auc` and its standard `error` by Hanley and McNeil (1982), rows taken for independent; None for one class.
+
+    Rows of unlike weights tell less than as many equal ones: a class of weights w counts as (sum w)^2 / sum w^2 rows.
+    """
+    of_class = [weight_R[(label_R == kind) & (weight_R > 0)].astype(np.float64) for kind in (1, 0)]
+    if not all(map(len, of_class)):
         return None
-    ones = np.zeros(len(label_R), dtype=np.int64)
-    auc = binary_metrics(score_R.astype(np.float64), label_R, ones).auc
+    positives, negatives = (float(weight.sum() ** 2 / (weight @ weight)) for weight in of_class)
+    auc = binary_metrics(score_R.astype(np.float64), label_R, np.zeros(len(label_R), dtype=np.int64), weight_R).auc
     of_positives, of_negatives = auc / (2 - auc) - auc**2, 2 * auc**2 / (1 + auc) - auc**2
     spread = auc * (1 - auc) + (positives - 1) * of_positives + (negatives - 1) * of_negatives
     return {"auc": auc, "error": math.sqrt(max(spread, 0.0) / (positives * negatives))}
@@ -181,11 +188,13 @@ def auc_with_error(score_R: Array, label_R: Array) -> dict[str, Any] | None:
 
 def gain(rows: Mapping[str, Array], chosen_R: Array) -> dict[str, Any]:
     """AUC of P less that of `P_t` on the chosen rows: `delta`, `low` to `high`, `p`, `verdict`, `users`, `rows`."""
-    whole_R, alone_R, label_R, user_R = (rows[key][chosen_R] for key in ("whole", "alone", "label", "user"))
-    found: dict[str, Any] = {"rows": len(label_R), "users": users_that_count("auc", label_R, user_R)}
-    if not found["users"]:
+    keys = ("whole", "alone", "label", "user", "weight")
+    whole_R, alone_R, label_R, user_R, weight_R = (rows[key][chosen_R] for key in keys)
+    users = users_that_count("auc", label_R, user_R, weight_R)
+    found: dict[str, Any] = {"rows": len(label_R), "users": users}
+    if not users:
         return {**found, "delta": None, "low": None, "high": None, "p": None, "verdict": "one class"}
-    compared = paired_bootstrap(whole_R.astype(np.float64), alone_R.astype(np.float64), label_R, user_R)
+    compared = paired_bootstrap(whole_R.astype(np.float64), alone_R.astype(np.float64), label_R, user_R, weight_R)
     low, high = (None if math.isnan(end) else end for end in (compared.low, compared.high))
     said = verdict(compared.delta, compared.p, compared.users)
     return {**found, "delta": compared.delta, "low": low, "high": high, "p": compared.p, "verdict": said}

@@ -18,6 +18,10 @@ CONSTANT = 0.01
 REMEMBERED = 0.05
 """AUC on training rows less that on others from which on it counts, if it is above `ERRORS` standard errors too."""
 ERRORS = 2.0
+LEAST = 0.0005
+"""Change of AUC below which nothing is said to hurt, whatever the verdict: what `export` lets narrower tables cost."""
+NAMED = 5
+"""Values of scenes that are named, those with the largest loss first."""
 
 PROPER = "model.transfer_on: transfer with model.transfer_error: cross_entropy, and model.transfer_weight: 1"
 
@@ -86,29 +90,37 @@ def _selector(values: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _prediction(values: Mapping[str, Any]) -> Iterator[Finding]:
     whole = values["whole"]
-    if whole["verdict"] == "worse":
+    if _hurts(whole):
         yield Finding(
             "transfer_hurts",
             f"the AUC of P is {-whole['delta']:.4f} below that of P_t, the model's own target tower ({_interval(whole)}"
             f", {whole['users']:,} users): what sources add ranks worse than nothing",
             f"{PROPER}; source rows (model.sources.NAME.own); else serve P_t, the score that ends in /target",
         )
-    elif whole["verdict"] == "can't tell":
+    elif whole["verdict"] == "can't tell" or (whole["delta"] is not None and abs(whole["delta"]) < LEAST):
         yield Finding(
             "not_told_apart_from_target_alone",
             f"the AUC of P differs by {whole['delta']:+.4f} from that of P_t, the model's own target tower "
-            f"({_interval(whole)}, {whole['users']:,} users): 0 cannot be ruled out at 95 %",
+            f"({_interval(whole)}, {whole['users']:,} users): 0 cannot be ruled out at 95 %, or it is below {LEAST}",
             "more batches (--batches), to see smaller differences; compare with a model of the target alone",
         )
-    for line in values["scenes"]:
-        if line["verdict"] == "worse":
-            yield Finding(
-                "transfer_hurts_in_scene",
-                f"{line['scene']} {line['value']}: the AUC of P is {-line['delta']:.4f} below that of P_t over "
-                f"{line['rows']:,} rows ({_interval(line)}, p {line['p']:.3f} by Holm over {len(values['scenes'])} "
-                "values of scenes, 5 % is the level)",
-                f"look at P_tr there (transfer_by_scene); {PROPER}; model.scene_to_towers: true",
-            )
+    hurt = sorted(filter(_hurts, values["scenes"]), key=lambda line: float(line["delta"]))
+    if hurt:
+        named = "; ".join(
+            f"{line['scene']} {line['value']} by {-line['delta']:.4f} ({_interval(line)}, {line['rows']:,} rows)"
+            for line in hurt[:NAMED]
+        )
+        more = f"; and {len(hurt) - NAMED} more" if len(hurt) > NAMED else ""
+        yield Finding(
+            "transfer_hurts_in_scene",
+            f"in {len(hurt)} of {len(values['scenes'])} values of scenes the AUC of P is below that of P_t (verdicts "
+            f"at 5 %, by Holm over all of them): {named}{more}",
+            f"look at P_tr there (transfer_by_scene); {PROPER}; model.scene_to_towers: true",
+        )
+
+
+def _hurts(line: Mapping[str, Any]) -> bool:
+    return line["verdict"] == "worse" and float(line["delta"]) <= -LEAST
 
 
 def _interval(line: Mapping[str, Any]) -> str:

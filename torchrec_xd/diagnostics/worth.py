@@ -39,17 +39,20 @@ class FeatureWorth(Diagnostic):
     title = "What specific features are worth"
     reading = (
         "The log loss, in nats a row, when a feature's values are dealt out anew among the rows of its domain, less "
-        "that of the rows as they are: near 0 the model has no use for it, and HFA should not turn it up."
+        "that of the rows as they are: near 0 the model has no use for it, and HFA should not turn it up. Rows "
+        "count by their weights."
     )
 
     def __init__(self, net: nn.Module, schema: Schema) -> None:
         self.schema = schema
+        self.domains = {domain: i for i, domain in enumerate(schema.domains)}
         self.net = copy.deepcopy(net).eval()
         self.scores = FeatureScores([(net, schema)], None)
         self.random = torch.Generator().manual_seed(0)
         self.lookups: Lookups | None = None
         self.predictions: Predictions | None = None
-        self.sums = {domain: torch.zeros(3, len(c), dtype=torch.float64) for domain, c in self.scores.columns.items()}
+        # Of rows' weights w and gains g, a column per feature: sums of w, wg, w^2, w^2 g and w^2 g^2.
+        self.sums = {domain: torch.zeros(5, len(c), dtype=torch.float64) for domain, c in self.scores.columns.items()}
         net.register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, given: tuple[Lookups], predictions: Predictions) -> None:
@@ -75,8 +78,10 @@ class FeatureWorth(Diagnostic):
             after = self._losses(self.net(replace(lookups, specific=specific)), batch)
             for domain, sums in self.sums.items():
                 if n < sums.shape[1]:
-                    gain_B = after[domain] - before[domain]
-                    sums[:, n] += torch.stack([torch.ones_like(gain_B), gain_B, gain_B.square()]).sum(1).cpu()
+                    weight_B = batch.weight_B[batch.rows(self.domains[domain])].double()
+                    gain_B = weight_B * (after[domain] - before[domain])
+                    added = (weight_B, gain_B, weight_B.square(), weight_B * gain_B, gain_B.square())
+                    sums[:, n] += torch.stack(added).sum(1).cpu()
 
     def _losses(self, predictions: Predictions, batch: Batch) -> dict[str, Tensor]:
         """Domain to the log loss of its rows, `[B_d]`, over its tasks; a task without a label adds nothing."""
@@ -94,9 +99,10 @@ class FeatureWorth(Diagnostic):
         """`domains`: `features` with HFA's mean `score`, and `worth` with its standard `error`, most first."""
         domains = {}
         for domain, scored in self.scores.values()["domains"].items():
-            count_N, sum_N, square_N = self.sums[domain]
-            worth_N = sum_N / count_N
-            error_N = ((square_N / count_N - worth_N.square()).clamp(min=0) / count_N).sqrt()
+            weight_N, gain_N, weight_squared_N, both_N, gain_squared_N = self.sums[domain]
+            worth_N = gain_N / weight_N
+            spread_N = gain_squared_N - 2 * worth_N * both_N + worth_N.square() * weight_squared_N
+            error_N = spread_N.clamp(min=0).sqrt() / weight_N
             score = {feature["feature"]: feature["mean"] for feature in scored["features"]}
             measured = zip(self.scores.columns[domain], worth_N.tolist(), error_N.tolist(), strict=True)
             features = [{"feature": c, "score": score[c], "worth": worth, "error": e} for c, worth, e in measured]
