@@ -166,6 +166,16 @@ def test_a_wrong_command_line_is_a_fault(line: str, whole: bool) -> None:
         parse(line.split(), whole)
 
 
+def test_every_study_that_comes_along_is_listed() -> None:
+    """In docs/compare.md, as `NAME`, or as `_END` in a line whose first name begins alike."""
+    listed = set()
+    for line in (DOCS / "compare.md").read_text(encoding="utf-8").splitlines():
+        names = re.findall(r"`(\w+)`", line.split("|")[1]) if line.startswith("| `") else []
+        start = names[0].rpartition("_")[0] if names else ""
+        listed |= {start + name if name.startswith("_") else name for name in names}
+    assert listed == {path.stem for path in (ROOT / "configs/studies").glob("*.yaml")}
+
+
 def test_the_layers_in_contributing_are_those_that_are_checked() -> None:
     tree = ast.parse((ROOT / "tests" / "test_architecture.py").read_text(encoding="utf-8"))
     values = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
