@@ -12,8 +12,9 @@ import pytest
 from tests.support.data_tables import ROWS, row_lists, rows_of, schema_of
 from tests.support.xxhash_values import INTEGERS, STRINGS
 from torchrec_xd.batch import LoaderState
-from torchrec_xd.data.arrow import Decoder, Origin
+from torchrec_xd.data.arrow import Decoder
 from torchrec_xd.data.collate import Collator
+from torchrec_xd.data.origin import Origin
 from torchrec_xd.data.rows import Rows
 from torchrec_xd.errors import UserError
 

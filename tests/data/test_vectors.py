@@ -9,8 +9,9 @@ import torch
 
 from tests.support.data_tables import rows_of, schema_of
 from torchrec_xd.batch import LoaderState
-from torchrec_xd.data.arrow import Decoder, Origin
+from torchrec_xd.data.arrow import Decoder
 from torchrec_xd.data.collate import Collator
+from torchrec_xd.data.origin import Origin
 from torchrec_xd.data.rows import Rows
 from torchrec_xd.data.vectors import vectors
 from torchrec_xd.errors import UserError

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchrec_xd.data.arrow import Decoder, Origin
+from torchrec_xd.data.arrow import Decoder
+from torchrec_xd.data.origin import Origin
 from torchrec_xd.schema import Schema
 from torchrec_xd.serving.number_columns import NumberColumns
 from torchrec_xd.serving.requests import RequestReader, side_schema

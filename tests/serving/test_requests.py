@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchrec_xd.data.arrow import Decoder, Origin
+from torchrec_xd.data.arrow import Decoder
+from torchrec_xd.data.origin import Origin
 from torchrec_xd.errors import UserError
 from torchrec_xd.schema import Schema
 from torchrec_xd.serving.column_values import arrow_values, request_type

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from tests.support.artifacts import OUTPUTS, expected, write_artifact
 from tests.support.served import BODY, Served, half_request, wait_for
-from torchrec_xd.data.arrow import Decoder, Origin
+from torchrec_xd.data.arrow import Decoder
+from torchrec_xd.data.origin import Origin
 from torchrec_xd.serving.artifact import Artifact
 from torchrec_xd.serving.scorer import Scorer
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_xd.data.arrow import Decoder, Origin
+from torchrec_xd.data.arrow import Decoder
+from torchrec_xd.data.origin import Origin
 from torchrec_xd.data.rows import Rows
 from torchrec_xd.schema import Schema
 

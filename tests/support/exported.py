@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from torchrec_xd.data.arrow import Decoder, Origin
+from torchrec_xd.data.arrow import Decoder
+from torchrec_xd.data.origin import Origin
 from torchrec_xd.data.rows import Rows
 from torchrec_xd.export.net import as_onnx, table_weights
 from torchrec_xd.models.model import Model

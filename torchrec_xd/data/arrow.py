@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -32,6 +31,7 @@ from torchrec_xd.data.hashing import Hashes, hash_integers
 from torchrec_xd.data.key_rows import KeyRows
 from torchrec_xd.data.limits import Limits
 from torchrec_xd.data.normalisation import filled
+from torchrec_xd.data.origin import Origin
 from torchrec_xd.data.rows import Floats, IdType, Integers, Jagged, Rows, spans
 from torchrec_xd.data.strings import string_hashes, user_numbers
 from torchrec_xd.data.vectors import vectors
@@ -50,19 +50,6 @@ _SLICE_RULE = (
     "dense_rank() over (order by x))"
 )
 _INT64, _FLOAT32 = np.iinfo(np.int64), np.finfo(np.float32)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where rows come from, for error messages."""
-
-    file: str
-    first_row: int
-    """Index of the first row within the file."""
-
-    def fault(self, column: str, row: int, value: object, rule: str) -> UserError:
-        """An error that names file, row, column, value and the rule that it breaks."""
-        return UserError(f"{self.file}: row {self.first_row + row}, column '{column}': {value!r} {rule}")
 
 
 class Decoder:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
+from torchrec_xd.data.origin import Origin
 from torchrec_xd.data.weights import list_lengths
 from torchrec_xd.feature import Feature
-
-if TYPE_CHECKING:
-    from torchrec_xd.data.arrow import Origin
 
 
 def check_aligned(batch: pa.RecordBatch, sequences: Mapping[str, tuple[Feature, ...]], origin: Origin) -> None:

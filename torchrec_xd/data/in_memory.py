@@ -9,8 +9,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from torchrec_xd.batch import Batch, LoaderState
-from torchrec_xd.data.arrow import Decoder, Origin
+from torchrec_xd.data.arrow import Decoder
 from torchrec_xd.data.collate import Collator
+from torchrec_xd.data.origin import Origin
 from torchrec_xd.schema import Schema
 
 

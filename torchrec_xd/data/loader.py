@@ -18,10 +18,11 @@ from pydantic import Field, PositiveInt, model_validator
 
 from torchrec_xd.batch import Batch, LoaderState
 from torchrec_xd.data.agreement import FoundKind, agreed
-from torchrec_xd.data.arrow import Decoder, Origin
+from torchrec_xd.data.arrow import Decoder
 from torchrec_xd.data.collate import Collator
 from torchrec_xd.data.files import FileStamp, ParquetFiles
 from torchrec_xd.data.limits import Range
+from torchrec_xd.data.origin import Origin
 from torchrec_xd.data.outages import DEFAULT_SECONDS, Patience
 from torchrec_xd.data.phases import Phase, PhaseSettings, phases
 from torchrec_xd.data.rows import Rows

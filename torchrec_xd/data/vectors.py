@@ -5,18 +5,16 @@ Shape legend: B rows, L numbers of a vector.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from torchrec_xd.data.origin import Origin
 from torchrec_xd.data.rows import Vectors
 from torchrec_xd.feature import Feature
-
-if TYPE_CHECKING:
-    from torchrec_xd.data.arrow import Origin
 
 
 def vectors(array: pa.Array, feature: Feature, origin: Origin) -> Vectors:

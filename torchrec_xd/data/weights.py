@@ -5,18 +5,14 @@ Shape legend: B rows, N ids of all rows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from torchrec_xd.data.column_types import is_list
+from torchrec_xd.data.origin import Origin
 from torchrec_xd.data.rows import Floats, Integers
 from torchrec_xd.feature import Feature
-
-if TYPE_CHECKING:
-    from torchrec_xd.data.arrow import Origin
 
 
 def ids_and_weights(batch: pa.RecordBatch, feature: Feature, origin: Origin) -> tuple[pa.Array, Floats | None]:

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 from torchrec_xd.checkpoint import CheckpointChoice
 from torchrec_xd.config import RunConfig
-from torchrec_xd.data.arrow import Decoder, Origin
+from torchrec_xd.data.arrow import Decoder
 from torchrec_xd.data.files import ParquetFiles
+from torchrec_xd.data.origin import Origin
 from torchrec_xd.data.outages import Patience
 from torchrec_xd.data.rows import Rows
 from torchrec_xd.errors import UserError

@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 
 from torchrec_xd.data.agreement import FoundKind, agreed
-from torchrec_xd.data.arrow import Decoder, Origin
+from torchrec_xd.data.arrow import Decoder
 from torchrec_xd.data.files import ParquetFiles
+from torchrec_xd.data.origin import Origin
 from torchrec_xd.data.predictions import KeptColumns, PredictionColumns, PredictionWriter, check_output, scratch_folder
 from torchrec_xd.data.rows import Floats, Integers
 from torchrec_xd.data.shards import RowGroup

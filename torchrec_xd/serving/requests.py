@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from torchrec_xd.data.arrow import Decoder, Origin
+from torchrec_xd.data.arrow import Decoder
+from torchrec_xd.data.origin import Origin
 from torchrec_xd.data.rows import Integers, Rows
 from torchrec_xd.errors import UserError
 from torchrec_xd.feature import Feature

@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from torchrec_xd.data.arrow import Decoder, Origin
+from torchrec_xd.data.arrow import Decoder
+from torchrec_xd.data.origin import Origin
 from torchrec_xd.errors import UserError
 from torchrec_xd.serving.artifact import CURRENT, VERSIONS, Artifact, current_version
 from torchrec_xd.serving.requests import RequestReader, User

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchrec_xd.data.arrow import Origin
 from torchrec_xd.data.files import ParquetFiles
 from torchrec_xd.data.locations import find_files
+from torchrec_xd.data.origin import Origin
 from torchrec_xd.data.outages import Patience
 from torchrec_xd.data.shards import RowGroup
 from torchrec_xd.errors import UserError
