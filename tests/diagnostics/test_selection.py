@@ -112,7 +112,7 @@ def test_a_prediction_that_ranks_below_its_own_target_tower_is_named_where_it_do
     found, values = fed(rows)
     scene = found["transfer_hurts_in_scene"]
     assert scene.text.startswith("in 1 of 4 values of scenes the AUC of P is below that of P_t")
-    assert "all of them): slot 1 by 0." in scene.text
+    assert "by 0.0005 or more: slot 1 by 0." in scene.text
     assert {line["value"]: line["verdict"] for line in values["scenes"]}[0] == "can't tell"
     assert "transfer_hurts" in found
     rows.whole = rows.alone + 1e-4 * np.random.default_rng(3).standard_normal(ROWS)
@@ -150,9 +150,33 @@ def test_many_scenes_make_one_finding_and_trifles_none():
     whole = {"verdict": "worse", "delta": -0.0004, "low": -0.0005, "high": -0.0003, "users": 50}
     found = all_findings({"rows": 0, "sources": {}, "whole": whole, "scenes": lines})
     assert [finding.name for finding in found] == ["not_told_apart_from_target_alone", "transfer_hurts_in_scene"]
+    assert "below 0.0005, which nobody would notice" in found[0].text
     assert "in 7 of 8 values of scenes" in found[1].text
     assert "slot 7 by 0.0070 (95 % from -0.1000 to -0.0001, 9 rows); slot 6" in found[1].text
     assert found[1].text.endswith("; and 2 more")
+
+
+def test_a_prediction_that_ranks_wanted_rows_worse_is_named_though_they_weigh_little():
+    """Sampled negatives: rows that nobody wants weigh 300, and decide the AUC of all rows."""
+    rows = planted()
+    rows.weight = np.where(rows.wanted, 1.0, 300.0)
+    rows.alone = rows.whole.copy()
+    rows.whole = rows.alone + np.where(rows.wanted, np.random.default_rng(3).random(ROWS), 0.0)
+    found, values = fed(rows, every=True)
+    hurts = [finding.text for finding in found if finding.name == "transfer_hurts"]
+    assert values["sources"]["search"]["gain"]["verdict"] == "worse"
+    assert hurts[-1].startswith("on rows wanted in 'search' the AUC of P differs by -0.")
+
+
+def test_of_one_user_nothing_is_said_of_the_prediction():
+    """AUC then has no interval, and no verdict."""
+    rows = planted()
+    rows.user[:] = 3
+    rows.whole = rows.alone.copy()
+    found, values = fed(rows)
+    assert values["whole"]["verdict"] == "too few users"
+    assert values["whole"]["low"] is None
+    assert found == {}
 
 
 @pytest.mark.parametrize("own_share", [0.1, 0.45])

@@ -68,8 +68,7 @@ def ablate(
     listed: Listed = False,
 ) -> None:
     """Compare a model with itself, less one part or one setting changed at a time."""
-    with quick_imports():
-        from torchrec_xd.study.design import load_ablation, select
+    from torchrec_xd.study.design import load_ablation, select
 
     chosen = select(load_ablation(study), data or (), models or (), seeds, tuple(assign or ()))
     if listed:
@@ -103,7 +102,8 @@ def tune(
 
 
 def _run_study(study: Study, path: Path, out: Path, jobs: int, tuned: Tuned | None, name: str = "results") -> None:
-    from torchrec_xd.study.comparison import run_study
+    with quick_imports():
+        from torchrec_xd.study.comparison import run_study
 
     try:
         failed = run_study(study, path, out, name, workers=jobs, tuned=tuned)
@@ -134,7 +134,8 @@ def _show_results(results: dict[str, Any]) -> None:
 
 
 def _list_commands(study: Study, path: Path, out: Path, tuned: Tuned | None) -> None:
-    from torchrec_xd.study.comparison import commands
+    with quick_imports():
+        from torchrec_xd.study.comparison import commands
 
     for line in commands(study, path, out, tuned):
         typer.echo(line)

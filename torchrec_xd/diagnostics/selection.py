@@ -44,7 +44,8 @@ class Selection(Diagnostic):
     reading = (
         "P_tr is held against the label of what fits, on rows with an interest in the source: its AUC on training rows "
         "far above that on these rows is what was remembered. Then the AUC of P less that of P_t alone, its interval "
-        "by a bootstrap of users, and verdicts by Holm over the scenes that are shown. Rows count by their weights."
+        "by a bootstrap of users, and verdicts by Holm over the scenes that are shown. AUC, means and shares count "
+        "rows by their weights."
     )
     reads_training = True
 
@@ -116,6 +117,7 @@ class Selection(Diagnostic):
             "learned": self.learned,
             "here": auc_with_error(passed_W, fit_W, weight_W),
             "training": _training_quality(name, training) if training else None,
+            "gain": gain(rows, wanted_R),
         }
 
     def _by_scene(self, rows: Mapping[str, Array]) -> list[dict[str, Any]]:
@@ -152,6 +154,7 @@ class Selection(Diagnostic):
             [name, f"{line['rows']:,}", *(text(line[key], "+.4f") for key in ("delta", "low", "high")), line["verdict"]]
             for name, line in [
                 ("all rows", values["whole"]),
+                *((f"rows wanted in {name}", source["gain"]) for name, source in values["sources"].items()),
                 *((f"{line['scene']} {line['value']}", line) for line in values["scenes"]),
             ]
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from torchrec_xd.diagnostics.distribution import text
 from torchrec_xd.diagnostics.finding import Finding
 
 FEWEST = 0.001
@@ -90,19 +91,25 @@ def _selector(values: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _prediction(values: Mapping[str, Any]) -> Iterator[Finding]:
     whole = values["whole"]
-    if _hurts(whole):
-        yield Finding(
-            "transfer_hurts",
-            f"the AUC of P is {-whole['delta']:.4f} below that of P_t, the model's own target tower ({_interval(whole)}"
-            f", {whole['users']:,} users): what sources add ranks worse than nothing",
-            f"{PROPER}; source rows (model.sources.NAME.own); else serve P_t, the score that ends in /target",
-        )
-    elif whole["verdict"] == "can't tell" or (whole["delta"] is not None and abs(whole["delta"]) < LEAST):
+    wanted = [(f"on rows wanted in '{name}' ", source["gain"]) for name, source in values["sources"].items()]
+    for where, line in [("", whole), *wanted]:
+        if _hurts(line):
+            yield Finding(
+                "transfer_hurts",
+                f"{where}{_differs(line)}: what sources add ranks worse than nothing",
+                f"{PROPER}; source rows (model.sources.NAME.own); else serve P_t, the score that ends in /target",
+            )
+    if whole["verdict"] == "can't tell":
         yield Finding(
             "not_told_apart_from_target_alone",
-            f"the AUC of P differs by {whole['delta']:+.4f} from that of P_t, the model's own target tower "
-            f"({_interval(whole)}, {whole['users']:,} users): 0 cannot be ruled out at 95 %, or it is below {LEAST}",
+            f"{_differs(whole)}: 0 cannot be ruled out at 95 %",
             "more batches (--batches), to see smaller differences; compare with a model of the target alone",
+        )
+    elif whole["verdict"] in ("better", "worse") and abs(whole["delta"]) < LEAST:
+        yield Finding(
+            "not_told_apart_from_target_alone",
+            f"{_differs(whole)}: a difference, but below {LEAST}, which nobody would notice",
+            "compare with a model of the target alone, which may do as well with less",
         )
     hurt = sorted(filter(_hurts, values["scenes"]), key=lambda line: float(line["delta"]))
     if hurt:
@@ -113,8 +120,8 @@ def _prediction(values: Mapping[str, Any]) -> Iterator[Finding]:
         more = f"; and {len(hurt) - NAMED} more" if len(hurt) > NAMED else ""
         yield Finding(
             "transfer_hurts_in_scene",
-            f"in {len(hurt)} of {len(values['scenes'])} values of scenes the AUC of P is below that of P_t (verdicts "
-            f"at 5 %, by Holm over all of them): {named}{more}",
+            f"in {len(hurt)} of {len(values['scenes'])} values of scenes the AUC of P is below that of P_t by verdict "
+            f"(5 %, by Holm over those with both classes) and by {LEAST} or more: {named}{more}",
             f"look at P_tr there (transfer_by_scene); {PROPER}; model.scene_to_towers: true",
         )
 
@@ -123,5 +130,12 @@ def _hurts(line: Mapping[str, Any]) -> bool:
     return line["verdict"] == "worse" and float(line["delta"]) <= -LEAST
 
 
+def _differs(line: Mapping[str, Any]) -> str:
+    return (
+        f"the AUC of P differs by {text(line['delta'], '+.4f')} from that of P_t, the model's own target tower "
+        f"({_interval(line)}, {line['users']:,} users)"
+    )
+
+
 def _interval(line: Mapping[str, Any]) -> str:
-    return f"95 % from {line['low']:+.4f} to {line['high']:+.4f}"
+    return f"95 % from {text(line['low'], '+.4f')} to {text(line['high'], '+.4f')}"
