@@ -1,16 +1,24 @@
 """Settings of all tests."""
 
-from collections.abc import Iterator
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.commands import main_of
 from tests.support.spark import spark_engine, standalone_cluster
 from torchrec_xd.prepare.engine_settings import EngineSettings
 
 # How long an example takes says something about who else uses the machine, and nothing about the code.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+# Shells start background jobs with SIGINT ignored, and so would be all processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,6 +32,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def fuzz_seeds(request: pytest.FixtureRequest) -> range:
     """The seeds of a fuzz test, one for each case; print a case's seed before it runs, so that a failure shows it."""
     return range(request.config.getoption("--fuzz-cases"))
+
+
+@pytest.fixture
+def command_here(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A command in this process, where torch is imported already; `tests.support.commands.command` takes seconds."""
+
+    def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
+        capfd.readouterr()
+        code = main_of(monkeypatch, *arguments)
+        return subprocess.CompletedProcess(list(map(str, arguments)), code, *capfd.readouterr())
+
+    return run
 
 
 @pytest.fixture

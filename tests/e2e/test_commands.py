@@ -203,9 +203,9 @@ def test_a_stopped_run_resumes_to_the_same_bits(world, tmp_path):
         ({"init_from": "runs/nowhere"}, ["init_from"]),
     ],
 )
-def test_a_bad_config_is_one_screen_and_exit_code_2(world, tmp_path, change, said):
+def test_a_bad_config_is_one_screen_and_exit_code_2(world, tmp_path, change, said, command_here):
     path = write_config(world, "mkt_pretrain", **change)
-    done = command("train", path, "--run-dir", tmp_path / "run", check=False)
+    done = command_here("train", path, "--run-dir", tmp_path / "run")
     write_config(world, "mkt_pretrain")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
@@ -249,9 +249,9 @@ def test_debug_shows_the_traceback(world, tmp_path):
     assert "none.yaml" in done.stderr
 
 
-def test_a_folder_is_never_overwritten(world):
+def test_a_folder_is_never_overwritten(world, command_here):
     before = (world / "mem" / "metrics.json").read_bytes()
-    done = command("train", world / "mkt_pretrain.yaml", "--run-dir", world / "mem", check=False)
+    done = command_here("train", world / "mkt_pretrain.yaml", "--run-dir", world / "mem")
     assert done.returncode == 2
     assert "--resume" in done.stderr
     assert (world / "mem" / "metrics.json").read_bytes() == before

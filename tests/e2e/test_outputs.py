@@ -44,10 +44,10 @@ ARGUMENTS = {
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_a_place_below_a_file_is_refused_at_once(folder, name):
+def test_a_place_below_a_file_is_refused_at_once(folder, name, command_here):
     (folder / "file").write_text("")
     words = [word.replace("FILE", "file/x").replace("FOLDER", "file/x") for word in ARGUMENTS[name]]
-    done = command(*words, check=False, cwd=folder)
+    done = command_here(*words, cwd=folder)
     assert done.returncode == 2, done.stderr
     assert "file" in done.stderr
     assert "name another" in done.stderr
@@ -57,8 +57,8 @@ def test_a_place_below_a_file_is_refused_at_once(folder, name):
 
 
 @pytest.mark.parametrize("name", [name for name, words in ARGUMENTS.items() if "FILE" in words])
-def test_a_folder_in_place_of_a_file_is_refused_at_once(folder, name):
-    done = command(*[word.replace("FILE", "feed") for word in ARGUMENTS[name]], check=False, cwd=folder)
+def test_a_folder_in_place_of_a_file_is_refused_at_once(folder, name, command_here):
+    done = command_here(*[word.replace("FILE", "feed") for word in ARGUMENTS[name]], cwd=folder)
     assert done.returncode == 2, done.stderr
     assert "feed is a folder; name a file in it" in done.stderr
     assert done.stdout == ""
@@ -88,9 +88,9 @@ def test_a_folder_of_others_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["score", "config copy", "prepare", "plan make"])
-def test_a_name_that_is_too_long_is_refused(folder, name):
+def test_a_name_that_is_too_long_is_refused(folder, name, command_here):
     words = [word.replace("FILE", 300 * "a").replace("FOLDER", 300 * "a") for word in ARGUMENTS[name]]
-    done = command(*words, check=False, cwd=folder)
+    done = command_here(*words, cwd=folder)
     assert done.returncode == 2, done.stderr
     assert "File name too long" in done.stderr
     assert "Traceback" not in done.stderr
