@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from torchrec_xd.benchmark import kinds, peers, synthetic
+from torchrec_xd.benchmark import kinds, peers, step, synthetic
 from torchrec_xd.benchmark.commands import app
 from torchrec_xd.benchmark.history import compare
 from torchrec_xd.benchmark.measure import Spread, alternate, ratio
@@ -43,6 +44,13 @@ def test_runs_alternate_and_are_compared_pair_by_pair() -> None:
     assert spreads["a"].values == (4.0, 4.0, 4.0)
     assert ratio(Spread((4.0, 9.0, 2.0)), Spread((2.0, 3.0, 2.0))).values == (2.0, 3.0, 1.0)
     assert ratio(Spread((4.0, 9.0, 2.0)), Spread((2.0, 3.0, 2.0))).median == 2.0
+
+
+@pytest.fixture(autouse=True)
+def one_short_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading what the profiler saw takes much longer than the steps."""
+    monkeypatch.setattr(step, "profiled", partial(step.profiled, rounds=1))
+    monkeypatch.setattr(step, "PROFILED", 2)
 
 
 @pytest.mark.parametrize("model", synthetic.MODELS)
