@@ -1,5 +1,6 @@
 """Which rows are kept, and which split they are in: by hash, by user, by column; alike whatever runs the queries."""
 
+import math
 from datetime import timezone
 
 import duckdb
@@ -162,3 +163,30 @@ def test_integer_users_stay_integers(tmp_path, shop):
     assert (
         min(row["time"] for row in rows.values()) // DAY == micros(min(r["ts"] for r in views(2_000, users=60))) // DAY
     )
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_ties_of_time_do_not_depend_on_labels(tmp_path, share):
+    """All rows of a user are of one day, and labels are drawn by chance: no split may have fewer of them."""
+    rows = [{**row, "ts": row["ts"].replace(day=21, month=10, hour=0, minute=0)} for row in views(6_000, users=60)]
+    shop = write_shop(tmp_path / "shop", rows)
+    content = recipe(shop, goods("item"), split={"last_share": {"valid": 0.2, "test": share}})
+    content["domains"]["goods"]["keep"] = []  # a number of the row would tell them apart
+    files = rows_of_files(prepare(tmp_path, content))
+    for part in ("valid", "test"):
+        labels = [row["click"] for name, rows in files.items() if f"goods/{part}/" in name for row in rows]
+        assert sum(labels) / len(labels) == pytest.approx(0.4, abs=4 * (0.24 / len(labels)) ** 0.5)
+
+
+def test_nan_is_missing_as_null_is(tmp_path):
+    rows = [{**row, "price": math.nan if row["n"] % 3 == 0 else row["price"]} for row in views()]
+    feature = goods("price", "dense", missing="mean", indicator=True)
+    share = {"events": "shown", "what": "share", "by": ["user"], "value": "price", "per": "price - price"}
+    content = recipe(
+        write_shop(tmp_path / "shop", rows), feature, goods("past", "dense", total=share, indicator=True), events=EVENTS
+    )
+    found = written(prepare(tmp_path, content), "goods")
+    assert {n: row["price_missing"] for n, row in found.items()} == {
+        row["n"]: float(row["price"] is None or math.isnan(row["price"])) for row in rows
+    }
+    assert all(math.isfinite(row["past"]) and row["past_missing"] == 1 for row in found.values())

@@ -68,3 +68,27 @@ def test_encoders_that_were_changed_are_refused(shop, tmp_path):
     with pytest.raises(UserError, match=r"'../schema.yaml' lies outside its folder"):
         prepare(folder, content, "refused", encoders=outside)
     assert not (folder / "refused").exists()
+
+
+def changed(content, column, **settings):
+    features = [{**each, **settings} if each["column"] == column else each for each in content["features"]]
+    return {**content, "features": features}
+
+
+def test_encoders_of_other_features_are_refused(shop):
+    """What they learnt would be taken for what the recipe says now."""
+    folder, content, out = shop
+    new = {"column": "price_again", "value": "price", "kind": "dense", "group": "specific", "standard": True}
+    for other, message in (
+        (changed(content, "price", log1p=False), r"feature 'price', log1p: is False, and was True in .*recipe.yaml; "),
+        (changed(content, "price_quarter", quantiles=5), "feature 'price_quarter', quantiles: is 5, and was 4"),
+        (changed(content, "tags", value="words", separator="|"), "feature 'tags', value: is words, and was None"),
+        ({**content, "features": [*content["features"], {**new, "domains": ["goods"]}]}, "know no such feature"),
+        ({**content, "features": content["features"][:-1]}, r"'features': the encoders .* also know 'share_half'"),
+        ({**content, "time_zone": "UTC"}, "'time_zone': the encoders .* learnt with Europe/Berlin"),
+    ):
+        with pytest.raises(UserError, match=message) as refused:
+            prepare(folder, other, "refused", encoders=out)
+        assert str(refused.value).endswith("write it as it was, or learn anew, without --encoders")
+    assert not (folder / "refused").exists()
+    prepare(folder, {**content, "name": "other", "cold_users": 0.1}, "other", encoders=out)

@@ -10,6 +10,8 @@ import pytest
 from tests.support.layouts import FIRST, RANDOM, integers, lines, ratings, recbole
 from tests.support.recipes import feature, made_recipe, prepared
 from torchrec_xd.errors import UserError
+from torchrec_xd.prepare.init import init_recipe
+from torchrec_xd.prepare.inputs import ENDINGS
 
 
 def test_recbole(tmp_path: Path) -> None:
@@ -227,3 +229,18 @@ def test_files_of_another_layout_are_refused(tmp_path: Path) -> None:
     lines(tmp_path / "ratings.csv", "who,what,rating,timestamp", ratings())
     with pytest.raises(UserError, match=r"has no column 'userId', which this --format needs; columns are: who, what"):
         made_recipe(tmp_path / "x.yaml", f"log={tmp_path}", layout="movielens")
+
+
+@pytest.mark.parametrize("ending", [ending for ending, kind in ENDINGS.items() if kind in ("parquet", "csv", "json")])
+@pytest.mark.parametrize("place", ["log", "logs/part-0"])
+def test_what_init_reads_prepare_reads_too(tmp_path: Path, ending: str, place: str) -> None:
+    """A file, or a folder of one, of every ending that is promised."""
+    path = tmp_path / f"{place}.{ending}"
+    path.parent.mkdir(exist_ok=True)
+    kind = {"tsv": "(HEADER, DELIM '\t')", "csv": "(HEADER)"}.get(ending, f"(FORMAT {ENDINGS[ending]})")
+    duckdb.sql(
+        f"COPY (SELECT i % 40 AS user_id, i % 23 AS item_id, TIMESTAMP '2024-05-01' + to_hours(i) AS ts, "
+        f"hash(i) % 3 = 0 AS clicked FROM range(900) t(i)) TO '{path}' {kind}"
+    )
+    init_recipe([f"log={path if place == 'log' else path.parent}"], tmp_path / "x.yaml", lambda _: None)
+    assert sum(prepared(tmp_path / "x.yaml")["log"].values()) == 900

@@ -86,15 +86,24 @@ def _rule(location: str, root: str) -> str:
     )
 
 
+def folder_above(filesystem: fs.FileSystem, path: str) -> str:
+    """The part of a path before the first glob, which is one if no folder is called so."""
+    parts = path.rstrip("/").split("/")
+    for i, part in enumerate(parts):
+        above = "/".join(parts[: i + 1])
+        if any(sign in part for sign in "*?[") and filesystem.get_file_info(above).type != fs.FileType.Directory:
+            return "/".join(parts[:i])
+    return "/".join(parts)
+
+
 def _files_at(filesystem: fs.FileSystem, path: str) -> list[str]:
     """The file itself, the .parquet files below a folder, or what a glob matches; `_SUCCESS` and the like left out."""
     kind = filesystem.get_file_info(path).type
     if kind == fs.FileType.File:
         return [path]
-    parts = path.rstrip("/").split("/")
-    globs = [i for i, part in enumerate(parts) if any(char in part for char in "*?[")]
-    fixed = globs[0] if globs and kind != fs.FileType.Directory else len(parts)
-    base, pattern = "/".join(parts[:fixed]), parts[fixed:]
+    base = folder_above(filesystem, path)
+    fixed = base.count("/") + 1
+    pattern = path.rstrip("/").split("/")[fixed:]
     if kind == fs.FileType.NotFound:
         _refuse_dangling(path)
     files = []

@@ -24,7 +24,7 @@ from torchrec_xd.prepare.joins import check_joins
 from torchrec_xd.prepare.manifest import Identity, Manifest, SplitRows
 from torchrec_xd.prepare.profile.api import NAME as PROFILE
 from torchrec_xd.prepare.profile.api import write_profile
-from torchrec_xd.prepare.recipe_checks import check_recipe
+from torchrec_xd.prepare.recipe_checks import check_recipe, check_same_features
 from torchrec_xd.prepare.recipe_file import RecipeFile, load_recipe
 from torchrec_xd.prepare.tables import Tables
 
@@ -60,6 +60,8 @@ def prepare_recipe(
     file = load_recipe(path, assignments)
     check_recipe(file)
     given = (load_encoders(encoders), encoders_folder(encoders)) if encoders is not None else None
+    if given is not None:
+        check_same_features(file, load_recipe(given[1] / learnt.RECIPE))
     stages = Stages(out.parent / f".{out.name}.unfinished", progress)
     with engine_errors():
         tables = Tables(connect(file.recipe.engine, spill=stages.folder / "spill"), in_order=False)

@@ -157,7 +157,7 @@ class Assembler:
             raw = rows[f"t_{name}" if feature.total else f"v_{name}"]
             encoder = self.encoders.numbers.get(name, NumberEncoder())
             column = {name: standardised(raw, feature, encoder)}
-            return column | ({f"{name}_missing": raw.isnull().cast("float32")} if feature.indicator else {})
+            return column | ({f"{name}_missing": is_missing(raw).cast("float32")} if feature.indicator else {})
         if feature.kind == "vector":
             return {name: rows[f"v_{name}"].cast("array<float32>")}
         if feature.calendar is not None:
@@ -183,8 +183,12 @@ class Assembler:
         return parts[feature.calendar]().cast(_INT32)
 
 
+def is_missing(value: Value) -> Value:
+    """Whether a value is null, or NaN, which many logs have in its place."""
+    return value.isnull() | value.isnan() if value.type().is_floating() else value.isnull()
+
+
 def bucket(value: Value, edges: tuple[float, ...]) -> Value:
     """Row 0 for null and NaN, else 1 + the number of `edges` (ascending) that the value has reached."""
-    unknown = value.isnull() | value.isnan() if value.type().is_floating() else value.isnull()
     reached = [(value >= edge, place + 2) for place, edge in enumerate(edges)]
-    return ibis.cases((unknown, 0), *reversed(reached), else_=1).cast("int32")
+    return ibis.cases((is_missing(value), 0), *reversed(reached), else_=1).cast("int32")

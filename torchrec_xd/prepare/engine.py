@@ -47,15 +47,18 @@ def engine_errors() -> Iterator[None]:
     """What the engine reports as failures of a query: Ctrl-C stays a KeyboardInterrupt.
 
     Raises:
-        UserError: the memory allowed is too little, the disk is full, or Spark failed: with the first line it says.
+        UserError: the memory allowed is too little, the disk is full, a file cannot be read, or Spark failed: with the
+            first line it says.
     """
     try:
         yield
     except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
-        raise UserError(
-            f"DuckDB has too little memory or disk ({first_line(error)}); raise 'memory_limit_gb', lower 'threads', "
-            "or make room"
-        ) from None
+        if isinstance(error, duckdb.OutOfMemoryException) or "space left" in str(error).lower():
+            raise UserError(
+                f"DuckDB has too little memory or disk ({first_line(error)}); raise 'memory_limit_gb', lower "
+                "'threads', or make room"
+            ) from None
+        raise UserError(f"DuckDB cannot read or write a file: {first_line(error)}") from None
     except Exception as error:
         if "interrupted" in str(error).lower() or was_cancelled(error):
             raise KeyboardInterrupt from error

@@ -108,7 +108,8 @@ class Preparation:
                 begun = time.monotonic()
                 rows = domain_rows(self.tables, self.file, name, labels=self.labels)
                 check_types(self.tables, self.file, name, rows)
-                self.tables.write(self._placed(rows), folder, by=["_bucket"], numbered=self.buckets)
+                numbered = self.buckets if self.labels else 0  # rows without labels are numbered already
+                self.tables.write(self._placed(rows), folder, by=["_bucket"], numbered=numbered)
                 refuse_empty(self.file, ("domains", name, "rows"), folder)
                 self.stages.done(f"{name}: rows read", count_rows(self.tables.parquet(folder)), begun)
         return self.tables.parquet(self.stages.folder / "rows" / name)

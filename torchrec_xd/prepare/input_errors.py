@@ -27,7 +27,7 @@ def input_errors(file: RecipeFile, inputs: Mapping[str, Sequence[str]]) -> Itera
         inputs: input to its files.
 
     Raises:
-        UserError: a value does not fit its column, or a query cannot be computed.
+        UserError: a value does not fit its column, a query cannot be computed, or a file is damaged.
     """
     try:
         yield
@@ -39,6 +39,14 @@ def input_errors(file: RecipeFile, inputs: Mapping[str, Sequence[str]]) -> Itera
         raise UserError(
             f"{file.origin}: a view or expression cannot be computed for some row: {explained(error)}; "
             "try_cast(x AS …) gives null instead"
+        ) from None
+    except duckdb.Error as error:
+        if type(error) is not duckdb.Error:
+            raise
+        # what DuckDB's reader of Parquet did not expect, without the name of the file
+        raise UserError(
+            f"{file.origin}: DuckDB cannot read a file of the inputs ({first_line(error)}): one of "
+            f"{', '.join(inputs)} is damaged, or written in a way that DuckDB does not know; read each by itself"
         ) from None
 
 

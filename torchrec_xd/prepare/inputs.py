@@ -19,33 +19,38 @@ from torchrec_xd.data.locations import find_files
 from torchrec_xd.data.outages import Patience
 from torchrec_xd.errors import UserError
 from torchrec_xd.given_paths import local_path
+from torchrec_xd.prepare.atomic import ENDINGS as ATOMIC
 from torchrec_xd.prepare.atomic import SEPARATOR, atomic_columns, atomic_options, atomic_select
 from torchrec_xd.prepare.input_errors import explained, input_errors
+from torchrec_xd.prepare.partitions import partitions
 from torchrec_xd.prepare.recipe import Format, Input
 from torchrec_xd.prepare.recipe_file import RecipeFile, choices
 from torchrec_xd.prepare.tables import Tables, literal, quoted
 
 ENDINGS: dict[str, Format] = {
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".inter": "atomic",
-    ".user": "atomic",
-    ".item": "atomic",
+    **dict.fromkeys(("parquet", "pq"), "parquet"),
+    **dict.fromkeys(("csv", "tsv"), "csv"),
+    **dict.fromkeys(("json", "jsonl", "ndjson"), "json"),
+    **dict.fromkeys(ATOMIC, "atomic"),
 }
-"""Endings of file names, of compressed ones before `.gz`, and what they are read as."""
+"""Endings of file names, and what they are read as."""
+COMPRESSED = ("gz", "zst")
+"""What may follow the ending of a text file."""
 
 MOST_SNIFFED = 32
 """Files whose first rows say what types the columns of an input have."""
 _SHOWN = 120
 
 
+def ending_of(path: str) -> str:
+    """`csv` of `logs/day.csv`, `csv.gz` of `logs/day.csv.gz`; lower case."""
+    parts = path.rpartition("/")[2].lower().split(".")
+    return ".".join(parts[-2:]) if parts[-1] in COMPRESSED and len(parts) > 2 else parts[-1]
+
+
 def format_of(path: str) -> Format | None:
-    """What the ending of a file name says; None where it says nothing."""
-    return ENDINGS.get(Path(path.removesuffix(".gz").removesuffix(".zst")).suffix.lower())
+    """The format by the ending of a file name; None where no format has it."""
+    return ENDINGS.get(ending_of(path).partition(".")[0])
 
 
 def open_inputs(
@@ -71,8 +76,8 @@ def open_inputs(
         raise UserError(choices(unknown[0], f"an input of {file.origin}", recipe.inputs))
     found = {}
     for name, given in recipe.inputs.items():
-        other = {"path": replaced[name], "format": None, "version": None} if name in replaced else {}
-        found[name] = _open(tables, file, name, given.model_copy(update=other))
+        own = _elsewhere(given, replaced[name], recipe.root) if name in replaced else given
+        found[name] = _open(tables, file, name, own, all_types=name not in replaced)
         if sample is not None:
             with input_errors(file, found):
                 tables.temporary(f"_sample_{name}", tables.connection.table(name).limit(sample))
@@ -96,10 +101,25 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _open(tables: Tables, file: RecipeFile, name: str, given: Input) -> list[str]:
+def _elsewhere(given: Input, path: str, root: str) -> Input:
+    """An input whose files are others, with what the recipe says of their format, where that is the same."""
+    own = given.model_copy(update={"path": path, "format": None, "version": None})
+    kind, before = _kind(own, root), _kind(given, root)
+    if kind in (None, before):
+        return own.model_copy(update={"format": before})
+    return Input(path=path, types=given.types if kind in ("csv", "json") else {})
+
+
+def _kind(given: Input, root: str) -> Format | None:
+    first = given.path if isinstance(given.path, str) else given.path[0]
+    return given.format or format_of(first) or _format_in(Path(join(root, first)))
+
+
+def _open(tables: Tables, file: RecipeFile, name: str, given: Input, *, all_types: bool) -> list[str]:
+    """Name one input; with `all_types` every column that it gives a type must be there."""
     key = ("inputs", name)
     locations = (given.path,) if isinstance(given.path, str) else given.path
-    kind = given.format or format_of(locations[0]) or _format_in(Path(join(file.recipe.root, locations[0])))
+    kind = _kind(given, file.recipe.root)
     wrong = _unused(kind, given)
     if wrong is not None:
         raise file.fault((*key, wrong[0]), wrong[1])
@@ -122,18 +142,20 @@ def _open(tables: Tables, file: RecipeFile, name: str, given: Input) -> list[str
             typed = atomic_select(atomic_columns(paths[0], given.separator or SEPARATOR))
             tables.view(name, f"SELECT {typed} FROM {quoted(f'_text_{name}')}")
         elif kind == "parquet":
-            _same_columns({path: _footer(path) for path in paths})
-            tables.read(name, "parquet", paths, {}, {})
+            footers = {path: _footer(path) for path in paths}
+            _same_columns(footers)
+            below = partitions(paths, footers[paths[0]])
+            tables.read(name, "parquet", paths, {}, {}, below)
         else:
             options = _options(kind, given)
             if kind == "csv" and given.header:
                 _same_headers(paths, options)
             columns = _sniffed(kind, paths, options)
             unknown = [column for column in given.types if column not in columns]
-            if unknown:
+            if unknown and all_types:
                 raise UserError(f"types: {choices(unknown[0], 'a column', columns)}")
-            columns |= given.types
-            tables.read(name, kind, paths, columns, options)
+            columns |= {column: kind_of for column, kind_of in given.types.items() if column in columns}
+            tables.read(name, kind, paths, columns, options, partitions(paths, columns))
     except UserError as error:
         raise file.fault(key, str(error)) from None
     except (duckdb.Error, *tables.faults) as error:
@@ -171,10 +193,10 @@ def _files(kind: Format, locations: Sequence[str], root: str) -> list[str]:
     for location in locations:
         folder = Path(join(root, location))
         if kind != "parquet" and folder.is_dir():
-            endings = sorted({path.suffix for path in folder.iterdir() if format_of(path.name) == kind})
+            endings = sorted({ending_of(path.name) for path in folder.iterdir() if format_of(path.name) == kind})
             if not endings:
                 raise UserError(f"{folder}: holds no files that end as {kind} files do; name them by a glob")
-            found += [f"{location}/*{ending}" for ending in endings]
+            found += [f"{location}/*.{ending}" for ending in endings]
         else:
             found.append(location)
     try:
@@ -247,7 +269,7 @@ def _sniffed(kind: Format, paths: Sequence[str], options: Mapping[str, Any]) -> 
     """Column to DuckDB type, as the first rows of some of the files look."""
     reader = {"csv": "read_csv", "json": "read_json"}[kind]
     some = list(paths[:: -(-len(paths) // MOST_SNIFFED)])
-    given = {**options, **({"files_to_sniff": -1} if kind == "csv" else {})}
+    given = {**options, **({"files_to_sniff": -1} if kind == "csv" else {}), "hive_partitioning": False}
     arguments = "".join(f", {name} = {literal(value)}" for name, value in given.items())
     with duckdb.connect() as connection:
         rows = connection.execute(f"DESCRIBE SELECT * FROM {reader}({literal(some)}{arguments})").fetchall()

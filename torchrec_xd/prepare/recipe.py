@@ -27,7 +27,7 @@ class Input(Settings):
     """`atomic`: RecBole's text files with `name:type` headers; `delta` and `iceberg`: tables of a lake. Default: by the
     ending of the file name."""
     version: int | None = None
-    """Delta: version; Iceberg: id of the snapshot. Default: the newest, which the manifest records."""
+    """Delta: version; Iceberg: id of the snapshot. Default: the newest, whose files the manifest names."""
     separator: str | None = None
     """CSV: between columns. Default: a comma; atomic: a tab."""
     header: bool = True

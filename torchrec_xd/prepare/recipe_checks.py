@@ -344,3 +344,30 @@ def _check_split(file: RecipeFile) -> None:
         raise file.fault(
             ("split", "last_share"), f"has a share above 0 for valid and for test, below 1 together; this is {shares}"
         )
+
+
+def check_same_features(file: RecipeFile, learnt: RecipeFile) -> None:
+    """Refuse encoders of another recipe: what they learnt would be taken for what this recipe says.
+
+    Args:
+        file: the recipe.
+        learnt: the recipe that the encoders learnt from; inputs, views, domains and split may be others.
+
+    Raises:
+        UserError: names the feature and the key that differ.
+    """
+    remedy = "write it as it was, or learn anew, without --encoders"
+    if file.recipe.time_zone != learnt.recipe.time_zone:
+        text = f"the encoders ({learnt.origin}) learnt with {learnt.recipe.time_zone}; {remedy}"
+        raise file.fault(("time_zone",), text)
+    own = {feature.column: feature for feature in file.recipe.features}
+    theirs = {feature.column: feature for feature in learnt.recipe.features}
+    if missing := [column for column in theirs if column not in own]:
+        raise file.fault(("features",), f"the encoders ({learnt.origin}) also know '{missing[0]}'; {remedy}")
+    for column, feature in own.items():
+        if column not in theirs:
+            raise file.feature_fault(column, f"the encoders ({learnt.origin}) know no such feature; {remedy}")
+        for key in RecipeFeature.model_fields:
+            was, now = getattr(theirs[column], key), getattr(feature, key)
+            if was != now and key != "domains":
+                raise file.feature_fault(column, f"is {now}, and was {was} in {learnt.origin}; {remedy}", key)

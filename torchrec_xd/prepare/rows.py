@@ -17,6 +17,8 @@ from torchrec_xd.prepare.recipe_file import Key, RecipeFile, choices
 from torchrec_xd.prepare.tables import Tables, quoted
 
 SPLITS = ("train", "valid", "test")
+RAW_ROW = "_raw_row"
+"""Column of rows without labels: their number."""
 HASH_RANGE = 2**31 - 1
 """Hashes lie below it."""
 MICROS = {"s": 1_000_000, "ms": 1_000, "us": 1}
@@ -34,7 +36,7 @@ def totals_of(recipe: Recipe, domain: str | None = None) -> dict[str, tuple[Tota
 def domain_rows(tables: Tables, file: RecipeFile, name: str, *, labels: bool = True) -> Table:
     """The rows of a domain as they are, not sampled yet.
 
-    Without `labels`, rows have none and are in no split.
+    Without `labels`, rows have none, are in no split, and have the column `RAW_ROW`, which becomes `_row`.
 
     Returns:
         `_user`, `_time` (microseconds since 1970, 0 without a time), `_split` (0, 1, 2), `cold` (0 or 1), `_weight`,
@@ -58,6 +60,7 @@ def domain_rows(tables: Tables, file: RecipeFile, name: str, *, labels: bool = T
             given[f"v_{feature.column}"] = (feature.value or quoted(feature.column), ("features", i, "value"))
     for total, place in totals_of(file.recipe, name).values():
         given |= {f"b_{column}": (quoted(column), (*place, "by")) for column in total.by if column != "user"}
+    given |= {} if labels else {"_row": (RAW_ROW, (*key, "rows"))}
     if file.recipe.split.column and labels:
         given["_part"] = (quoted(file.recipe.split.column), ("split", "column"))
     rows = select(tables, file, f"_rows_{name}", domain.rows, (*key, "rows"), given)
@@ -71,7 +74,7 @@ def domain_rows(tables: Tables, file: RecipeFile, name: str, *, labels: bool = T
     if not labels:  # rows to score are in no split, and all are kept
         rows = rows.mutate(_split=ibis.literal(SPLITS.index("test"), "int8"), cold=ibis.literal(0, "int8"))
         return rows.drop(*({"_when"} & set(rows.columns)), *(c for c in rows.columns if c.startswith("s_")))
-    rows = rows.mutate(_split=_split(file, rows, domain), cold=_cold(tables, file.recipe, rows))
+    rows = rows.mutate(_split=_split(tables, file, rows, domain), cold=_cold(tables, file.recipe, rows))
     rows = rows.filter((_._split != 0) | (_.cold == 0))
     if domain.keep_negatives < 1:
         rows = _sampled(tables, file, rows, name)
@@ -202,13 +205,13 @@ def split_moment(file: RecipeFile, which: str) -> int:
     return int((zoned - datetime(1970, 1, 1, tzinfo=timezone.utc)).total_seconds() * 1_000_000)
 
 
-def _split(file: RecipeFile, rows: Table, domain: RecipeDomain) -> IntegerValue:
+def _split(tables: Tables, file: RecipeFile, rows: Table, domain: RecipeDomain) -> IntegerValue:
     split = file.recipe.split
     if split.column:
         part = rows._part.cast("string")
         return ibis.cases(*((part == name, i) for i, name in enumerate(SPLITS)), else_=3).cast("int8")
     if split.last_share:
-        user = ibis.window(group_by="_user", order_by=[rows._time.desc(), *_scalars(rows)])
+        user = ibis.window(group_by="_user", order_by=[rows._time.desc(), _tie(tables, file, rows), *_scalars(rows)])
         place, count = ibis.row_number().over(user), rows.count().over(ibis.window(group_by="_user"))
         test, valid = (split.last_share.get(name, 0.0) for name in ("test", "valid"))
         tested = (count * test).floor()
@@ -217,8 +220,15 @@ def _split(file: RecipeFile, rows: Table, domain: RecipeDomain) -> IntegerValue:
     return ibis.cases((rows._time < valid, 0), (rows._time < test, 1), else_=2).cast("int8")
 
 
+def _tie(tables: Tables, file: RecipeFile, rows: Table) -> IntegerValue:
+    """A hash that orders rows of one moment: by their values, the split would depend on what is to be predicted."""
+    columns = [rows[name] for name in sorted(rows.columns) if name.startswith(("l_", "k_", "b_", "v_"))]
+    numbers = [tables.number(column) for column in columns if _is_hashed(column)]
+    return hash_of([tables.number(rows._user), mix_of(numbers)], file.recipe.seed + 4)
+
+
 def _scalars(rows: Table) -> list[Value]:
-    """Columns that break ties of time, so that every engine orders rows alike."""
+    """Columns that break ties of time and hash, so that every engine orders rows alike."""
     names = sorted(name for name in rows.columns if name.startswith(("l_", "k_", "b_", "v_")))
     return [rows[name] for name in names if is_sortable(rows[name])]
 

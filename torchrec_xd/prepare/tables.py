@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import inspect
 import re
 import shutil
@@ -14,10 +15,12 @@ import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlglot
+from ibis import selectors as s
 from ibis.expr.types import IntegerValue, StringValue, Table, TimestampValue, Value
 
 from torchrec_xd.errors import UserError
 from torchrec_xd.prepare.dialect import SparkRefusal, spark_sql
+from torchrec_xd.prepare.partitions import NO_PARTITIONS, Partitions
 
 ROW_GROUP_ROWS = 65_536
 
@@ -51,7 +54,13 @@ class Tables:
         return self.connection.table(name)
 
     def read(
-        self, name: str, kind: str, paths: Sequence[str], columns: Mapping[str, str], options: Mapping[str, Any]
+        self,
+        name: str,
+        kind: str,
+        paths: Sequence[str],
+        columns: Mapping[str, str],
+        options: Mapping[str, Any],
+        folders: Partitions = NO_PARTITIONS,
     ) -> None:
         """Name files of one format.
 
@@ -61,9 +70,12 @@ class Tables:
             paths: the files.
             columns: of CSV and JSON files, to their DuckDB types.
             options: of DuckDB's CSV reader.
+            folders: folders that are columns.
         """
         if self.spark is not None:
             reader = self.spark.read.options(**_spark_options(kind, options))
+            if folders.names:
+                reader = reader.option("basePath", folders.base)
             if columns:
                 reader = reader.schema(_spark_columns(columns))
             rows = reader.format(kind).load(list(paths))
@@ -71,17 +83,19 @@ class Tables:
                 rows = rows.withColumns(_spark_microseconds(paths[0], dict(rows.dtypes)))
             rows.createOrReplaceTempView(name)
             return
-        given = {**options, **({"columns": dict(columns)} if columns else {})}
+        # By itself DuckDB would read columns of folders in the place of those of the files.
+        given = {**options, **({"columns": dict(columns)} if columns else {}), "hive_partitioning": bool(folders.names)}
         given.pop("names", None)
         arguments = "".join(f", {key} = {literal(value)}" for key, value in given.items())
         columns_read = f"* {_microseconds(paths[0])}" if kind == "parquet" else "*"
         self.view(name, f"SELECT {columns_read} FROM read_{kind}({literal(list(paths))}{arguments})")
 
     def parquet(self, place: Path) -> Table:
-        """The rows of a Parquet file, or of all below a folder; folders `key=value` are columns."""
-        if self.spark is not None or place.suffix == ".parquet":
-            return self.connection.read_parquet(str(place))
-        return self.connection.read_parquet(f"{place}/**/*.parquet", hive_partitioning=True)
+        """The rows of a Parquet file, or of all below a folder, whatever the folders on the way are called."""
+        if self.spark is not None:
+            return self.connection.read_parquet(str(place)).drop(s.startswith("_bucket"))
+        files = str(place) if place.suffix == ".parquet" else f"{glob.escape(str(place))}/**/*.parquet"
+        return self.connection.read_parquet(files, hive_partitioning=False)
 
     def write(self, table: Table, folder: Path, *, by: Sequence[str] = (), numbered: int = 0) -> None:
         """Write rows as Parquet files, in folders by the values of columns; no rows, no files.

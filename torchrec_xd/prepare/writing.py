@@ -35,7 +35,7 @@ def write_rows(run: Preparation, assemble: Assembler, domain: str, known: Sequen
     tables, folder = run.tables, run.stages.folder
 
     def part(place: Path, bucket: int | None) -> Table:
-        return tables.parquet(place if bucket is None else place / f"_bucket={bucket}").drop("_bucket")
+        return tables.parquet(place if bucket is None else place / f"_bucket={bucket}")
 
     def rows_of(bucket: int | None) -> Table:
         events = cache(lambda name: part(folder / "events" / name, bucket))

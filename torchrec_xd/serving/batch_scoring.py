@@ -110,7 +110,7 @@ def score_raw_by_artifact(
         output: the file to write.
         options: `keep` names further columns of the raw rows.
         inputs: input of the recipe to the files that are read instead, for lookups and events.
-        say: told how many values have no row of their own.
+        say: told how many rows have no prediction, and how many values no row of their own.
 
     Raises:
         UserError: the artefact has no encoders, or what `encode_raw_rows` and `score_by_artifact` raise.
@@ -129,11 +129,8 @@ def score_raw_by_artifact(
         domain, keep = artifact.manifest.domain, tuple(options.keep or ())
         rows = encode_raw_rows(artifact.encoders, raw, domain, Path(folder), inputs=inputs, keep=keep)
         count = score_by_artifact(artifact.folder, rows.path, output, replace(options, keep=rows.kept))
-    for name, unseen in rows.unseen.items():
-        if unseen:
-            say(
-                f"{name}: {unseen:,} of {count:,} values have no row of their own (new, rare or missing), and use row 0"
-            )
+    for remark in rows.remarks():
+        say(remark)
     return count
 
 

@@ -160,7 +160,7 @@ class RawEncoder:
         name = feature.column
         if feature.kind == "dense":
             encoder = self._learnt.numbers.get(name, NumberEncoder())
-            missing = values.is_null().cast(pa.float32())
+            missing = values.is_null(nan_is_null=True).cast(pa.float32())
             return {name: pa.array(standardised(_numbers(values), feature, encoder)), f"{name}_missing": missing}
         edges = edges_of(feature, self._learnt)
         if edges is not None:

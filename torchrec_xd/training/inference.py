@@ -254,7 +254,7 @@ def score_raw(
         parts: as of `score`.
         keep: more columns of the raw rows.
         inputs: input of the recipe to the files that are read instead, for lookups and events.
-        say: told how many values have no row of their own.
+        say: told how many rows have no prediction, and how many values no row of their own.
 
     Raises:
         UserError: the run has no encoders, or what `encode_raw_rows` and `score` raise.
@@ -271,11 +271,8 @@ def score_raw(
 
         rows = encode_raw_rows(encoders, raw, domain, Path(place), inputs=inputs or {}, keep=keep)
         count = score(directory, rows.path, output, domain, checkpoint, parts=parts, keep=rows.kept)
-    for name, unseen in rows.unseen.items():
-        if unseen:
-            say(
-                f"{name}: {unseen:,} of {count:,} values have no row of their own (new, rare or missing), and use row 0"
-            )
+    for remark in rows.remarks():
+        say(remark)
     return count
 
 

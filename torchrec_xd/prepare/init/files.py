@@ -6,24 +6,17 @@ import difflib
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
 from torchrec_xd.data.lake import lake_files, lake_format
 from torchrec_xd.data.outages import Patience
 from torchrec_xd.errors import UserError
-from torchrec_xd.prepare import atomic
+from torchrec_xd.prepare.inputs import ENDINGS, ending_of, format_of
 from torchrec_xd.prepare.recipe import Format
 
-_COMPRESSED = ("gz", "zst", "bz2")
-_ENDINGS: dict[str, Format] = {
-    **dict.fromkeys(("parquet", "pq"), "parquet"),
-    **dict.fromkeys(("csv", "tsv"), "csv"),
-    **dict.fromkeys(("json", "jsonl", "ndjson"), "json"),
-    **dict.fromkeys(atomic.ENDINGS, "atomic"),
-}
-ENDINGS = ", ".join(f".{ending}" for ending in _ENDINGS)
+_NAMES = ", ".join(f".{ending}" for ending in ENDINGS)
 
 
 @dataclass(frozen=True)
@@ -65,38 +58,27 @@ def find(name: str, path: str, format: Format | None = None) -> Files:
     if not known:
         ending = Path(min(listed)).suffix or Path(min(listed)).name
         raise UserError(
-            f"{path}: {ending} is the ending of no known format; endings are: {ENDINGS} (with .gz after it for text); "
+            f"{path}: {ending} is the ending of no known format; endings are: {_NAMES} (with .gz after it for text); "
             "rename the file, or name a folder of a Delta Lake or Iceberg table"
         )
     if len(set(known.values())) > 1:
         raise UserError(
             f"{path}: holds files of several formats ({', '.join(sorted(set(known.values())))}); name a glob of one, "
-            f"as {name}='{path.rstrip('/')}/*.{_ending(min(known))}'"
+            f"as {name}='{path.rstrip('/')}/*.{ending_of(min(known))}'"
         )
     kind = next(iter(known.values()))
     settings = {"path": path}
-    if is_folder and kind != "parquet":
-        # Folders of text are named by a glob: so no other file in them is read.
-        endings = {_ending(file) for file in known}
+    endings = {ending_of(file) for file in known}
+    if is_folder and endings != {"parquet"}:
+        # Such folders are named by a glob: so no other file in them is read.
         deep = any("/" in file[len(root.rstrip("/")) + 1 :] for file in known)
         below = path.rstrip("/") + ("/**" if deep else "")
         globs = tuple(f"{below}/*.{ending}" for ending in sorted(endings))
         settings["path"] = globs[0] if len(globs) == 1 else list(globs)
-    if format is not None or (kind != "parquet" and len(known) > 1) or Path(path).suffix.lower() in (".tsv", ".pq"):
+    if format is not None or (kind != "parquet" and len(known) > 1) or Path(path).suffix.lower() == ".tsv":
         settings["format"] = kind
     files = sorted(known)
     return Files(name, settings, kind, filesystem, tuple(files), tuple(int(listed[file]) for file in files))
-
-
-def format_of(path: str) -> Format | None:
-    """The format by the ending of a file name; None where no format has it."""
-    return _ENDINGS.get(_ending(path).partition(".")[0])
-
-
-def _ending(path: str) -> str:
-    """`csv` of `logs/day.csv`, `csv.gz` of `logs/day.csv.gz`; lower case."""
-    parts = path.rpartition("/")[2].lower().split(".")
-    return ".".join(parts[-2:]) if parts[-1] in _COMPRESSED and len(parts) > 2 else parts[-1]
 
 
 def _filesystem(path: str) -> tuple[Any, str]:
@@ -138,13 +120,10 @@ def _hidden(part: str) -> bool:
 
 def _nothing(path: str, root: str, is_folder: bool) -> str:
     if is_folder:
-        return f"{path}: the folder holds no files; name files or folders with: {ENDINGS}"
+        return f"{path}: the folder holds no files; name files or folders with: {_NAMES}"
     parent = Path(root).parent
     names = sorted(each.name for each in parent.iterdir()) if parent.is_dir() else []
     near = difflib.get_close_matches(Path(root).name, names, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     there = ", ".join(names[:10]) + (", …" if len(names) > 10 else "") or "nothing"
     return f"{path}: no such file{hint}; in {parent} there is: {there}"
-
-
-assert set(_ENDINGS.values()) <= set(get_args(Format))

@@ -183,7 +183,7 @@ def _text(files: Files, folder: Path) -> Sample:
 
 
 def _is_packed(path: str) -> bool:
-    return path.lower().endswith((".gz", ".zst", ".bz2"))
+    return path.lower().endswith((".gz", ".zst"))
 
 
 _WORDS = {"csv": "CSV", "json": "JSON lines", "atomic": "RecBole's atomic files"}
