@@ -1,6 +1,7 @@
 """Versions: a new one takes over without a lost request, a bad one is refused, a canary is stable by user."""
 
 import threading
+import time
 from collections import Counter
 
 import httpx
@@ -9,7 +10,9 @@ import pytest
 
 from tests.support.artifacts import OUTPUTS, expected, set_current, write_artifact
 from tests.support.served import BODY, Served, wait_for
-from torchrec_xd.serving.versions import share_of
+from torchrec_xd.errors import UserError
+from torchrec_xd.serving.server_settings import ServerSettings
+from torchrec_xd.serving.versions import LONGEST_PAUSE, Versions, share_of
 
 
 @pytest.fixture
@@ -68,6 +71,93 @@ def test_swaps_lose_no_request_and_bad_versions_are_refused(out):
         assert "torchrec_xd_versions_refused_total 4.0" in own.client.get("/metrics").text
         set_current(out, 2)  # back to an earlier one
         wait_for(lambda: own.client.post("/score", json=BODY).json()["version"] == 2)
+
+
+class Followed:
+    """Versions without a server, on a clock of their own."""
+
+    def __init__(self, monkeypatch, out, **settings):
+        self.now, self.told, self.looks = 0.0, [], 0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        self.versions = Versions(ServerSettings(out=out, **settings), lambda *event: self.told.append(event))
+        load = self.versions._load
+
+        def counted(folder):
+            self.looks += 1
+            return load(folder)
+
+        monkeypatch.setattr(self.versions, "_load", counted)
+
+    def numbers(self):
+        return [version.number for version in self.versions.served()]
+
+    def reasons(self):
+        return [content["reason"] for event, content in self.told if event == "version refused"]
+
+
+def taken_away(out, *versions):
+    """Folders of versions elsewhere: files that a copy has not brought yet."""
+    for version in versions:
+        (out / "versions" / str(version)).rename(out / f"late-{version}")
+
+
+def arrive(out, *versions):
+    for version in versions:
+        (out / f"late-{version}").rename(out / "versions" / str(version))
+
+
+def test_a_version_whose_files_come_after_current_json_is_taken_over(out, monkeypatch):
+    own = Followed(monkeypatch, out)
+    own.versions.load()
+    taken_away(out, 2)
+    set_current(out, 2)
+    for _ in range(200):  # a poll a second
+        own.now += 1
+        assert not own.versions.follow()
+    assert own.numbers() == [1]
+    assert len(own.reasons()) == 1, "a reason is told once"
+    assert own.looks == 1 + 9, "1, 2, 4, 8, 16 and 32 seconds apart, then 60"
+    arrive(out, 2)
+    own.now += LONGEST_PAUSE
+    assert own.versions.follow()
+    assert own.numbers() == [2]
+    assert not own.versions.follow()
+
+
+def test_a_process_that_started_without_a_version_takes_what_comes_with_its_canary(out, monkeypatch):
+    own = Followed(monkeypatch, out, canary=3)
+    taken_away(out, 1, 3)
+    with pytest.raises(UserError, match="1 is no artefact"):
+        own.versions.load()
+    own.now += 1
+    assert not own.versions.follow()
+    assert own.reasons() == [], "whoever called load told it"
+    arrive(out, 1)
+    own.now += 2
+    assert not own.versions.follow()
+    assert "3 is no artefact" in own.versions.reason
+    assert own.reasons() == [own.versions.reason]
+    arrive(out, 3)
+    own.now += 4
+    assert own.versions.follow()
+    assert (own.numbers(), own.versions.reason) == ([1, 3], None)
+
+
+def test_an_error_that_nobody_expected_is_no_reason_to_stop_looking(out, monkeypatch):
+    own = Followed(monkeypatch, out)
+    own.versions.load()
+    load, faults = own.versions._load, [OSError("stale file handle")]
+    monkeypatch.setattr(own.versions, "_load", lambda folder: load(folder) if not faults else _raise(faults.pop()))
+    set_current(out, 2)
+    with pytest.raises(OSError, match="stale"):
+        own.versions.follow()
+    own.now += 1
+    assert own.versions.follow()
+    assert own.numbers() == [2]
+
+
+def _raise(error):
+    raise error
 
 
 def test_a_canary_answers_its_share_of_the_users_always_the_same(out):

@@ -6,7 +6,9 @@ A request keeps the version that it began with, until it ends; then nothing hold
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,6 +27,8 @@ from torchrec_xd.serving.server_settings import ServerSettings
 SAMPLE_TOLERANCE = 1e-5
 """Largest difference to the scores of a sample, which may come from another CPU."""
 _SHARES = 1_000_000
+LONGEST_PAUSE = 60.0
+"""Seconds at most between looks at a version that was refused, as every look may read all of its files."""
 Say: TypeAlias = Callable[[str, Mapping[str, Any]], None]
 """Told an event and what belongs to it."""
 
@@ -101,6 +105,11 @@ class Versions:
         self._current: ServedVersion | None = None
         self._canary: ServedVersion | None = None
         self._seen: object = None
+        """`current.json` at the last look."""
+        self._refused: str | None = None
+        """Why that look ended without the version; None where it is served."""
+        self._pause = self._again = 0.0
+        """Seconds until the next look at a refused version, and when it is due."""
         self.reason: str | None = "not loaded yet"
         """Why it is not ready; None where it is."""
 
@@ -111,16 +120,16 @@ class Versions:
             UserError: one of them fails its checks.
         """
         try:
-            self._seen = self._stamp()
-            current = self._load(current_version(self._settings.out))
-            canary = None
-            if self._settings.canary is not None:
-                canary = self._load(self._settings.out / VERSIONS / str(self._settings.canary))
-                if canary.model != current.model:
-                    raise UserError(
-                        f"canary: version {canary.number} is a '{canary.model}', and the current version "
-                        f"{current.number} a '{current.model}': one server serves one model"
-                    )
+            with self._look():
+                current = self._load(current_version(self._settings.out))
+                canary = None
+                if self._settings.canary is not None:
+                    canary = self._load(self._settings.out / VERSIONS / str(self._settings.canary))
+                    if canary.model != current.model:
+                        raise UserError(
+                            f"canary: version {canary.number} is a '{canary.model}', and the current version "
+                            f"{current.number} a '{current.model}': one server serves one model"
+                        )
         except UserError as error:
             self.reason = str(error)
             raise
@@ -129,23 +138,29 @@ class Versions:
     def follow(self) -> bool:
         """Take over the version that `current.json` names, if that changed; whether it was taken.
 
-        A version that fails its checks is told and refused; the old one stays.
+        A version that fails its checks is told and refused; the old one stays. It may only lack files that are still
+        being copied, so it is looked at again, after pauses that double.
         """
-        stamp = self._stamp()
-        if stamp == self._seen or stamp is None:
-            return False
-        self._seen = stamp
-        try:
-            folder = current_version(self._settings.out)
-            if self._current is not None and folder == self._current.artifact.folder:
-                return False
-            new = self._load(folder)
-        except UserError as error:
-            kept = None if self._current is None else self._current.number
-            self.say("version refused", {"reason": str(error), "version": kept})
+        stamp, told = self._stamp(), self._refused
+        changed = stamp != self._seen
+        if stamp is None or not (changed or (told is not None and time.monotonic() >= self._again)):
             return False
         old = self._current
-        self._current, self.reason = new, None
+        try:
+            if old is None:
+                self.load()
+            else:
+                with self._look():
+                    folder = current_version(self._settings.out)
+                    if folder != old.artifact.folder:
+                        self._current = self._load(folder)
+        except UserError as error:
+            if changed or str(error) != told:
+                self.say("version refused", {"reason": str(error), "version": old.number if old else None})
+            return False
+        new = self._current
+        if new is None or new is old:
+            return False
         self.say("version taken over", {"version": new.number, "before": old.number if old else None})
         return True
 
@@ -172,6 +187,18 @@ class Versions:
         if self._current is None:
             raise UserError(f"no version is ready: {self.reason}")
         return self._current
+
+    @contextmanager
+    def _look(self) -> Iterator[None]:
+        """Keep what was looked at; where that ends in an error, also why, and when to look again."""
+        stamp = self._stamp()
+        self._pause = self._settings.poll if stamp != self._seen else min(2 * self._pause, LONGEST_PAUSE)
+        self._seen, self._refused = stamp, None
+        try:
+            yield
+        except Exception as error:
+            self._refused, self._again = str(error), time.monotonic() + self._pause
+            raise
 
     def _load(self, folder: Path) -> ServedVersion:
         return ServedVersion.load(folder, self._settings.threads, self._settings.user_features)
