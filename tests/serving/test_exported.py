@@ -104,7 +104,12 @@ def test_the_example_of_a_version_is_answered_close_to_its_sample(shop):
 def test_a_time_has_a_zone(shop):
     _, _, version = shop
     body = example_body(version)
-    for time, words in (("2024-10-20T12:00:00", "names no zone"), ("noon", "write ISO 8601"), (True, "write ISO 8601")):
+    for time, words in (
+        ("2024-10-20T12:00:00", "names no zone"),
+        ("noon", "write ISO 8601"),
+        (True, "write ISO 8601"),
+        ("0001-01-01T00:00:00+14:00", "no moment"),
+    ):
         body["request"]["time"] = time
         with pytest.raises(UserError, match=words):
             version.reader.read(body, 10)
@@ -114,6 +119,45 @@ def test_a_time_has_a_zone(shop):
     second, _ = version.reader.read(body, 10)
     for one, two in zip(first.candidates.ids, second.candidates.ids, strict=True):
         assert one.values.tolist() == two.values.tolist()
+
+
+def test_rows_of_one_request_have_a_time_each(shop):
+    """The same scores as requests of a row each; users and times are as many as other columns of the request."""
+    _, events, version = shop
+    new, reader = rows_of(12, seed=7), version.reader
+    columns = raw_columns(events, new)
+    sides = {
+        own: {each.name: columns[each.name] for each in reader.columns if each.side == own}
+        for own in ("request", "candidate")
+    }
+    times = [row["ts"].replace(tzinfo=BERLIN).isoformat() for row in new]
+    request = {"user": [row["user_id"] for row in new], "time": times, **sides["request"]}
+    del request["user_id"]  # it is the user
+
+    def scores(of_request, of_candidates):
+        read = reader.read_columns(of_request, of_candidates, 100)
+        return version.scorer.score(read.candidates, read.request, read.request_of_B)["click@goods"]
+
+    def one(given, row):
+        return {name: values[row : row + 1] for name, values in given.items()}
+
+    found = scores(request, sides["candidate"])
+    alone = [scores(one(request, row), one(sides["candidate"], row))[0] for row in range(len(new))]
+    np.testing.assert_allclose(found, alone, atol=1e-6)
+    same_time = scores({**request, "time": times[:1] * len(new)}, sides["candidate"])
+    assert np.abs(found - same_time).max() > 1e-3
+    for name in ("time", "user"):
+        with pytest.raises(UserError, match=r"request: columns have a value for each row; 'item' has 12, and '\w+' 1"):
+            scores({**request, name: request[name][:1]}, sides["candidate"])
+    with pytest.raises(UserError, match="request: row 3, column 'time': 'garbage' is no moment"):
+        scores({**request, "time": [*times[:3], "garbage", *times[4:]]}, sides["candidate"])
+
+
+def test_as_many_nulls_as_times_stand_for_missing_columns(shop):
+    _, _, version = shop
+    candidates = {each.name: [None, None] for each in version.reader.columns if each.side == "candidate"}
+    read = version.reader.read_columns({"time": [0, 3600]}, candidates, 100, "null")
+    assert (len(read.request), read.request_of_B.tolist()) == (2, [0, 1])
 
 
 def test_words_of_the_encoders_are_mapped_from_the_artefact(shop):

@@ -151,6 +151,14 @@ def test_a_request_of_several_users_has_a_row_for_each_candidate():
         READER.read_columns({name: values[:2] for name, values in once.items()}, CANDIDATES, 1000)
 
 
+def test_users_that_no_feature_reads_are_counted_as_well():
+    reader = RequestReader(SCHEMA.without(("user",)), TYPES)
+    once = {name: [value] * 3 for name, value in REQUEST.items()}
+    assert len(reader.read_columns(once, CANDIDATES, 1000).request) == 3
+    with pytest.raises(UserError, match="columns have a value for each row; 'hist' has 3, and 'user' 1"):
+        reader.read_columns({**once, "user": [7]}, CANDIDATES, 1000)
+
+
 def test_no_candidates_are_no_rows():
     found, _ = READER.read(body({}, {name: [] for name in CANDIDATES}), 1000)
     assert (len(found), len(found.request)) == (0, 1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +24,6 @@ from torchrec_xd.prepare.encoders import RECIPE, Encoders, NumberEncoder, encode
 from torchrec_xd.prepare.features import edges_of, features_of, is_read, table_of, way_of
 from torchrec_xd.prepare.recipe import RecipeFeature
 from torchrec_xd.prepare.recipe_file import load_recipe
-
-TIME = "time"
-"""Key of the moment that parts of the calendar are of."""
-MOMENT = pa.timestamp("us", "UTC")
 
 
 class RawEncoder:
@@ -87,9 +82,10 @@ class RawEncoder:
                 made |= self._column(self._features[name], values)
         return {name: values for name, values in made.items() if name in self._wanted}
 
-    def clock(self, name: str, moment: datetime) -> pa.Array:
-        """A part of the calendar, of one row, at a moment that is aware of its zone."""
-        return pa.array([_part(self._features[name], _shown(moment, self._zone))], pa.int32())
+    def clock(self, name: str, moments: pa.Array) -> pa.Array:
+        """A part of the calendar, for each of some moments."""
+        local = pc.local_timestamp(moments.cast(pa.timestamp("us", self._zone)))
+        return _part(self._features[name], local).cast(pa.int32())
 
     def decode(self, name: str, column: pa.Array) -> list[object]:
         """Raw values that are encoded to a column or close to it: examples of what a request may hold."""
@@ -254,19 +250,15 @@ def _column_of(rows: Integers, lengths: Integers | None, *, ordered: bool) -> pa
     return pa.ListArray.from_arrays(_offsets(lengths), pa.array(rows))
 
 
-def _shown(moment: datetime, zone: str) -> pa.Scalar:
-    """What the clocks of a zone show."""
-    return pc.local_timestamp(pa.scalar(moment.astimezone(timezone.utc), MOMENT).cast(pa.timestamp("us", zone)))
-
-
-def _part(feature: RecipeFeature, shown: pa.Scalar) -> int:
-    weekday, hour = pc.day_of_week(shown).as_py(), pc.hour(shown).as_py()
+def _part(feature: RecipeFeature, local: pa.Array) -> pa.Array:
+    """A part of the calendar, of what the clocks of a zone show."""
+    weekday, hour = pc.day_of_week(local), pc.hour(local)
     parts = {
-        "hour": hour + 1,
-        "weekday": weekday + 1,
-        "day": pc.day(shown).as_py(),
-        "month": pc.month(shown).as_py(),
-        "hour_of_week": weekday * 24 + hour + 1,
+        "hour": pc.add(hour, 1),
+        "weekday": pc.add(weekday, 1),
+        "day": pc.day(local),
+        "month": pc.month(local),
+        "hour_of_week": pc.add(pc.add(pc.multiply(weekday, 24), hour), 1),
     }
     assert feature.calendar is not None
-    return int(parts[feature.calendar])
+    return parts[feature.calendar]

@@ -7,7 +7,6 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -21,7 +20,8 @@ from torchrec_xd.errors import UserError
 from torchrec_xd.feature import Feature
 from torchrec_xd.schema import Schema
 from torchrec_xd.serving.column_values import arrow_values, request_type
-from torchrec_xd.serving.encoding import TIME, RawEncoder
+from torchrec_xd.serving.encoding import RawEncoder
+from torchrec_xd.serving.moments import TIME, read_moments
 from torchrec_xd.serving.number_columns import NumberColumns
 from torchrec_xd.serving.sides import Side, side
 from torchrec_xd.serving.user_features import ParquetUserFeatures, UserFeatures
@@ -153,7 +153,7 @@ class RequestReader:
     def read_columns(
         self, request: Columns, candidates: Columns, most: int, missing: Missing = "refuse"
     ) -> ScoreRequest:
-        """The same of columns: of the request one row, or one for each candidate.
+        """The same of columns: of the request one row, or one for each candidate; its users and times have as many.
 
         Raises:
             UserError: see `read`.
@@ -164,27 +164,31 @@ class RequestReader:
             kept = self.user_features.lookup(users)
             unseen.update(_without_any(kept))
             request = {**kept.to_pydict(), **request}
-        moment = self._moment(request.pop(TIME, None)) if self.timed else None
-        if self.user not in self._sides["request"]:
-            users = request.pop(self.user, None)
-            request |= {name: users for name in self._of_user if name not in request and users is not None}
+        besides = {}  # columns of the request that no feature has under that name
+        if self.timed and TIME in request:
+            besides[TIME] = request.pop(TIME)
+        if self.user not in self._sides["request"] and self.user in request:
+            besides[self.user] = users = request.pop(self.user)
+            request |= {name: users for name in self._of_user if name not in request}
         lost: list[str] = []
         if missing == "null":
-            request = self._with_nulls("request", request, lost)
-            candidates = self._with_nulls("candidate", candidates, lost)
+            request = self._with_nulls("request", request, besides, lost)
+            candidates = self._with_nulls("candidate", candidates, {}, lost)
         faults = [*self._presence("request", request), *self._presence("candidate", candidates)]
         if faults:
             raise UserError("\n".join(faults))
         count = _count(candidates, "candidates") if candidates else 1
         if count > most:
             raise UserError(f"candidates: {count:,} are more than the {most:,} that a request may have; split it")
-        users_count = _count(request, "request") if request else 1
+        once_given = {**request, **besides}
+        users_count = _count(once_given, "request") if once_given else 1
         if not candidates:
             count = users_count
         if users_count not in (1, count):
             raise UserError(f"request: {users_count:,} rows for {count:,} candidates; give one, or one for each")
-        once = self._rows("request", request, users_count, moment, unseen)
-        each = self._rows("candidate", candidates, count, moment, unseen)
+        moments = read_moments(besides.get(TIME, [None] * users_count)) if self.timed else None
+        once = self._rows("request", request, users_count, moments, unseen)
+        each = self._rows("candidate", candidates, count, moments, unseen)
         return ScoreRequest(once, each, None if users_count == 1 else np.arange(count), unseen, tuple(lost))
 
     def _columns(self, schema: Schema, prepared: Mapping[str, pa.DataType]) -> list[RequestColumn]:
@@ -215,30 +219,11 @@ class RequestReader:
             setattr(self._decoders, own, found)
         return found
 
-    def _moment(self, given: Sequence[Any] | None) -> datetime:
-        """The request's time, by default now."""
-        value = given[0] if given else None
-        if value is None:
-            return datetime.now(timezone.utc)
-        try:
-            if isinstance(value, bool) or not isinstance(value, str | int | float):
-                raise ValueError
-            found = datetime.fromisoformat(value.replace("Z", "+00:00")) if isinstance(value, str) else None
-            found = found or datetime.fromtimestamp(float(value), timezone.utc)
-        except (ValueError, OverflowError, OSError):
-            raise UserError(
-                f"request: '{TIME}' is {_shown(value)}; write ISO 8601 with a zone, as 2026-11-26T12:00:00Z, or "
-                "seconds since 1970"
-            ) from None
-        if found.tzinfo is None:
-            raise UserError(f"request: '{TIME}' is {_shown(value)}, which names no zone; write …Z or …+01:00")
-        return found
-
-    def _with_nulls(self, own: Side, given: Columns, lost: list[str]) -> Columns:
+    def _with_nulls(self, own: Side, given: Columns, besides: Columns, lost: list[str]) -> Columns:
         """With nulls for columns that are not there. How many candidates there are, some column has to say."""
         if not given and own == "candidate":
             return given
-        rows = len(next(iter(given.values()))) if given else 1
+        rows = next((len(values) for values in (*given.values(), *besides.values())), 1)
         absent = [name for name in self._sides[own] if name not in given]
         lost += absent
         return {**given, **dict.fromkeys(absent, [None] * rows)}
@@ -262,7 +247,7 @@ class RequestReader:
             faults[-1] += f"; columns are: {', '.join(list(known)[:_NAMES]) or 'none'}"
         return faults
 
-    def _rows(self, own: Side, given: Columns, count: int, moment: datetime | None, unseen: Counter[str]) -> Rows:
+    def _rows(self, own: Side, given: Columns, count: int, moments: pa.Array | None, unseen: Counter[str]) -> Rows:
         place, kinds = PLACE[own], self._sides[own]
         if self._encoder is None and self._numbers[own].fits:
             plain = self._numbers[own].read(given, count, unseen)
@@ -273,8 +258,9 @@ class RequestReader:
         if self._encoder is not None:
             arrays = self._encoder.encode(arrays, unseen)
             for name in self._clocks[own]:
-                assert moment is not None
-                arrays[name] = pa.repeat(self._encoder.clock(name, moment)[0], count)
+                assert moments is not None
+                parts = self._encoder.clock(name, moments)
+                arrays[name] = parts if len(parts) == count else pa.repeat(parts[0], count)
         schema, decoder = self._schemas[own], self._decoder(own)
         arrays[schema.user] = arrays.get(schema.user, pa.array(np.zeros(count, dtype=np.int64)))
         decoder.dropped.clear()
