@@ -13,15 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from tests.support.artifacts import OUTPUTS, set_current, write_artifact
+from tests.support.artifacts import OUTPUTS, copied, set_current, write_artifact
 from tests.support.feeds import schema_at, write_feed
 from tests.support.served import Served, wait_for
 from torchrec_xd.config import RunConfig
 from torchrec_xd.errors import UserError
 from torchrec_xd.export.api import export
-from torchrec_xd.export.delta import only_changes
-from torchrec_xd.serving.artifact import Artifact
+from torchrec_xd.export.delta import write_changes
+from torchrec_xd.serving.artifact import CHANGES, Artifact
 from torchrec_xd.serving.delta import DELTA, TABLES, apply_delta
+from torchrec_xd.serving.versions import ServedVersion
 from torchrec_xd.settings import validate
 from torchrec_xd.training.train_run import train
 
@@ -58,20 +59,35 @@ def test_a_delta_is_a_full_export(runs, tmp_path, tables):
     full = export(runs / "new", whole, tables=tables)
     assert changes.version == 2
     assert changes.manifest.since == 1
-    assert not (changes.folder / TABLES).exists()
     assert (changes.folder / DELTA).stat().st_mode & stat.S_IROTH
-    opened = Artifact.open(changes.folder)
-    assert (opened.folder / TABLES).read_bytes() == (full.folder / TABLES).read_bytes()
-    ignored = {DELTA, "manifest.json"}
-    names = {path.name for path in full.folder.iterdir()} - ignored
-    assert {path.name for path in opened.folder.iterdir()} - ignored == names
-    assert all((opened.folder / n).read_bytes() == (full.folder / n).read_bytes() for n in names)
-    assert opened.manifest.tables == full.manifest.tables
-    # Another export goes on from the completed one.
-    third = export(runs / "new", out, tables=tables, since=2)
-    assert not load_file(third.folder / DELTA)["rows:t_user"].size
-    assert {path.name for path in third.folder.iterdir()} == {DELTA, "manifest.json", "READY"}
-    assert (Artifact.open(third.folder).folder / TABLES).read_bytes() == (full.folder / TABLES).read_bytes()
+    own = {DELTA, CHANGES, "manifest.json"}
+    names = {path.name for path in full.folder.iterdir()} - own
+    here, there = changes.folder, copied(changes, tmp_path / "copy")
+    assert not (there / TABLES).exists()
+    for folder in (here, Artifact.open(there).folder):
+        assert {path.name for path in folder.iterdir()} - own == names
+        assert all((folder / n).read_bytes() == (full.folder / n).read_bytes() for n in names)
+    assert changes.manifest.tables == full.manifest.tables
+    # Another export goes on from it, and from the completed copy.
+    for place in (out, tmp_path / "copy"):
+        third = export(runs / "new", place, tables=tables, since=2)
+        assert not load_file(third.folder / DELTA)["rows:t_user"].size
+        third_there = copied(third, tmp_path / "copy_of_third" / place.name)
+        assert {path.name for path in third_there.iterdir()} == {DELTA, "manifest.json", "READY"}
+        assert (Artifact.open(third_there).folder / TABLES).read_bytes() == (full.folder / TABLES).read_bytes()
+
+
+def test_a_version_is_whole_where_it_was_exported(runs, tmp_path):
+    """So that servers may have the folder mounted without the right to write."""
+    export(runs / "old", tmp_path)
+    folder = export(runs / "new", tmp_path, since=1).folder
+
+    def state():
+        return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (folder, *folder.rglob("*"))}
+
+    before = state()
+    assert ServedVersion.load(folder).number == 2
+    assert state() == before
 
 
 REFUSED = {
@@ -96,7 +112,7 @@ def test_tables_that_shrink_are_refused(runs, tmp_path):
 
 
 def delta_of(out, version, change):
-    """A version of changes since the one before, by hand."""
+    """A version that was copied as changes since the one before, by hand."""
     folder = write_artifact(out, version, current=False)
     tables = load_file(folder / TABLES)
     change(tables)
@@ -104,7 +120,9 @@ def delta_of(out, version, change):
     base = Artifact.open(out / "versions" / str(version - 1))
     for name in ("manifest.json", "READY"):
         (folder / name).unlink()
-    files = only_changes(folder, base)
+    files, changed = write_changes(folder, base)
+    for name in set(files) - set(changed):
+        (folder / name).unlink()
     (folder / "READY").touch()
     manifest = base.manifest.model_copy(update={"files": files, "since": version - 1})
     (folder / "manifest.json").write_text(manifest.model_dump_json())
@@ -187,6 +205,18 @@ def test_several_complete_it_at_once(folder):
     assert not list(folder.glob(".*"))
 
 
+def test_a_folder_that_cannot_be_written_is_told(folder, monkeypatch):
+    """A read-only file system says so at every call, even where there is nothing to remove."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(type(folder), "unlink", refuse)
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(UserError, match=r"Read-only file system.; a version of changes needs a folder that can be wr"):
+        Artifact.open(folder)
+
+
 def test_a_full_disk_is_told(folder, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -218,8 +248,8 @@ def test_any_change_is_applied(tmp_path_factory, rows, more, changed, dtype):
     folder.mkdir()
     save_file({"b": values, "a": other}, folder / TABLES)
     whole = (folder / TABLES).read_bytes()
-    only_changes(folder, Artifact.open(base, check=False))
+    write_changes(folder, Artifact.open(base, check=False))
     delta = load_file(folder / DELTA)
     assert set(delta["rows:b"].tolist()) == {i for i in changed if i < rows} | set(range(rows, rows + more))
-    apply_delta(folder / DELTA, base / TABLES, folder / TABLES)
-    assert (folder / TABLES).read_bytes() == whole
+    apply_delta(folder / DELTA, base / TABLES, place / TABLES)
+    assert (place / TABLES).read_bytes() == whole

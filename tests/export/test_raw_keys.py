@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from tests.support.artifacts import write_artifact
+from tests.support.artifacts import copied, write_artifact
 from tests.support.raw_keys import raw_schema_at, write_raw
 from tests.support.served import Served
 from torchrec_xd.config import RunConfig
 from torchrec_xd.data.key_rows import KeyRows, arrays_of, mixed, read_key_rows
 from torchrec_xd.errors import UserError
 from torchrec_xd.export.api import export
-from torchrec_xd.export.delta import only_changes
+from torchrec_xd.export.delta import write_changes
 from torchrec_xd.serving.artifact import Artifact
 from torchrec_xd.serving.batch_scoring import score_by_artifact
 from torchrec_xd.serving.delta import TABLES, VOCABULARIES, VOCABULARY_DELTA, apply_vocabulary_delta
@@ -110,7 +110,6 @@ def test_a_version_of_changes_has_the_keys_that_came_and_went(days, tmp_path, si
         export(days / "first", out)
     changes = export(days / "second", out, since=since)
     full = export(days / "second", whole)
-    assert not (changes.folder / VOCABULARIES).exists()
     delta = load_file(changes.folder / VOCABULARY_DELTA)
     before, after = (pq.read_table(days / run / "vocabularies" / "t_user.parquet") for run in ("first", "second"))
     rows = [dict(zip(t["key"].to_pylist(), t["row"].to_pylist(), strict=True)) for t in (before, after)]
@@ -118,7 +117,7 @@ def test_a_version_of_changes_has_the_keys_that_came_and_went(days, tmp_path, si
     came = [key for key, row in rows[1].items() if rows[0].get(key) != row]
     assert (len(delta["gone:t_user"]), len(delta["hash:t_user"])) == (len(gone), len(came))
     assert 0 < len(gone) < len(rows[0])
-    opened = Artifact.open(changes.folder)
+    opened = Artifact.open(copied(changes, tmp_path / "copy"))
     for name in (VOCABULARIES, TABLES):
         assert (opened.folder / name).read_bytes() == (full.folder / name).read_bytes()
     path = days / "day2" / "post" / "test.parquet"
@@ -163,13 +162,14 @@ def test_any_vocabulary_becomes_any_other(tmp_path_factory, before, after):
     whole = (folder / VOCABULARIES).read_bytes()
     manifest = Artifact.open(base).manifest
     files = {**manifest.files, VOCABULARIES: "of another version"}
-    only_changes(folder, Artifact(base, 1, manifest.model_copy(update={"files": files}), Artifact.open(base).schema))
+    write_changes(folder, Artifact(base, 1, manifest.model_copy(update={"files": files}), Artifact.open(base).schema))
     delta = load_file(folder / VOCABULARY_DELTA)
     assert len(delta["hash:t"]) == len(after.items() - before.items())
     assert len(delta["gone:t"]) == len(before.items() - after.items())
-    apply_vocabulary_delta(folder / VOCABULARY_DELTA, base / VOCABULARIES, folder / VOCABULARIES)
-    assert (folder / VOCABULARIES).read_bytes() == whole
-    found = read_key_rows(folder / VOCABULARIES)["t"].rows(mixed(np.arange(50, dtype=np.uint64)))
+    made = place / VOCABULARIES
+    apply_vocabulary_delta(folder / VOCABULARY_DELTA, base / VOCABULARIES, made)
+    assert made.read_bytes() == whole
+    found = read_key_rows(made)["t"].rows(mixed(np.arange(50, dtype=np.uint64)))
     assert found.tolist() == [after.get(key, 0) for key in range(50)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
 from torchrec_xd.prepare.encoders import sha256
-from torchrec_xd.serving.artifact import FORMAT
+from torchrec_xd.serving.artifact import CHANGES, FORMAT, Artifact
+from torchrec_xd.serving.delta import TABLES as TABLES_FILE
+from torchrec_xd.serving.delta import VOCABULARIES
 
 OUTPUTS = ("click@goods", "click@goods/part")
 LENGTH, DIM, ROWS = 3, 4, 50
@@ -91,6 +94,25 @@ def set_current(out: Path, version: int) -> None:
     partial = out / ".current.json"
     partial.write_text(json.dumps({"version": version}))
     os.replace(partial, out / "current.json")
+
+
+def copied(version: Artifact, out: Path) -> Path:
+    """The folder of a version that was copied as changes to where the one is that it is based on.
+
+    Args:
+        version: exported with `since`.
+        out: another `--out`; that one is copied there as well.
+    """
+    folder, since = version.folder, str(version.manifest.since)
+    shutil.copytree(folder.parent / since, out / "versions" / since, dirs_exist_ok=True)
+    names = (folder / CHANGES).read_text().splitlines()
+    assert {TABLES_FILE, VOCABULARIES}.isdisjoint(names)
+    for name in names:
+        path = out / "versions" / folder.name / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / name, path)
+    set_current(out, version.version)
+    return out / "versions" / folder.name
 
 
 def _sample(bias: float, lie: float) -> pa.Table:

@@ -26,13 +26,18 @@ def export(
         float, typer.Option(min=0, max=1, help="What narrower tables may change in the AUC of any task.")
     ] = 0.0005,
     since: Annotated[
-        int | None, typer.Option(min=1, help="A version below --out: only what changed since then is written.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="A version below --out: also write what changed since then, to be copied to where that version is.",
+        ),
     ] = None,
 ) -> None:
     """Write a run's model for servers that need no torch, checked against the run's own scores."""
     refuse_missing_packages("export", "onnx", "onnxscript", "onnxruntime", "safetensors")
     with quick_imports():
         from torchrec_xd.export.api import export as run_export
+        from torchrec_xd.serving.artifact import CHANGES
 
     artifact = run_export(run, out, domain, tables, checkpoint, max_auc_change, since)
     manifest = artifact.manifest
@@ -41,5 +46,9 @@ def export(
         f"version {artifact.version}, {manifest.model} for '{manifest.domain}': {artifact.folder} ({size:,.1f} MB), "
         f"scores as {manifest.run} to {manifest.difference:.1e}"
     )
+    if since is not None:
+        names = (artifact.folder / CHANGES).read_text(encoding="utf-8").split("\n")[:-1]
+        changed = sum((artifact.folder / name).stat().st_size for name in names) / 1e6
+        show(f"changed since version {since}: {changed:,.1f} MB, the files that {artifact.folder / CHANGES} names")
     for task, change in manifest.auc_change.items():
         show(f"{tables} changes the AUC of {task} by {change:+.6f} on the {manifest.auc_split} split")

@@ -20,7 +20,7 @@ from torchrec_xd.data.vocabularies import vocabularies_of
 from torchrec_xd.distributed.process_group import process_group
 from torchrec_xd.errors import UserError
 from torchrec_xd.export.checks import AucChange, Checked, auc_change, difference
-from torchrec_xd.export.delta import check_base, checksums, only_changes
+from torchrec_xd.export.delta import check_base, checksums, write_changes
 from torchrec_xd.export.narrow import narrowed
 from torchrec_xd.export.net import as_onnx, table_weights
 from torchrec_xd.models import find_model
@@ -65,7 +65,7 @@ def export(
         tables: type of the tables' numbers.
         checkpoint: best or last.
         max_auc_change: what narrower tables may change in the AUC of any task.
-        since: a version below `out`; only what changed since is written, and made whole where it is opened.
+        since: a version below `out`; `changes.txt` then names the files that make this version of a copy of that one.
 
     Raises:
         UserError: no run, no such domain, a net that cannot be exported, scores that differ, or an AUC that changes by
@@ -136,7 +136,7 @@ def _domain(schema: Schema, domain: str | None) -> str:
 
 
 def _write(own: _Exported, place: Path, max_auc_change: float, base: Artifact | None) -> Artifact:
-    """All files of a version, or what changed since another one; its net checked against the run, READY last."""
+    """All files of a version, and what changed since another one; its net checked against the run, READY last."""
     checked = Checked.of(own.config, own.folder.path, own.domain, own.split(), own.checkpoint)
     with process_group(own.config.trainer) as processes:
         if processes.size > 1:
@@ -178,7 +178,11 @@ def _write(own: _Exported, place: Path, max_auc_change: float, base: Artifact | 
     checked.write_sample(place / files.SAMPLE, scorer, _served(schema))
     if own.folder.encoders.is_dir():
         shutil.copytree(own.folder.encoders, place / files.ENCODERS)
-    sums = checksums(place) if base is None else only_changes(place, base)
+    if base is None:
+        sums = checksums(place)
+    else:
+        sums, changed = write_changes(place, base)
+        write_text(place / files.CHANGES, "\n".join([*changed, files.MANIFEST, files.READY, ""]))
     manifest = manifest.model_copy(update={"files": sums, "since": None if base is None else base.version})
     write_json(place / files.MANIFEST, manifest.model_dump(mode="json"))
     (place / files.READY).touch()

@@ -1,4 +1,4 @@
-"""What an export changed since another version, and nothing else."""
+"""What an export changed since another version: what is to be copied to where that version is."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def check_base(base: Artifact, manifest: ArtifactManifest) -> None:
             )
 
 
-def only_changes(folder: Path, base: Artifact) -> dict[str, str]:
-    """Leave of a version's files what differs from another one's.
+def write_changes(folder: Path, base: Artifact) -> tuple[dict[str, str], list[str]]:
+    """Write what differs from another version next to a version's own files.
 
     Args:
         folder: of the version, whole.
         base: the other one, whole.
 
     Returns:
-        Checksums of what the version is to have when it is applied, and of its changes.
+        Checksums of all files, and the names of those that the other version and these changes do not yield.
     """
     files = checksums(folder)
     same = {name for name, checksum in files.items() if base.manifest.files.get(name) == checksum}
@@ -78,9 +78,8 @@ def only_changes(folder: Path, base: Artifact) -> dict[str, str]:
             raise RuntimeError(f"the changes of {made} do not yield the version that they were made of")
         check.unlink()
         same.add(made)
-    for name in same:
-        (folder / name).unlink()
-    return {**files, **{name: sha256(folder / name) for name in deltas}}
+    files |= {name: sha256(folder / name) for name in deltas}
+    return files, sorted(set(files) - same)
 
 
 def _table_changes(folder: Path, base: Artifact) -> dict[str, NDArray[Any]]:

@@ -24,6 +24,8 @@ FORMAT: Literal[2] = 2
 """Of the artefacts that this version writes and reads."""
 MANIFEST, SCHEMA, NET, SAMPLE = "manifest.json", "schema.yaml", "net.onnx", "sample.parquet"
 READY, CURRENT, VERSIONS, ENCODERS = "READY", "current.json", "versions", "encoders"
+CHANGES = "changes.txt"
+"""Of a version with changes since another one: the files to copy to where that one is, a name a line."""
 REQUEST_OF = "request_of"
 """Input of the net: each candidate's row of the request side, int64 `[B]`."""
 WORDS = "encoders/"
@@ -119,7 +121,7 @@ class Artifact:
 
     @staticmethod
     def open(folder: Path, *, check: bool = True) -> Artifact:
-        """Read an artefact. One of changes is completed first: its folder then has all files.
+        """Read an artefact. One that was copied as changes is completed first: its folder then has all files.
 
         Args:
             folder: `OUT/versions/N`.
@@ -136,7 +138,7 @@ class Artifact:
             if not base.is_dir():
                 raise UserError(
                     f"{folder} holds what changed since version {manifest.since}, and {base} is not there: copy it, "
-                    "or export without --since"
+                    "or all files of this version"
                 )
             complete(folder, base, manifest.files, Artifact.open(base, check=False).manifest.files)
         for name, expected in manifest.files.items() if check else ():

@@ -1,4 +1,4 @@
-"""A version that holds only what changed since another one: what it lacks is made from that one, where it lies.
+"""A version that was copied as changes since another one: what it lacks is made from that one, where it lies.
 
 The files of tables and vocabularies that this yields are those of a full export, byte for byte; the manifest has their
 checksums.
@@ -10,7 +10,7 @@ import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -62,10 +62,11 @@ def complete(folder: Path, base: Path, files: Mapping[str, str], base_files: Map
         except OSError as error:
             raise UserError(
                 f"{path}: cannot be made from {base} ({error.strerror or error}); a version of changes needs a folder "
-                "that can be written, or export without --since"
+                "that can be written, or copy all of its files"
             ) from None
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # a read-only file system refuses even to remove what is not there
+                partial.unlink()
 
 
 def apply_delta(delta: Path, base: Path, out: Path) -> None:
