@@ -156,6 +156,19 @@ def test_an_error_that_nobody_expected_is_no_reason_to_stop_looking(out, monkeyp
     assert own.numbers() == [2]
 
 
+def test_a_version_of_another_model_than_the_canarys_is_refused(out, monkeypatch):
+    own = Followed(monkeypatch, out, canary=3)
+    own.versions.load()
+    manifest = out / "versions" / "2" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"tiny"', '"other"'))
+    set_current(out, 2)
+    assert not own.versions.follow()
+    assert own.numbers() == [1, 3]
+    assert own.reasons() == [
+        "canary: version 3 is a 'tiny', and the current version 2 a 'other': one server serves one model"
+    ]
+
+
 def _raise(error):
     raise error
 

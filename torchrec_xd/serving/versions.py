@@ -125,11 +125,7 @@ class Versions:
                 canary = None
                 if self._settings.canary is not None:
                     canary = self._load(self._settings.out / VERSIONS / str(self._settings.canary))
-                    if canary.model != current.model:
-                        raise UserError(
-                            f"canary: version {canary.number} is a '{canary.model}', and the current version "
-                            f"{current.number} a '{current.model}': one server serves one model"
-                        )
+                _check_models(current, canary)
         except UserError as error:
             self.reason = str(error)
             raise
@@ -153,15 +149,17 @@ class Versions:
                 with self._look():
                     folder = current_version(self._settings.out)
                     if folder != old.artifact.folder:
-                        self._current = self._load(folder)
+                        new = self._load(folder)
+                        _check_models(new, self._canary)
+                        self._current = new
         except UserError as error:
             if changed or str(error) != told:
                 self.say("version refused", {"reason": str(error), "version": old.number if old else None})
             return False
-        new = self._current
-        if new is None or new is old:
+        taken = self._current
+        if taken is None or taken is old:
             return False
-        self.say("version taken over", {"version": new.number, "before": old.number if old else None})
+        self.say("version taken over", {"version": taken.number, "before": old.number if old else None})
         return True
 
     def for_user(self, user: User | None) -> ServedVersion:
@@ -210,6 +208,14 @@ class Versions:
         except OSError:
             return None
         return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+def _check_models(current: ServedVersion, canary: ServedVersion | None) -> None:
+    if canary is not None and canary.model != current.model:
+        raise UserError(
+            f"canary: version {canary.number} is a '{canary.model}', and the current version {current.number} a "
+            f"'{current.model}': one server serves one model"
+        )
 
 
 def share_of(user: User) -> float:
