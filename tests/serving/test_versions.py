@@ -185,9 +185,18 @@ def test_a_canary_answers_its_share_of_the_users_always_the_same(out):
         assert {1, 3} == set(found.values())
         assert found == {user: version_of(user) for user in range(50)}
         user = next(user for user, version in found.items() if version == 3)
-        given = [("user", [1], [user]), ("hist", [1, 1], [1]), ("item", [1], [2]), ("price", [1], [0])]
-        inputs = [{"name": n, "shape": s, "datatype": "INT64", "data": d} for n, s, d in given]
-        for place, version in (("", "3"), ("/versions/1", "1"), ("/versions/3", "3")):
+        other = next(user for user, version in found.items() if version == 1)
+        for place, users, version in (
+            ("", [user], "3"),
+            ("", [user, user], "3"),
+            ("", [user, other], "1"),
+            ("/versions/1", [user], "1"),
+            ("/versions/3", [user, other], "3"),
+        ):
+            rows = len(users)
+            given = [("user", [rows], users), ("hist", [rows, 1], [1] * rows)]
+            given += [("item", [rows], [2] * rows), ("price", [rows], [0] * rows)]
+            inputs = [{"name": n, "shape": s, "datatype": "INT64", "data": d} for n, s, d in given]
             answer = own.client.post(f"/v2/models/tiny{place}/infer", json={"inputs": inputs})
             assert answer.json()["model_version"] == version
         assert 'torchrec_xd_version{model="tiny",place="canary"} 3.0' in own.client.get("/metrics").text

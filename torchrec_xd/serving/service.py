@@ -83,8 +83,9 @@ class Service:
         version = self.version(number)
         request, candidates = open_inference.columns_of(body, version.reader)
         if number is None:
-            users = request.get(version.reader.user) or [None]
-            chosen = self.versions.for_user(users[0] if isinstance(users[0], int | str) else None)
+            first, *others = request.get(version.reader.user) or [None]
+            alone = isinstance(first, int | str) and all(user == first for user in others)
+            chosen = self.versions.for_user(first if alone else None)  # an answer is of one version
             if chosen is not version:
                 version = chosen
                 request, candidates = open_inference.columns_of(body, version.reader)
