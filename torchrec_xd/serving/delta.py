@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torchrec_xd.data.key_rows import HASH, ROW, KeyRows, arrays_of, read_key_rows
 from torchrec_xd.data.tensor_file import TensorFile, tensor_entries, tensor_view
 from torchrec_xd.errors import UserError
+from torchrec_xd.prepare.encoders import sha256
 
 TABLES = "tables.safetensors"
 DELTA = "tables.delta.safetensors"
@@ -42,7 +43,7 @@ def complete(folder: Path, base: Path, files: Mapping[str, str], base_files: Map
         base_files: what the other one has.
 
     Raises:
-        UserError: the folder cannot be written, or a file is neither here nor there.
+        UserError: the folder cannot be written, or what is there does not yield a file with its checksum.
     """
     for name, checksum in files.items():
         path = folder / name
@@ -58,6 +59,11 @@ def complete(folder: Path, base: Path, files: Mapping[str, str], base_files: Map
                 shutil.copyfile(base / name, partial)
             else:
                 continue  # whoever checks the files says so
+            if sha256(partial) != checksum:  # a wrong file in its place would never be made again
+                raise UserError(
+                    f"{path}: cannot be made from {base}: a file of one of the two versions was cut short or changed "
+                    "(the checksum differs); copy both again"
+                )
             partial.replace(path)
         except OSError as error:
             raise UserError(
