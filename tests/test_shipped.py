@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from torchrec_xd.cli.app import app
 from torchrec_xd.errors import UserError
-from torchrec_xd.shipped import find_config, shipped_configs
+from torchrec_xd.shipped import CONFIGS, copy_config, find_config, shipped_configs
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,11 @@ def test_the_nearest_names_are_offered(name, said):
 
 def test_what_is_offered_exists():
     assert CliRunner().invoke(app, ["config", "show", "world/single"]).exit_code == 0
+
+
+def test_configs_that_are_there_already_stay(tmp_path):
+    """In a clone `config copy` writes to the folder that it reads from."""
+    assert CONFIGS / "world" / "single.yaml" in copy_config("world/single", CONFIGS)
+    for _ in range(2):
+        copied = copy_config("world/single", tmp_path)
+    assert all(path.read_bytes() == (CONFIGS / path.relative_to(tmp_path)).read_bytes() for path in copied)

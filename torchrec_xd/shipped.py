@@ -49,7 +49,7 @@ def config_file(path: Path) -> Path:
 
 
 def copy_config(name: str, out: Path) -> list[Path]:
-    """Copy a shipped config and every file that it refers to into `out`, folders kept; returns what was written.
+    """Copy a shipped config and every file that it refers to into `out`, folders kept; returns where they are.
 
     Raises:
         UserError: there is none of this name, or one of the files exists in `out` with other content.
@@ -61,7 +61,8 @@ def copy_config(name: str, out: Path) -> list[Path]:
             raise UserError(f"{target} exists with other content; it is left as it is: name another folder with --out")
     for source, target in targets.items():
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        if not target.exists():  # in a clone the copy may be the file itself
+            shutil.copyfile(source, target)
     return list(targets.values())
 
 
