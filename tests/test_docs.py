@@ -23,6 +23,7 @@ import typer.core
 import torchrec_xd
 from torchrec_xd.benchmark.commands import app as benchmark_app
 from torchrec_xd.cli.app import app
+from torchrec_xd.serving.server_settings import ServerSettings
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -182,6 +183,22 @@ def test_the_layers_in_contributing_are_those_that_are_checked() -> None:
     layers = ast.literal_eval(values["LAYERS"])
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     assert "\n".join(", ".join(layer) for layer in layers) in text
+
+
+def test_the_readme_can_be_typed_in_order() -> None:
+    """What a command reads is in the repository, or an earlier one has made it; nothing is made twice."""
+    text, made = (ROOT / "README.md").read_text(encoding="utf-8"), set[str]()
+    for line, _ in command_lines(text):
+        words = [word for word in shlex.split(line, comments=True) if word != "--set"]
+        outputs = {words[at + 1] for at, word in enumerate(words) if word in ("--out", "--run-dir")}
+        for word in set(words) - outputs:
+            path = word.rpartition("=")[2]
+            if path.startswith(("runs/", "data/", "models/")) or path.endswith(".yaml"):
+                assert (ROOT / path).exists() or any(f"{path}/".startswith(f"{own}/") for own in made), line
+        again = {path for path in outputs & made if path.startswith("runs/")}
+        assert not again, line
+        made |= outputs
+    assert set(re.findall(r"127\.0\.0\.1:(\d+)", text)) == {str(ServerSettings.model_fields["port"].default)}
 
 
 def test_the_readme_is_short() -> None:
