@@ -212,6 +212,21 @@ def test_links_outside_of_the_site_lead_somewhere(path: Path) -> None:
     assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
 
 
+def test_links_in_the_repository_lead_somewhere_or_say_what_makes_the_page() -> None:
+    for path in sorted(DOCS.rglob("*.md")):
+        if path.parent.name == "settings":
+            continue
+        for paragraph in path.read_text(encoding="utf-8").split("\n\n"):
+            for text, link in re.findall(r"\[([^\[\]]*)\]\(([^)#\s]+)(?:#[^)]*)?\)", paragraph):
+                target = path.parent / link
+                if target.parent.resolve() == DOCS / "settings":  # without a text it would show nothing
+                    assert target.stem in reference().PAGES, f"{path}: {link}"
+                    assert text, f"{path}: {link}"
+                    assert "`make docs`" in paragraph, f"{path}: {link}"
+                else:
+                    assert "://" in link or target.exists(), f"{path}: {link}"
+
+
 def test_python_in_the_pages_is_python() -> None:
     for path in OWN_PAGES:
         for code in re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
