@@ -68,7 +68,11 @@ def test_users_are_found_whatever_their_order_and_type(tmp_path):
         ({"hist": [[1]]}, r"no column 'user', which names the user; columns are: hist"),
         ({"user": [1], "age": [1]}, r"none of the columns that a request has: user, hist"),
         ({"user": [1, 2, 1], "hist": [[1]] * 3}, r"user 1 is there twice; keep one row"),
-        ({"user": [1], "hist": [["x"]]}, r"users.parquet: row 0, column 'hist': \['x'\] is not a list of integers"),
+        ({"user": [1], "hist": [["x"]]}, r"users.parquet, rows with a value: row 0, column 'hist': \['x'\] is"),
+        (
+            {"user": list(range(3000)), "hist": [None] * 2999 + [["x"]]},
+            r"column 'hist': \['x'\] is not a list of integers",
+        ),
         ({"user": pa.array([None], pa.int64()), "hist": [[1]]}, "no row names a user"),
     ],
 )

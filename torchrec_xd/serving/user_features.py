@@ -15,7 +15,7 @@ from torchrec_xd.errors import UserError
 from torchrec_xd.serving.column_values import arrow_values
 
 _CHECKED = 1000
-"""Rows whose values are looked at when a file is opened."""
+"""Values of a column that are looked at when a file is opened."""
 
 
 class UserFeatures(Protocol):
@@ -57,7 +57,8 @@ class ParquetUserFeatures:
         if not table.num_rows:
             raise UserError(f"{path}: no row names a user")
         for name in names:
-            arrow_values(table[name].slice(0, _CHECKED).to_pylist(), wanted[name], str(path), name)
+            first = table[name].drop_null().slice(0, _CHECKED).to_pylist()
+            arrow_values(first, wanted[name], f"{path}, rows with a value", name)
         keys = _user_keys(table[user].combine_chunks())
         order = np.argsort(keys, kind="stable")
         if len(twice := np.flatnonzero(keys[order][1:] == keys[order][:-1])):
