@@ -11,6 +11,7 @@ import pytest
 from tests.support.artifacts import OUTPUTS, expected, set_current, write_artifact
 from tests.support.served import BODY, Served, wait_for
 from torchrec_xd.errors import UserError
+from torchrec_xd.serving import artifact
 from torchrec_xd.serving.server_settings import ServerSettings
 from torchrec_xd.serving.versions import LONGEST_PAUSE, Versions, share_of
 
@@ -141,6 +142,19 @@ def test_a_process_that_started_without_a_version_takes_what_comes_with_its_cana
     own.now += 4
     assert own.versions.follow()
     assert (own.numbers(), own.versions.reason) == ([1, 3], None)
+
+
+def test_a_version_with_a_file_that_cannot_be_read_is_refused(out, monkeypatch):
+    own = Followed(monkeypatch, out)
+    own.versions.load()
+
+    def sha256(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(artifact, "sha256", sha256)
+    set_current(out, 2)
+    assert not own.versions.follow()
+    assert "cannot be read: [Errno 13] Permission denied; let this user read it" in own.reasons()[0]
 
 
 def test_an_error_that_nobody_expected_is_no_reason_to_stop_looking(out, monkeypatch):

@@ -147,7 +147,11 @@ class Artifact:
                 raise UserError(f"{folder / MANIFEST}: '{name}' lies outside its folder; export again")
             if not path.is_file():
                 raise UserError(f"{folder} is damaged: {name} is missing; export again")
-            if sha256(path) != expected:
+            try:
+                found = sha256(path)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error}; let this user read it, or export again") from None
+            if found != expected:
                 raise UserError(
                     f"{folder} is damaged: {name} was cut short or changed (its checksum differs); export again"
                 )
