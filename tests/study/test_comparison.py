@@ -129,6 +129,25 @@ def test_another_config_is_refused_before_anything_is_run(lab):
     assert finished(lab) == before
 
 
+def test_a_run_whose_first_stage_is_gone_or_trained_again_is_refused(lab, tmp_path):
+    """Its metrics would be of knowledge that no run of the study holds any more."""
+    out, before = tmp_path / "out", lab.parent / "out"
+    study = select(load_study(lab), models=["mkt"], seeds=1)
+    shutil.copytree(before / "feed" / "0", out / "feed" / "0")
+    shutil.rmtree(out / "feed" / "0" / "stage1")
+    with pytest.raises(UserError, match=r"0/mkt started from \S+/0/stage1, which is not finished: delete \S+/0/mkt to"):
+        run_study(study, lab, out)
+    shutil.copytree(before / "feed" / "1" / "stage1", out / "feed" / "0" / "stage1")  # as if trained again
+    config = out / "feed" / "0" / "stage1" / "config.yaml"
+    config.write_text(config.read_text().replace("\nseed: 1", "\nseed: 0"))
+    with pytest.raises(UserError, match=r"0/mkt started from \S+/0/stage1, which was trained again since: delete"):
+        run_study(study, lab, out)
+    shutil.rmtree(out / "feed" / "0" / "mkt")
+    assert run_study(study, lab, out) == {}
+    shutil.rmtree(out / "feed" / "0" / "stage1" / "checkpoints")  # to save disk
+    assert run_study(study, lab, out) == {}
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_runs_on_other_data_are_refused(lab, split):
     """The labels of the same rows turned round: the old verdicts would stand next to other numbers."""

@@ -15,6 +15,7 @@ from torchrec_xd.errors import UserError
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.schema import Schema
 from torchrec_xd.study.design import Study, StudyData, StudyModel, Tuned
+from torchrec_xd.training.origins import trained_again
 
 MANIFEST = "manifest.json"
 WORLDS = Path("data/worlds")
@@ -58,12 +59,13 @@ class Cell:
         """Whether nothing is left to do, scores included.
 
         Raises:
-            UserError: the folder holds a run of another config, or its data have changed since.
+            UserError: the folder holds a run of another config, its data have changed since, or the run that it
+                started from is gone or was trained again.
         """
-        begun = RunFolder(self.folder).config
-        if begun.is_file():
+        if RunFolder(self.folder).exists():
             self._check_config()
             self._check_data()
+            self._check_parent()
         return self.trained() and (self.task is None or self.scores.is_file())
 
     def trained(self) -> bool:
@@ -91,6 +93,21 @@ class Cell:
                 f"{self.folder} was trained or measured on other data:\n{changes}\ndelete the folder to train it anew, "
                 "put the data back, or name another --out"
             )
+
+    def _check_parent(self) -> None:
+        if self.parent is None:
+            return
+        parent = self.folder.parent / self.parent
+        if not RunFolder(parent).finished():
+            fault = "is not finished"
+        elif trained_again(parent, RunFolder(self.folder)):
+            fault = "was trained again since"
+        else:
+            return
+        raise UserError(
+            f"{self.folder} started from {parent}, which {fault}: delete {self.folder} to train it anew too, put that "
+            "run back, or name another --out"
+        )
 
 
 def cells(study: Study, folder: Path, out: Path, tuned: Tuned | None = None) -> list[Cell]:

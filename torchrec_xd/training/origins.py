@@ -42,7 +42,7 @@ def load_source_weights(
     """Load the declared weights of the source run, and write down what became of all of them: transfer.json."""
     trained, checkpoint = _source_checkpoint(config, source, processes)
     weights = checksum(checkpoint / POSITION)
-    if _weights_before(folder.transfer) not in (None, weights):
+    if _begun_with(folder.transfer).get("checksum") not in (None, weights):
         raise UserError(
             f"init_from: {source} has been trained again since {folder.path} began; begin another run, or put it back"
         )
@@ -69,16 +69,32 @@ def _declared(config: RunConfig, trained: RunConfig) -> tuple[dict[str, str], tu
     return {**declared.prefixes, **declared.further(trained_by(config), trained_by(trained))}, declared.prunable
 
 
-def _weights_before(path: Path) -> int | None:
-    """The checksum of what a run loaded from another one when it began; None where it begins now."""
+def trained_again(source: Path, folder: RunFolder) -> bool:
+    """Whether a run was trained again since another one began with its weights.
+
+    Args:
+        source: run folder of the first one; where its checkpoints were deleted, nothing says that it was.
+        folder: of the one that began with it.
+
+    Raises:
+        UserError: its transfer.json is damaged.
+    """
+    begun, checkpoints = _begun_with(folder.transfer), RunFolder(source).checkpoints
+    if "checksum" not in begun or not any(checkpoints.glob("step_*")):
+        return False
+    position = checkpoints / Path(str(begun.get("from"))).name / POSITION
+    return not position.is_file() or checksum(position) != begun["checksum"]
+
+
+def _begun_with(path: Path) -> dict[str, Any]:
+    """What a run wrote down of the checkpoint that it began with; empty where it begins now, or began with none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        checksum_before: int | None = content.get("checksum")
+        return {key: value for key, value in content.items() if key in ("from", "checksum")}
     except FileNotFoundError:
-        return None
+        return {}
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error}; begin another run") from None
-    return checksum_before
 
 
 def _changes_since(config: RunConfig, folder: RunFolder) -> str:
@@ -121,7 +137,7 @@ class Origin:
         Raises:
             UserError: it does not, or is another one by now.
         """
-        if _weights_before(folder.continued) not in (None, checksum(self.checkpoint / POSITION)):
+        if _begun_with(folder.continued).get("checksum") not in (None, checksum(self.checkpoint / POSITION)):
             raise UserError(
                 f"continue_from: {self.config.continue_from} has been trained again since {folder.path} began; begin "
                 "another run, or put it back"
