@@ -75,3 +75,21 @@ def test_a_run_narrows_tasks_and_features_and_says_what_it_watches(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             load_config(write(tmp_path, **change))
+
+
+def test_what_changed_is_named_by_its_own_key(tmp_path):
+    """Not by the whole list that it is part of."""
+    hour = next(i for i, feature in enumerate(SCHEMA["features"]) if feature["column"] == "hour")
+    features = [*SCHEMA["features"]]
+    features[hour] = {**features[hour], "rows": 25}
+    first, other = (
+        load_config(write(tmp_path, {**SCHEMA, "features": each}), ["trainer.epochs=2"])
+        for each in (SCHEMA["features"], features)
+    )
+    assert other.changes_from(first) == "schema.features.hour.rows was 24, is 25"
+    turned = load_config(write(tmp_path, {**SCHEMA, "features": SCHEMA["features"][::-1]}), ["trainer.epochs=2"])
+    assert turned.changes_from(first) == "the order of features, domains or other keys"
+    shares = [
+        load_config(write(tmp_path), [f"loader.curriculum=[{{epochs: 1, shares: {{post: {n}}}}}]"]) for n in (1, 0.5)
+    ]
+    assert shares[1].changes_from(shares[0]) == "loader.curriculum.0.shares.post was 1.0, is 0.5"

@@ -144,10 +144,10 @@ class RunConfig(Settings):
         dumped = [config.model_dump(mode="json", by_alias=True) for config in (other, self)]
         if len(set(map(json.dumps, dumped))) == 1:  # their order counts
             return ""
-        there, here = map(_flat, dumped)
+        there, here = (_flat(_named(content)) for content in dumped)
         keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
         if not keys:
-            return "the order of domains or of other keys"
+            return "the order of features, domains or other keys"
         more = f" and {len(keys) - most} more" if len(keys) > most else ""
         return "; ".join(f"{key} was {there.get(key)!r}, is {here.get(key)!r}" for key in keys[:most]) + more
 
@@ -159,6 +159,15 @@ def _flat(content: Any, key: str = "") -> dict[str, Any]:
     return {
         name: value for k, below in content.items() for name, value in _flat(below, f"{key}.{k}".lstrip(".")).items()
     }
+
+
+def _named(content: Any) -> Any:
+    """Lists of mappings as mappings: each under its column, if it is a feature, else under its place."""
+    if isinstance(content, dict):
+        return {key: _named(value) for key, value in content.items()}
+    if isinstance(content, list) and content and all(isinstance(each, dict) for each in content):
+        return {each.get("column", place): _named(each) for place, each in enumerate(content)}
+    return content
 
 
 def load_config(path: str | Path, assignments: list[str] | None = None, schema: str | Path | None = None) -> RunConfig:

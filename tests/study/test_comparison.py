@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from tests.study.conftest import STUDY, write_study
 from tests.support.feeds import write_feed
+from tests.support.raw_keys import raw_schema_at, write_raw
 from torchrec_xd.cli.app import app
 from torchrec_xd.cli.studies import compare
 from torchrec_xd.config import load_config
@@ -146,6 +147,27 @@ def test_a_run_whose_first_stage_is_gone_or_trained_again_is_refused(lab, tmp_pa
     assert run_study(study, lab, out) == {}
     shutil.rmtree(out / "feed" / "0" / "stage1" / "checkpoints")  # to save disk
     assert run_study(study, lab, out) == {}
+
+
+def test_what_may_change_when_a_run_resumes_may_change_in_a_study(lab, monkeypatch):
+    monkeypatch.setattr(comparison, "work", lambda *_, **__: pytest.fail("something was run"))
+    free = ("trainer.timeout_s=60", "trainer.compile_cache=cache", "loader.retry_s=1")
+    assert run_study(select(load_study(lab), assign=free), lab, lab.parent / "out") == {}
+    with pytest.raises(UserError, match=r"trainer\.epochs was \d, is 7"):
+        run_study(select(load_study(lab), assign=("trainer.epochs=7",)), lab, lab.parent / "out")
+
+
+def test_a_study_on_raw_keys_is_reported_again(tmp_path, monkeypatch):
+    """Its runs write down how many rows their vocabularies have; the configs leave that open."""
+    write_raw(tmp_path / "feed", 0)
+    change = {"models": {"single": STUDY["models"]["single"]}, "seeds": 1}
+    path = write_study(tmp_path, change, schema=raw_schema_at(tmp_path / "feed"))
+    assert run_study(load_study(path), path, tmp_path / "out") == {}
+    monkeypatch.setattr(comparison, "work", lambda *_, **__: pytest.fail("something was run"))
+    assert run_study(load_study(path), path, tmp_path / "out") == {}
+    path = write_study(tmp_path, change, schema=raw_schema_at(tmp_path / "feed", capacity=1000))
+    with pytest.raises(UserError, match=r"schema\.features\.user\.vocabulary\.capacity was None, is 1000"):
+        run_study(load_study(path), path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

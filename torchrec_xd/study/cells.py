@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchrec_xd.config import RunConfig, load_config, load_run
+from torchrec_xd.config import RunConfig, load_config
 from torchrec_xd.data.schema_files import load_schema
 from torchrec_xd.data.stamps import current_stamps, data_changes, read_stamps
 from torchrec_xd.datasets import prepare_world
@@ -16,6 +16,7 @@ from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.schema import Schema
 from torchrec_xd.study.design import Study, StudyData, StudyModel, Tuned
 from torchrec_xd.training.origins import trained_again
+from torchrec_xd.training.train_run import changes_since_begun
 
 MANIFEST = "manifest.json"
 WORLDS = Path("data/worlds")
@@ -77,9 +78,7 @@ class Cell:
         return RunFolder(self.folder).read_metrics()
 
     def _check_config(self) -> None:
-        may_change = {"sharding": self.config.sharding, "init_from": self.config.init_from}  # as --out is spelled
-        begun = load_run(self.folder).model_copy(update=may_change)
-        if changes := self.config.changes_from(begun):
+        if changes := changes_since_begun(self.config, RunFolder(self.folder)):
             raise UserError(
                 f"{self.folder} was begun with another config ({changes}): delete the folder to train it anew, "
                 "or name another --out"

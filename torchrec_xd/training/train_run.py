@@ -247,22 +247,31 @@ def _check_folder(config: RunConfig, folder: RunFolder, resume: bool) -> None:
     check_continuation(config)
 
 
-def _check_config(config: RunConfig, folder: RunFolder) -> None:
-    """Whether a run that has begun can go on with this config."""
+def changes_since_begun(config: RunConfig, folder: RunFolder) -> str:
+    """What differs from the config that a run began with, but for what may change on resume: as `changes_from`.
+
+    `init_from` is left out, as one folder may be spelled in several ways; more `trainer.epochs` are a change.
+    """
     begun = load_run(folder.path)
     rows = {f.table_name: f.rows for f in begun.data_schema.features if f.vocabulary and f.rows}
     own = config.data_schema.with_vocabularies(folder.vocabularies, rows) if rows else config.data_schema
-    config = config.model_copy(update={"data_schema": own})
+    may_change = {name: getattr(config, name) for name in ("sharding", "init_from", "trackers")}
+    free = {name: getattr(config.trainer, name) for name in ("timeout_s", "compile_cache")}
+    may_change["trainer"] = begun.trainer.model_copy(update=free)
+    may_change["loader"] = begun.loader.model_copy(update={"retry_s": config.loader.retry_s})
+    return config.model_copy(update={"data_schema": own}).changes_from(begun.model_copy(update=may_change))
+
+
+def _check_config(config: RunConfig, folder: RunFolder) -> None:
+    """Whether a run that has begun can go on with this config."""
+    begun = load_run(folder.path)
     if config.trainer.epochs < begun.trainer.epochs:
         raise UserError(
             f"--resume: trainer.epochs is {config.trainer.epochs}, and {folder.path} began with "
             f"{begun.trainer.epochs}: it may grow only"
         )
-    free = {name: getattr(config.trainer, name) for name in ("epochs", "timeout_s", "compile_cache")}
-    may_change = {name: getattr(config, name) for name in ("sharding", "init_from", "trackers")}
-    may_change["trainer"] = begun.trainer.model_copy(update=free)
-    may_change["loader"] = begun.loader.model_copy(update={"retry_s": config.loader.retry_s})
-    if changes := config.changes_from(begun.model_copy(update=may_change)):
+    as_long = config.trainer.model_copy(update={"epochs": begun.trainer.epochs})
+    if changes := changes_since_begun(config.model_copy(update={"trainer": as_long}), folder):
         raise UserError(
             f"--resume: the config is not the one that {folder.path} began with ({changes}). Only `sharding`, "
             "`trackers`, `trainer.timeout_s`, `trainer.compile_cache` and `loader.retry_s` may change, and "
