@@ -172,3 +172,28 @@ def test_a_space_that_a_model_does_not_have_is_refused_before_anything_is_run(la
         tune(load_study(path), path, tmp_path / "out", 1)
     assert said in str(error.value)
     assert not list(tmp_path.glob("out/feed/*"))
+
+
+def test_a_draw_that_the_config_refuses_is_a_failed_trial(lab, tmp_path):
+    """Settings that do not fit together: the other trials go on."""
+    (tmp_path / "feed").symlink_to(lab.parent / "feed")
+    widths = {"model.widths": {"choices": [[8, 4], [8, 0]]}}
+    path = write_study(tmp_path, {"space": widths, "models": {"single": STUDY["models"]["single"]}})
+    failed = tune(load_study(path), path, tmp_path / "out", 6)
+    trials = load_tuned(tmp_path / "out" / "tuned.json").searches["feed"]["single"]
+    refused = [trial for trial in trials if trial.assign == ("model.widths=[8, 0]",)]
+    assert 0 < len(refused) < len(trials) == 6
+    assert {f"feed/single/{trial.number:03d}" for trial in refused} == set(failed)
+    assert all("'model.widths.1': Input should be greater than 0 (got 0)" in reason for reason in failed.values())
+    assert all((trial.score is None) == (trial in refused) for trial in trials)
+
+
+def test_whole_numbers_are_drawn_for_settings_that_are_whole(lab, tmp_path):
+    (tmp_path / "feed").symlink_to(lab.parent / "feed")
+    space = {"trainer.epochs": {"low": 1, "high": 3}, "model.dropout": {"low": 0, "high": 0.5}}
+    path = write_study(tmp_path, {"space": space, "models": {"single": STUDY["models"]["single"]}})
+    assert tune(load_study(path), path, tmp_path / "out", 4) == {}
+    for trial in load_tuned(tmp_path / "out" / "tuned.json").searches["feed"]["single"]:
+        epochs, dropout = (text.partition("=")[2] for text in trial.assign)
+        assert epochs in ("1", "2", "3")
+        assert "." in dropout

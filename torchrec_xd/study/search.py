@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any, Protocol
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from torchrec_xd.config import RunConfig
@@ -62,7 +62,10 @@ class Search:
         self._space = {**study.space, **study.models[self._model].space}
         if not self._space:
             raise UserError(f"space: nothing to tune for '{self._model}'; list which settings may take which values")
-        self._config({key: _first(found) for key, found in self._space.items()})
+        tried = self._config({key: _first(found) for key, found in self._space.items()})
+        self._distributions = {
+            key: _distribution(found, whole=isinstance(_value(tried, key), int)) for key, found in self._space.items()
+        }
         self._check_same_settings()
         if not trials.trials and (own := self._own_values()) is not None:
             trials.enqueue_trial(own)
@@ -84,18 +87,23 @@ class Search:
         waits = self.running is not None or (before is not None and len(before.done()) < trials)
         return not waits and len(self.done()) < trials
 
-    def begin(self) -> CellJob:
-        """The next trial, or one that was interrupted."""
+    def begin(self) -> CellJob | str:
+        """The next trial, or one that was interrupted; the name of one that the config refuses, which has failed."""
         if self._interrupted:
             self._current = self._interrupted.pop()
         else:
             # Each trial has its own sampler: a resumed search goes on as if it had not been stopped.
             seed = zlib.crc32(f"{self._data}/{self._model}/{len(self._trials.trials)}".encode())
             self._trials.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS)
-            self._current = self._trials.ask({key: _distribution(found) for key, found in self._space.items()})
+            self._current = self._trials.ask(self._distributions)
         folder = self._run(self._current)
         name = f"{self._data}/{self._model}/{folder.name}"
-        self.running = CellJob(name, self._config(self._current.params), folder)
+        try:
+            self.running = CellJob(name, self._config(self._current.params), folder)
+        except UserError as error:
+            self._trials.tell(self._current.number, state=TrialState.FAIL)
+            self.fault, self._current = str(error), None
+            return name
         return self.running
 
     def end(self, fault: str | None) -> None:
@@ -168,12 +176,10 @@ class Search:
 
     def _own_values(self) -> dict[str, Any] | None:
         """The config's own values, as Optuna knows them; None where some lie outside of the space."""
-        content = self._config({}).model_dump(mode="json", by_alias=True)
+        own = self._config({})
         found: dict[str, Any] = {}
         for key, allowed in self._space.items():
-            value: Any = content
-            for part in key.split("."):
-                value = value.get(part) if isinstance(value, dict) else None
+            value = _value(own, key)
             if allowed.choices is not None:
                 found[key] = json.dumps(value)
                 if found[key] not in map(json.dumps, allowed.choices):
@@ -183,7 +189,7 @@ class Search:
                 assert allowed.high is not None
                 if not isinstance(value, float | int) or not allowed.low <= value <= allowed.high:
                     return None
-                found[key] = float(value)
+                found[key] = value
         return found
 
 
@@ -191,11 +197,22 @@ def _assignments(params: Mapping[str, Any]) -> Assignments:
     return tuple(f"{key}={value}" for key, value in params.items())
 
 
-def _distribution(allowed: Range) -> BaseDistribution:
+def _value(config: RunConfig, key: str) -> Any:
+    """What a config holds under a key, `a.b`; None where nothing."""
+    value: Any = config.model_dump(mode="json", by_alias=True)
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _distribution(allowed: Range, *, whole: bool) -> BaseDistribution:
+    """Of which values are drawn: between two numbers whole ones, where the setting is one."""
     if allowed.choices is not None:
         return CategoricalDistribution([json.dumps(choice) for choice in allowed.choices])
     assert allowed.low is not None
     assert allowed.high is not None
+    if whole:
+        return IntDistribution(int(allowed.low), int(allowed.high), log=allowed.log)
     return FloatDistribution(allowed.low, allowed.high, log=allowed.log)
 
 

@@ -52,7 +52,14 @@ def tune(study: Study, path: Path, out: Path, trials: int, *, workers: int = 1) 
         with log.progress(len(searches) * trials, _done(searches)) as progress:
 
             def take() -> CellJob | None:
-                return next((search.begin() for search in searches.values() if search.ready(trials)), None)
+                for search in searches.values():
+                    while search.ready(trials):
+                        begun = search.begin()
+                        if isinstance(begun, CellJob):
+                            return begun
+                        failed[begun] = str(search.fault)
+                        log.say(f"{begun}: {search.fault}")
+                return None
 
             def finish(job: CellJob, fault: str | None) -> None:
                 search = next(search for search in searches.values() if search.running == job)
