@@ -8,9 +8,10 @@ import pytest
 
 from tests.study.conftest import STUDY, write_study
 from torchrec_xd.errors import UserError
+from torchrec_xd.study import tuning
 from torchrec_xd.study.cells import cells
 from torchrec_xd.study.comparison import run_study
-from torchrec_xd.study.design import load_study, load_tuned, select
+from torchrec_xd.study.design import Tuned, load_study, load_tuned, select
 from torchrec_xd.study.tuning import tune
 
 
@@ -197,3 +198,27 @@ def test_whole_numbers_are_drawn_for_settings_that_are_whole(lab, tmp_path):
         epochs, dropout = (text.partition("=")[2] for text in trial.assign)
         assert epochs in ("1", "2", "3")
         assert "." in dropout
+
+
+@pytest.mark.parametrize(
+    ("space", "first", "outside"),
+    [
+        ({"model.dropout": {"choices": [0.5, 0.4, 0]}, "trainer.epochs": {"choices": [7, 8, 9, 2.0]}}, [0.0, 2], ""),
+        ({"model.dropout": {"choices": [0.5, 0.1]}, "trainer.epochs": {"low": 1, "high": 3}}, None, "model.dropout"),
+        ({"model.dropout": {"choices": [0.5, 0]}, "trainer.epochs": {"low": 3, "high": 9}}, None, "trainer.epochs"),
+    ],
+)
+def test_the_config_itself_is_tried_first_or_it_is_said_that_it_is_not(
+    lab, tmp_path, monkeypatch, capfd, space, first, outside
+):
+    (tmp_path / "feed").symlink_to(lab.parent / "feed")
+    jobs = []
+    monkeypatch.setattr(tuning, "work", lambda take, *_, **__: jobs.append(take()))
+    monkeypatch.setattr(tuning, "_tuned", lambda *_: Tuned(study="study", trials=1, best={}))
+    model = {**STUDY["models"]["single"], "set": ["trainer.epochs=2"]}
+    path = write_study(tmp_path, {"space": space, "models": {"single": model}})
+    tune(load_study(path), path, tmp_path / "out", 1)
+    said = f"feed/single: its config lies outside of the space ({outside})"
+    assert (said in capfd.readouterr().err) == bool(outside)
+    if first:
+        assert [jobs[0].config.model.dropout, jobs[0].config.trainer.epochs] == first

@@ -67,8 +67,13 @@ class Search:
             key: _distribution(found, whole=isinstance(_value(tried, key), int)) for key, found in self._space.items()
         }
         self._check_same_settings()
-        if not trials.trials and (own := self._own_values()) is not None:
-            trials.enqueue_trial(own)
+        self.outside: list[str] = []
+        """Of a new search: settings whose own value lies outside of the space; then the config itself is no trial."""
+        if not trials.trials:
+            own = self._own_values()
+            self.outside = [key for key in self._space if key not in own]
+            if not self.outside:
+                trials.enqueue_trial(own)
         self._interrupted = [trial for trial in trials.trials if trial.state == TrialState.RUNNING]
         self._current: _Numbered | None = None
 
@@ -174,23 +179,28 @@ class Search:
             )
         self._trials.set_user_attr("made_of", made_of)
 
-    def _own_values(self) -> dict[str, Any] | None:
-        """The config's own values, as Optuna knows them; None where some lie outside of the space."""
+    def _own_values(self) -> dict[str, Any]:
+        """The config's own values, as Optuna knows them; without those that lie outside of the space."""
         own = self._config({})
         found: dict[str, Any] = {}
         for key, allowed in self._space.items():
             value = _value(own, key)
             if allowed.choices is not None:
-                found[key] = json.dumps(value)
-                if found[key] not in map(json.dumps, allowed.choices):
-                    return None
-            else:
-                assert allowed.low is not None
-                assert allowed.high is not None
-                if not isinstance(value, float | int) or not allowed.low <= value <= allowed.high:
-                    return None
+                alike = (text for text in map(json.dumps, allowed.choices) if self._reads_as(key, text, value))
+                found.update((key, text) for text in alike)
+                continue
+            assert allowed.low is not None
+            assert allowed.high is not None
+            if isinstance(value, float | int) and allowed.low <= value <= allowed.high:
                 found[key] = value
         return found
+
+    def _reads_as(self, key: str, text: str, value: Any) -> bool:
+        """Whether the config makes this value of a choice: 0.0 of 0, say."""
+        try:
+            return json.dumps(_value(self._config({key: text}), key)) == json.dumps(value)
+        except UserError:  # it does not go with the config's other settings
+            return False
 
 
 def _assignments(params: Mapping[str, Any]) -> Assignments:

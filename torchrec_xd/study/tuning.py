@@ -84,7 +84,13 @@ def _searches(study: Study, folder: Path, out: Path, say: Callable[[str], None])
                 storage=storage, study_name=f"{data}/{model}", direction="maximize", load_if_exists=True
             )
             place = out / data / model
-            found[data, model] = Search(study, folder, place, trials, found[data, before] if before else None)
+            search = Search(study, folder, place, trials, found[data, before] if before else None)
+            if search.outside:
+                say(
+                    f"{data}/{model}: its config lies outside of the space ({', '.join(search.outside)}): no trial "
+                    "is the config as it is"
+                )
+            found[data, model] = search
     return found
 
 
