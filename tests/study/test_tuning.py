@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.study.conftest import STUDY, write_study
@@ -121,6 +122,20 @@ def test_data_that_take_the_settings_of_others_are_not_searched(tuned, lab, part
 def test_trials_of_other_settings_are_not_mixed(tuned, lab, part):
     with pytest.raises(UserError, match="its trials were made with another config or space"):
         tune(select(part, assign=("optimizer.tables.lr=0.3",)), lab, tuned[0], 3)
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_trials_on_other_data_are_not_mixed(tuned, lab, part, split):
+    file = lab.parent / "feed" / "post" / f"{split}.parquet"
+    content = file.read_bytes()
+    pq.write_table(pq.read_table(file).slice(0, 150), file)
+    try:
+        with pytest.raises(
+            UserError, match=rf"/feed/single: its trials were made on other data:\n  {split} files of dom"
+        ):
+            tune(part, lab, tuned[0], 4)
+    finally:
+        file.write_bytes(content)
 
 
 def test_a_journal_cut_in_its_last_line_goes_on(tuned, part, lab, tmp_path, capfd):

@@ -16,6 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from torchrec_xd.config import RunConfig
+from torchrec_xd.data.stamps import current_stamps, data_changes, read_stamps
 from torchrec_xd.errors import UserError
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.study.cells import cell_config
@@ -48,7 +49,8 @@ class Search:
         parent: search of the model whose best run this one's runs start from.
 
     Raises:
-        UserError: no space, a setting in it that the model does not have, or trials that were made of other settings.
+        UserError: no space, a setting in it that the model does not have, or trials that were made of other settings or
+            on other data.
     """
 
     def __init__(self, study: Study, folder: Path, place: Path, trials: optuna.Study, parent: Search | None) -> None:
@@ -67,6 +69,7 @@ class Search:
             key: _distribution(found, whole=isinstance(_value(tried, key), int)) for key, found in self._space.items()
         }
         self._check_same_settings()
+        self._check_same_data()
         self.outside: list[str] = []
         """Of a new search: settings whose own value lies outside of the space; then the config itself is no trial."""
         if not trials.trials:
@@ -178,6 +181,16 @@ class Search:
                 f"{self.place}: its trials were made with another config or space; name another --out to begin anew"
             )
         self._trials.set_user_attr("made_of", made_of)
+
+    def _check_same_data(self) -> None:
+        before = [read_stamps(RunFolder(self._run(trial)).data) for trial in self.done()]
+        config, splits = self._config({}), {split for stamps in before for split in stamps}
+        now = current_stamps(config.schema_in_use, splits, config.loader.patience)
+        if changes := next(filter(None, (data_changes(stamps, now) for stamps in before)), ""):
+            raise UserError(
+                f"{self.place}: its trials were made on other data:\n{changes}\nput the data back, or name another "
+                "--out to begin anew"
+            )
 
     def _own_values(self) -> dict[str, Any]:
         """The config's own values, as Optuna knows them; without those that lie outside of the space."""
