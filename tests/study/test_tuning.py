@@ -114,9 +114,37 @@ def test_a_comparison_is_repeated_from_its_results(tuned, lab, part, tmp_path):
 
 def test_data_that_take_the_settings_of_others_are_not_searched(tuned, lab, part, tmp_path):
     elsewhere = part.data["feed"].model_copy(update={"tuned_on": "feed"})
-    both = part.model_copy(update={"data": {"elsewhere": elsewhere}})
-    assert tune(both, lab, tmp_path, 2) == {}
-    assert load_tuned(tmp_path / "tuned.json").searches == {}
+    shutil.copytree(tuned[0], tmp_path / "tune")
+    found = (tmp_path / "tune" / "tuned.json").read_bytes()
+    both = part.model_copy(update={"data": {**part.data, "elsewhere": elsewhere}})
+    assert tune(both, lab, tmp_path / "tune", 3) == {}
+    assert (tmp_path / "tune" / "tuned.json").read_bytes() == found
+    alone = part.model_copy(update={"data": {"elsewhere": elsewhere}})
+    with pytest.raises(
+        UserError, match=r"nothing to tune: all data take the settings of others \(tuned_on: elsewhere: fee"
+    ):
+        tune(alone, lab, tmp_path / "tune", 3)
+    assert (tmp_path / "tune" / "tuned.json").read_bytes() == found
+
+
+def test_settings_of_models_that_are_not_tuned_now_stay(tuned, lab, part, tmp_path):
+    """They were found with the same budget, or the command is refused."""
+    shutil.copytree(tuned[0], tmp_path / "tune")
+    alone, found = select(part, models=["single"]), load_tuned(tuned[0] / "tuned.json")
+    assert tune(alone, lab, tmp_path / "tune", 3) == {}
+    assert load_tuned(tmp_path / "tune" / "tuned.json") == found
+    with pytest.raises(
+        UserError, match=r"also holds settings of feed/stage1, feed/mkt, found for 'study' with 3 trials ea"
+    ):
+        tune(alone, lab, tmp_path / "tune", 4)
+
+
+def test_the_best_is_that_of_as_many_trials_as_are_said(tuned, lab, part, tmp_path):
+    """Another model may have had more, which would be an unequal budget."""
+    out, after_two = tuned
+    shutil.copytree(out, tmp_path / "tune")
+    assert tune(part, lab, tmp_path / "tune", 2) == {}
+    assert load_tuned(tmp_path / "tune" / "tuned.json") == after_two
 
 
 def test_trials_of_other_settings_are_not_mixed(tuned, lab, part):

@@ -128,19 +128,19 @@ class Search:
                 shutil.rmtree(self._run(trial) / "checkpoints", ignore_errors=True)
         self.running = self._current = None
 
-    def best_assignments(self) -> Assignments:
-        """Those of the best trial.
+    def best_assignments(self, trials: int) -> Assignments:
+        """Those of the best one of the first so many trials.
 
         Raises:
             UserError: every trial failed.
         """
-        best = self._best()
+        best = self._best(trials)
         if best is None:
             raise UserError(f"{self.place}: every trial failed; correct the config of '{self._model}', or its space")
         return _assignments(best.params)
 
-    def listed(self) -> tuple[Trial, ...]:
-        """All trials, for people to read."""
+    def listed(self, trials: int) -> tuple[Trial, ...]:
+        """The first so many trials, for people to read."""
         return tuple(
             Trial(
                 number=trial.number,
@@ -148,14 +148,15 @@ class Search:
                 score=trial.value,
                 seconds=round(trial.duration.total_seconds(), 1) if trial.duration else 0.0,
             )
-            for trial in self.done()
+            for trial in self.done()[:trials]
         )
 
     def _run(self, trial: _Numbered) -> Path:
         return self.place / f"{trial.number:03d}"
 
-    def _best(self) -> FrozenTrial | None:
-        known = [(trial.value, -trial.number, trial) for trial in self.done() if trial.value is not None]
+    def _best(self, trials: int | None = None) -> FrozenTrial | None:
+        """The best one of all trials, or of the first so many."""
+        known = [(trial.value, -trial.number, trial) for trial in self.done()[:trials] if trial.value is not None]
         return max(known)[2] if known else None
 
     def _config(self, params: Mapping[str, Any]) -> RunConfig:

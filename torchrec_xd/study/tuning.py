@@ -15,9 +15,10 @@ from torchrec_xd.errors import UserError
 from torchrec_xd.json_lines import drop_unfinished_line
 from torchrec_xd.log import RunLog
 from torchrec_xd.run_lock import run_lock
+from torchrec_xd.settings import merge
 from torchrec_xd.study.cells import prepare_worlds
 from torchrec_xd.study.checks import check_run
-from torchrec_xd.study.design import Study, Tuned
+from torchrec_xd.study.design import Study, Tuned, load_tuned
 from torchrec_xd.study.pool import work
 from torchrec_xd.study.search import Search
 from torchrec_xd.study.worker import CellJob
@@ -31,21 +32,27 @@ def tune(study: Study, path: Path, out: Path, trials: int, *, workers: int = 1) 
     """Give every model of a study so many trials on every data set; writes `out/tuned.json`.
 
     A model that others start from is tuned before them, and they start from its best run. The same command goes on
-    where it was stopped, and adds trials where `trials` has grown.
+    where it was stopped, and adds trials where `trials` has grown. What `out/tuned.json` holds of other models and data
+    sets of the study stays, if it is of as many trials.
 
     Returns:
         Trials that failed, which count like others: run to reason.
 
     Raises:
-        UserError: before anything is trained: no space, a config that is not as it must be, or trials in `out` that
-            were made of other settings; at the end: a model of which every trial failed.
+        UserError: before anything is trained: nothing to tune, no space, a config that is not as it must be, trials in
+            `out` that were made of other settings, or settings in `out/tuned.json` that were found with another number
+            of trials; at the end: a model of which every trial failed.
         InterruptedRunError: it was stopped; the same command goes on.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     check_output_folder(out, "--out")
+    if not _searched(study):
+        where = ", ".join(f"{data}: {entry.tuned_on}" for data, entry in study.data.items())
+        raise UserError(f"nothing to tune: all data take the settings of others (tuned_on: {where}); tune those")
     failed: dict[str, str] = {}
     with run_lock(out, "--out"), RunLog(out / "logs") as log:
         prepare_worlds(study, log.say)
+        before = _before(study, path.stem, trials, out / "tuned.json")
         searches = _searches(study, path.parent, out, log.say)
         _check_data(searches)
         log.say(f"{path.stem}: {len(searches)} searches of {trials} trials, in {out}")
@@ -69,7 +76,7 @@ def tune(study: Study, path: Path, out: Path, trials: int, *, workers: int = 1) 
                 progress.update(_done(searches), job.name)
 
             work(take, finish, workers=workers, logs=out / "logs")
-        found = _tuned(study, path.stem, trials, searches)
+        found = _tuned(study, path.stem, trials, searches, before)
         write_text(out / "tuned.json", found.model_dump_json(indent=1) + "\n")
     return failed
 
@@ -132,10 +139,22 @@ def _done(searches: Searches) -> int:
     return sum(len(search.done()) for search in searches.values())
 
 
-def _tuned(study: Study, name: str, trials: int, searches: Searches) -> Tuned:
-    return Tuned(
-        study=name,
-        trials=trials,
-        best={d: {m: searches[d, m].best_assignments() for m in study.trained(d)} for d in _searched(study)},
-        searches={d: {m: searches[d, m].listed() for m in study.trained(d)} for d in _searched(study)},
-    )
+def _before(study: Study, name: str, trials: int, path: Path) -> Tuned:
+    """What tuned.json holds already."""
+    if not path.exists():
+        return Tuned(study=name, trials=trials, best={})
+    before, now = load_tuned(path), {(data, model) for data in _searched(study) for model in study.trained(data)}
+    others = [f"{data}/{model}" for data, best in before.best.items() for model in best if (data, model) not in now]
+    if others and (before.study, before.trials) != (name, trials):
+        raise UserError(
+            f"{path} also holds settings of {', '.join(others)}, found for '{before.study}' with {before.trials} "
+            f"trials each; this is '{name}' with {trials}. Budgets are equal: give the same --trials, tune all models "
+            "together, or name another --out"
+        )
+    return before
+
+
+def _tuned(study: Study, name: str, trials: int, searches: Searches, before: Tuned) -> Tuned:
+    best = {d: {m: searches[d, m].best_assignments(trials) for m in study.trained(d)} for d in _searched(study)}
+    listed = {d: {m: searches[d, m].listed(trials) for m in study.trained(d)} for d in _searched(study)}
+    return Tuned(study=name, trials=trials, best=merge(before.best, best), searches=merge(before.searches, listed))
