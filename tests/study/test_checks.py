@@ -65,10 +65,16 @@ def test_rows_that_let_nothing_be_learnt(place):
     assert "Where all numbers lie beyond 100,000, nothing is learnt" in said
 
 
-def test_test_rows_are_needed_by_what_is_compared_wherever_it_is_measured(place):
+def test_what_is_compared_is_measured_on_test_rows(place):
+    """Its metrics of other rows would stand next to verdicts of these."""
     models = {**STUDY["models"], "bottom": {"config": "bottom.yaml", "set": ["evaluate_on=valid"]}}
-    rewrite(place, "test", lambda table: table.drop_columns("style"))
     said = refused(place, {"models": models})
+    assert "bottom.yaml, as feed/bottom: evaluate_on is valid, and models are compared on test rows: leave it o" in said
+
+
+def test_test_rows_are_needed_by_what_is_compared(place):
+    rewrite(place, "test", lambda table: table.drop_columns("style"))
+    said = refused(place)
     assert "feed/bottom: " in said
     assert "test.parquet (domain 'post'): no column 'style'" in said
 

@@ -119,7 +119,8 @@ def cells(study: Study, folder: Path, out: Path, tuned: Tuned | None = None) -> 
         tuned: what `tune` found goes on top of what the study assigns.
 
     Raises:
-        UserError: a config is not as it must be, or does not predict the task of its data set.
+        UserError: a config is not as it must be, does not predict the task of its data set, or is compared and not
+            measured on test rows.
     """
     found = []
     for data, entry in study.data.items():
@@ -130,6 +131,7 @@ def cells(study: Study, folder: Path, out: Path, tuned: Tuned | None = None) -> 
                 assign += [f"seed={seed}"]
                 before = None if model.parent is None else place / model.parent
                 config = cell_config(study, folder, data, name, assign, before)
+                _check_measured(config, model, f"{folder / str(model.config)}, as {data}/{name}")
                 task = entry.task if model.shown else None
                 found.append(Cell(data, seed, name, place / name, config, task, model.parent))
     return found
@@ -197,4 +199,12 @@ def _check(config: RunConfig, model: StudyModel, data: StudyData, origin: str) -
     if model.parent is None and config.init_from is not None:
         raise UserError(
             f"{origin}: init_from is {config.init_from}, a run outside of the study: set parent: MODEL instead"
+        )
+
+
+def _check_measured(config: RunConfig, model: StudyModel, origin: str) -> None:
+    if model.shown and config.evaluate_on != "test":
+        raise UserError(
+            f"{origin}: evaluate_on is {config.evaluate_on}, and models are compared on test rows: leave it out (tune "
+            "chooses settings on validation rows), or set shown: false where others only start from it"
         )
