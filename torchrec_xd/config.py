@@ -107,16 +107,26 @@ class RunConfig(Settings):
         }
         return schema.model_copy(update={"domains": domains})
 
+    @property
+    def monitored_tasks(self) -> tuple[str, ...]:
+        """`monitor_tasks`. Default: all tasks of the target domains, or of all domains where none is a target."""
+        schema = self.schema_in_use
+        targets = schema.targets() or tuple(schema.domains)
+        return self.monitor_tasks or tuple(task.name for task in schema.tasks if task.domain in targets)
+
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
         names = [task.name for task in self.schema_in_use.tasks]
         for task in self.monitor_tasks or ():
             if task not in names:
                 raise ValueError(f"monitor_tasks: '{task}' is not a task in use; these are: {', '.join(names)}")
-        if self.trainer.patience and not any(d.paths("valid") for d in self.schema_in_use.domains.values()):
+        monitored, schema = self.monitored_tasks, self.schema_in_use
+        valid = [name for name in monitored if schema.domains[name.partition("@")[2]].paths("valid")]
+        if self.trainer.patience and not valid:
             raise ValueError(
-                "trainer.patience waits for a better score on the valid split, and there is none (train_on_valid "
-                "trains on it): name files for one, or leave trainer.patience out and choose trainer.epochs"
+                "trainer.patience waits for a better score on the valid split, and there is none of the monitored "
+                f"tasks, {', '.join(monitored)} (train_on_valid trains on it): name files for one, or leave "
+                "trainer.patience out and choose trainer.epochs"
             )
         planned = sum(phase.epochs for phase in self.loader.curriculum)
         if planned > self.trainer.epochs:

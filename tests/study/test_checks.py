@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.study.conftest import STUDY, write_study
-from tests.support.feeds import write_feed
+from tests.support.feeds import SCHEMA, write_feed
 from torchrec_xd.errors import UserError
 from torchrec_xd.study import comparison, tuning
 from torchrec_xd.study.cells import cells
@@ -144,3 +144,16 @@ def test_tune_looks_too(place):
     rewrite(place, "valid", lambda table: table.drop_columns("topic"))
     said = refused(place, run=lambda study, path, out: tune(study, path, out, 1))
     assert "valid.parquet (domain 'post'): no column 'topic'" in said
+
+
+def test_tune_needs_validation_rows_of_what_trials_are_judged_by(place):
+    domains = {name: dict(domain) for name, domain in SCHEMA["domains"].items()}
+    del domains["post"]["valid"]
+    models = {"bottom": STUDY["models"]["bottom"]}
+    path = write_study(place, {"models": models, "reference": "bottom"}, schema={"domains": domains})
+    with pytest.raises(UserError) as error:
+        tune(load_study(path), path, place / "out", 1)
+    assert str(error.value) == (
+        "feed/bottom: its trials are judged by 'click@post' on the valid split, and domain 'post' has none; name its "
+        "files in the schema (domains: post: valid: PATH)"
+    )

@@ -1,7 +1,9 @@
 """Early stopping: trainer.patience ends training, the best checkpoint is what the run leaves; resuming is exact."""
 
 import json
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.feeds import schema_at, write_feed
@@ -93,11 +95,41 @@ def test_both_stages_of_mkt(schema, tmp_path, scores):
     assert len(scores) == 4
 
 
-@pytest.mark.parametrize("content", [{"train_on_valid": True}, {"domains": ["video"]}])
-def test_nothing_to_measure(schema, content):
+@pytest.mark.parametrize(
+    ("content", "tasks"),
+    [
+        ({"train_on_valid": True}, "click@post"),
+        ({"domains": ["video"]}, "click@video"),
+        ({"domains": ["items", "video"], "monitor_tasks": ["click@video"]}, "click@video"),
+    ],
+)
+def test_nothing_to_measure(schema, content, tasks):
     with pytest.raises(UserError) as error:
         config_of(schema, **content)
     assert (
-        "trainer.patience waits for a better score on the valid split, and there is none (train_on_valid trains on "
-        "it): name files for one, or leave trainer.patience out and choose trainer.epochs"
+        "trainer.patience waits for a better score on the valid split, and there is none of the monitored tasks, "
+        f"{tasks} (train_on_valid trains on it): name files for one, or leave trainer.patience out and choose "
+        "trainer.epochs"
     ) in str(error.value)
+
+
+def test_no_validation_rows_of_the_target(schema, tmp_path):
+    """Those of a source alone give no score: waiting for one would cut training off."""
+    own = {name: dict(domain) for name, domain in schema["domains"].items()}
+    (tmp_path / "empty").mkdir()
+    rows = pq.read_table(Path(schema["root"]) / own["post"]["valid"])
+    pq.write_table(rows.slice(0, 0), tmp_path / "empty" / "valid.parquet")
+    own["post"]["valid"] = str(tmp_path / "empty" / "valid.parquet")
+    schema, every = {**schema, "domains": own}, {"domains": None, "model": {"name": "mmoe"}}
+    with pytest.raises(
+        UserError, match=r"which holds no rows of the monitored tasks, click@post: name files with such"
+    ):
+        train(config_of(schema, **every), tmp_path / "run")
+    del own["post"]["valid"]
+    with pytest.raises(UserError, match="there is none of the monitored tasks, click@post"):
+        config_of(schema, **every)
+    metrics = train(config_of(schema, **every, trainer={"epochs": 1, "threads": 1}), tmp_path / "run")
+    [said] = [line for line in metrics["warnings"] if line.startswith("the valid split")]
+    assert said.startswith(
+        "the valid split holds no rows of the monitored tasks, click@post: no checkpoint is the best"
+    )

@@ -85,6 +85,21 @@ class Search:
         above = [] if self.parent is None else self.parent.first_configs()
         return self._config({}), [above[0], *above[1]] if above else []
 
+    def check_scored(self) -> None:
+        """Check that there is something to judge trials by.
+
+        Raises:
+            UserError: a domain has no validation rows.
+        """
+        schema = self._config({}).schema_in_use
+        for task in self._scored([task.name for task in schema.tasks]):
+            domain = task.partition("@")[2]
+            if not schema.domains[domain].paths("valid"):
+                raise UserError(
+                    f"{self._data}/{self._model}: its trials are judged by '{task}' on the valid split, and domain "
+                    f"'{domain}' has none; name its files in the schema (domains: {domain}: valid: PATH)"
+                )
+
     def done(self) -> list[FrozenTrial]:
         """Trials that came to an end, a good one or not."""
         return [trial for trial in self._trials.trials if trial.state in (TrialState.COMPLETE, TrialState.FAIL)]
@@ -169,9 +184,13 @@ class Search:
 
     def _score(self, job: CellJob) -> float | None:
         content = RunFolder(job.folder).read_metrics()["eval"]
-        tasks = [self._task] if self._task in content else list(content)
+        tasks = self._scored(list(content))
         values = [content[task][job.config.monitor] for task in tasks]
         return None if None in values else fmean(values)
+
+    def _scored(self, tasks: list[str]) -> list[str]:
+        """The tasks by whose mean a trial is judged: the study's, or all of a model that does not predict it."""
+        return [self._task] if self._task in tasks else tasks
 
     def _check_same_settings(self) -> None:
         base = self._config({}).model_copy(update={"init_from": None})

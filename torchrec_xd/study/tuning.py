@@ -128,6 +128,7 @@ def _check_trial(trial: FrozenTrial) -> None:
 def _check_data(searches: Searches) -> None:
     """Stop before the first trial where some run would be refused at its start."""
     for (data, model), search in searches.items():
+        search.check_scored()
         check_run(f"{data}/{model}", *search.first_configs())
 
 

@@ -62,7 +62,8 @@ def check_data(config: RunConfig, loaders: Mapping[Split, Loader]) -> list[str]:
     """Doubts about the rows of a run, a line each.
 
     Raises:
-        UserError: no task has training labels of both classes, or a dense feature is of a scale that ends training.
+        UserError: no task has training labels of both classes, a dense feature is of a scale that ends training, or
+            `trainer.patience` waits for a score without rows.
     """
     schema = config.schema_in_use
     train = {name: ranges for name, _, ranges in loaders["train"].domains()}
@@ -76,6 +77,8 @@ def check_data(config: RunConfig, loaders: Mapping[Split, Loader]) -> list[str]:
     found += _of_steps(config, loaders["train"])
     found += _of_features(schema, train)
     found += _of_weights(config, train)
+    if "valid" in loaders:
+        found += _of_monitored(config, loaders["valid"])
     for split, loader in loaders.items():
         if split != "train":
             found += _of_held_out(schema, split, loader)
@@ -175,6 +178,24 @@ def _of_weights(config: RunConfig, train: Mapping[str, Mapping[str, Range]]) -> 
             f"trainer.weighted is false, and row weights ('{weight}') differ: every row counts once in the loss, so "
             "scores are those of the sampled rows; calibration, log loss and NE, which honour the weights, will be off "
             "by the sampling rate. Leave trainer.weighted out"
+        )
+
+
+def _of_monitored(config: RunConfig, valid: Loader) -> Iterator[str]:
+    """Whether validation has rows of the tasks by which the best checkpoint is known."""
+    tasks = ", ".join(config.monitored_tasks)
+    domains = {name.partition("@")[2] for name in config.monitored_tasks}
+    if any(rows for name, rows, _ in valid.domains() if name in domains):
+        return
+    if config.trainer.patience:
+        raise UserError(
+            "trainer.patience waits for a better score on the valid split, which holds no rows of the monitored "
+            f"tasks, {tasks}: name files with such rows, or leave trainer.patience out and choose trainer.epochs"
+        )
+    if valid.rows:
+        yield (
+            f"the valid split holds no rows of the monitored tasks, {tasks}: no checkpoint is the best one, the last "
+            "one is measured; name files with such rows, or set monitor_tasks"
         )
 
 

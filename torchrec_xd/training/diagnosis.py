@@ -35,7 +35,7 @@ from torchrec_xd.reports.page import Grid, save_page
 from torchrec_xd.run_folder import RunFolder
 from torchrec_xd.schema import Schema, Split
 from torchrec_xd.training.inference import load_sharded
-from torchrec_xd.training.split_evaluation import columns_of, watched_tasks
+from torchrec_xd.training.split_evaluation import columns_of
 from torchrec_xd.training.stage_scores import stage_scores
 from torchrec_xd.writable import check_output_folder
 
@@ -109,7 +109,7 @@ def applying(model: Model, config: RunConfig, split: Split, folder: Path) -> tup
     """The diagnostics of a model, watching it from now on; and by name why it lacks others."""
     schema = config.schema_in_use
     here = [name for name, domain in schema.domains.items() if domain.paths(split)]
-    watched = watched_tasks(config)
+    watched = config.monitored_tasks
     known = [task.name for task in schema.tasks if task.name in watched and task.domain in here]
     found: list[Diagnostic] = [ScoreMetrics(schema, known)] if known else []
     left_out: dict[str, str] = {}

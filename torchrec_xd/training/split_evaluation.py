@@ -56,18 +56,11 @@ class SplitEvaluation:
         return evaluation.compute(self.processes.group)
 
     def monitored(self, model: nn.Module, config: RunConfig) -> float | None:
-        """Mean of the monitored metric over `watched_tasks`."""
+        """Mean of the monitored metric over the monitored tasks."""
         report = self.report(model)["eval"]
-        values = [report[name][config.monitor] for name in watched_tasks(config)]
+        values = [report[name][config.monitor] for name in config.monitored_tasks]
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known else None
-
-
-def watched_tasks(config: RunConfig) -> tuple[str, ...]:
-    """`monitor_tasks`. Default: all tasks of the target domains, or of all domains where none is a target."""
-    schema = config.schema_in_use
-    targets = schema.targets() or tuple(schema.domains)
-    return config.monitor_tasks or tuple(task.name for task in schema.tasks if task.domain in targets)
 
 
 def columns_of(batch: Batch, integers: Sequence[str], numbers: Sequence[Feature] = ()) -> Columns:

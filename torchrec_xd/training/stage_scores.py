@@ -8,7 +8,6 @@ from typing import Any
 from torchrec_xd.config import RunConfig, load_run
 from torchrec_xd.json_lines import read_json_lines
 from torchrec_xd.run_folder import RunFolder
-from torchrec_xd.training.split_evaluation import watched_tasks
 
 
 def stage_scores(config: RunConfig, folder: Path) -> dict[str, Any] | None:
@@ -39,7 +38,7 @@ def stage_scores(config: RunConfig, folder: Path) -> dict[str, Any] | None:
 
 def _validated(config: RunConfig) -> tuple[Any, ...]:
     """What a validation score is of."""
-    schema, watched = config.schema_in_use, watched_tasks(config)
+    schema, watched = config.schema_in_use, config.monitored_tasks
     domains = {task.domain for task in schema.tasks if task.name in watched}
     files = {name: schema.domains[name].paths("valid") for name in domains}
     return config.monitor, sorted(watched), schema.root, files, schema.weight
