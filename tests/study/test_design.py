@@ -6,7 +6,7 @@ import yaml
 from tests.study.conftest import STUDY, write_study
 from torchrec_xd.errors import UserError
 from torchrec_xd.study.cells import cells
-from torchrec_xd.study.design import load_ablation, load_study, select
+from torchrec_xd.study.design import Tuned, load_ablation, load_study, select
 
 CHAIN = {
     "base": "c",
@@ -153,7 +153,7 @@ def test_comparisons_are_counted_where_they_are_made(tmp_path):
 def test_a_part_of_a_study_keeps_what_it_needs(tmp_path):
     found = select(study(tmp_path), models=["mkt"], seeds=1, assign=("a=1",))
     assert set(found.models) == {"mkt", "stage1", "single"}
-    assert (found.seeds, found.assign) == (1, ("a=1",))
+    assert (found.seeds, found.on_top) == (1, ("a=1",))
     for seeds in (0, 1001):
         with pytest.raises(UserError, match=f"--seeds {seeds}: 1 to 1000"):
             select(study(tmp_path), seeds=seeds)
@@ -179,6 +179,22 @@ def test_assignments_go_from_the_study_to_the_model_to_the_data(tmp_path):
     configs = {cell.model: cell.config for cell in found}
     assert (configs["bottom"].optimizer.dense.lr, configs["bottom"].loader.batch_size) == (0.02, 32)
     assert (configs["single"].optimizer.dense.lr, configs["single"].loader.batch_size) == (0.5, 64)
+
+
+def test_the_command_line_has_the_last_word(tmp_path):
+    """Also over what was tuned; seeds and parents are the study's."""
+    data = {"feed": {"task": "click@post", "set": {"bottom": ["loader.batch_size=32"]}}}
+    found = study(tmp_path, data=data, models={"bottom": STUDY["models"]["bottom"]}, reference="bottom")
+    tuned = Tuned(study="study", trials=1, best={"feed": {"bottom": ("trainer.epochs=4",)}})
+    given = ("optimizer.dense.lr=0.3", "loader.batch_size=16", "trainer.epochs=5")
+    for cell in cells(select(found, assign=given), tmp_path, tmp_path / "out", tuned):
+        config = cell.config
+        assert (config.optimizer.dense.lr, config.loader.batch_size, config.trainer.epochs) == (0.3, 16, 5)
+    for each in ("seed=5", "init_from=elsewhere"):
+        with pytest.raises(UserError, match=f"--set {each}: every run has a seed of its own"):
+            select(found, assign=[each])
+    with pytest.raises(UserError, match="'on_top': it is never written"):
+        study(tmp_path, on_top=["a=1"])
 
 
 @pytest.mark.parametrize(

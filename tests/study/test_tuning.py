@@ -152,6 +152,14 @@ def test_trials_of_other_settings_are_not_mixed(tuned, lab, part):
         tune(select(part, assign=("optimizer.tables.lr=0.3",)), lab, tuned[0], 3)
 
 
+@pytest.mark.parametrize("given", ["model.dropout=0.1", "optimizer.dense={lr: 0.1}", "evaluate_on=test"])
+def test_what_every_trial_decides_is_not_assigned_by_the_command_line(tuned, lab, part, given):
+    with pytest.raises(
+        UserError, match=r"trials of 'single' choose their own values of the space \(optimizer\.dense\.lr, m"
+    ):
+        tune(select(part, assign=(given,)), lab, tuned[0], 3)
+
+
 @pytest.mark.parametrize("split", ["train", "valid"])
 def test_trials_on_other_data_are_not_mixed(tuned, lab, part, split):
     file = lab.parent / "feed" / "post" / f"{split}.parquet"

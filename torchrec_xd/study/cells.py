@@ -128,7 +128,7 @@ def cells(study: Study, folder: Path, out: Path, tuned: Tuned | None = None) -> 
             for name in study.trained(data):
                 model, place = study.models[name], out / data / str(seed)
                 assign = list(tuned.of(entry.tuned_on or data, name)) if tuned is not None else []
-                assign += [f"seed={seed}"]
+                assign += [*study.on_top, f"seed={seed}"]
                 before = None if model.parent is None else place / model.parent
                 config = cell_config(study, folder, data, name, assign, before)
                 _check_measured(config, model, f"{folder / str(model.config)}, as {data}/{name}")

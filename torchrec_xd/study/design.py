@@ -13,6 +13,7 @@ from torchrec_xd.errors import UserError
 from torchrec_xd.evaluation.significance import Metric
 from torchrec_xd.given_paths import local_path
 from torchrec_xd.settings import Settings, load_yaml, validate
+from torchrec_xd.study.assignments import Assignments, OnTop, given_on_top
 
 
 def _folder_name(name: str) -> str:
@@ -29,8 +30,6 @@ def _path(path: Path) -> Path:
 
 FilePath = Annotated[Path, AfterValidator(_path)]
 Name = Annotated[str, AfterValidator(_folder_name)]
-Assignments = tuple[str, ...]
-"""`a.b=VALUE` on top of a config, as with `--set`."""
 MAX_SEEDS = 1000
 LEVEL = 0.05
 """Significance level of verdicts: the chance of any wrong "better" or "worse" on a data set where no model differs."""
@@ -192,6 +191,8 @@ class Study(Matrix):
 
     reference: str
     """The model that all others are compared with."""
+    on_top: OnTop = Field(default=(), exclude=True)
+    """Never written: what the command line assigns (`--set`), on top of everything else."""
 
     @model_validator(mode="after")
     def _check(self) -> Study:
@@ -372,7 +373,7 @@ def select(
     """A part of a study: all of what is left empty; with `models` also the reference and what they start from.
 
     Raises:
-        UserError: an unknown name, or no seed.
+        UserError: an unknown name, no seed, or an assignment (`assign`) of what the study decides.
     """
     for what, names, valid in (("--data", data, study.data), ("--models", models, study.models)):
         for name in names:
@@ -390,6 +391,6 @@ def select(
             "data": kept_data,
             "models": {name: model for name, model in study.models.items() if name in kept},
             "seeds": seeds or study.seeds,
-            "assign": (*study.assign, *assign),
+            "on_top": given_on_top(assign),
         }
     )

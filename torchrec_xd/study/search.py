@@ -19,8 +19,9 @@ from torchrec_xd.config import RunConfig
 from torchrec_xd.data.stamps import current_stamps, data_changes, read_stamps
 from torchrec_xd.errors import UserError
 from torchrec_xd.run_folder import RunFolder
+from torchrec_xd.study.assignments import Assignments
 from torchrec_xd.study.cells import cell_config
-from torchrec_xd.study.design import Assignments, Range, Study, Trial
+from torchrec_xd.study.design import Range, Study, Trial
 from torchrec_xd.study.worker import CellJob
 
 ON_VALIDATION = ("evaluate_on=valid", "train_on_valid=false")
@@ -64,6 +65,7 @@ class Search:
         self._space = {**study.space, **study.models[self._model].space}
         if not self._space:
             raise UserError(f"space: nothing to tune for '{self._model}'; list which settings may take which values")
+        self._check_given()
         tried = self._config({key: _first(found) for key, found in self._space.items()})
         self._distributions = {
             key: _distribution(found, whole=isinstance(_value(tried, key), int)) for key, found in self._space.items()
@@ -179,7 +181,7 @@ class Search:
         if self.parent is not None:
             best = self.parent._best()
             before = self.parent.place if best is None else self.parent._run(best)
-        assign = [*_assignments(params), *ON_VALIDATION]
+        assign = [*_assignments(params), *self._study.on_top, *ON_VALIDATION]
         return cell_config(self._study, self._folder, self._data, self._model, assign, before)
 
     def _score(self, job: CellJob) -> float | None:
@@ -191,6 +193,17 @@ class Search:
     def _scored(self, tasks: list[str]) -> list[str]:
         """The tasks by whose mean a trial is judged: the study's, or all of a model that does not predict it."""
         return [self._task] if self._task in tasks else tasks
+
+    def _check_given(self) -> None:
+        """Refuse what the command line cannot assign, since each trial has its own value, or all must have one."""
+        fixed = [*self._space, *(each.partition("=")[0] for each in ON_VALIDATION)]
+        for each in self._study.on_top:
+            key = each.partition("=")[0]
+            if any(f"{name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{name}.") for name in fixed):
+                raise UserError(
+                    f"--set {each}: trials of '{self._model}' choose their own values of the space "
+                    f"({', '.join(self._space)}), and are judged on the valid split; leave it out, or change the space"
+                )
 
     def _check_same_settings(self) -> None:
         base = self._config({}).model_copy(update={"init_from": None})

@@ -18,6 +18,7 @@ from torchrec_xd.config import load_config, load_run
 from torchrec_xd.errors import UserError
 from torchrec_xd.evaluation.metrics import binary_metrics
 from torchrec_xd.study.replay import replaying
+from torchrec_xd.study.replay.design import load_replay
 from torchrec_xd.study.replay.history import BINS, SMALLEST_SHARE
 from torchrec_xd.study.replay.replaying import replay
 from torchrec_xd.training.inference import score
@@ -277,11 +278,21 @@ def test_a_slice_without_rows_is_refused(history, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_command_line_has_the_last_word(tmp_path):
+    own = {**REPLAY["models"]["single"], "set": ["trainer.epochs=1"], "set_continued": ["trainer.epochs=2"]}
+    path = write_replay(tmp_path, {"models": {"single": own}})
+    model = load_replay(path, assign=("trainer.epochs=3",)).models["single"]
+    assert model.assign == ("trainer.epochs=1", "trainer.epochs=3")
+    assert model.continued == ("trainer.epochs=2", "trainer.epochs=3")
+    with pytest.raises(UserError, match="--set seed=3: every run has a seed of its own"):
+        load_replay(path, assign=("seed=3",))
+
+
 @pytest.mark.parametrize(
     ("change", "assign", "said"),
     [
         ({"warm_up": 3}, (), "replay.warm_up was 2, is 3"),
-        ({}, ("optimizer.dense.lr=0.5",), "replay.set was [], is ['optimizer.dense.lr=0.5']"),
+        ({}, ("optimizer.dense.lr=0.5",), "models.single.set was [], is ['optimizer.dense.lr=0.5']"),
     ],
 )
 def test_a_folder_of_another_replay_is_refused(history, change, assign, said):

@@ -10,7 +10,8 @@ from pydantic import Field, PositiveInt, model_validator
 from torchrec_xd.errors import UserError
 from torchrec_xd.evaluation.significance import Metric
 from torchrec_xd.settings import Settings, load_yaml, validate
-from torchrec_xd.study.design import MAX_SEEDS, Assignments, FilePath, Name, known, samples_needed
+from torchrec_xd.study.assignments import Assignments, given_on_top
+from torchrec_xd.study.design import MAX_SEEDS, FilePath, Name, known, samples_needed
 
 Policy = Literal["never", "scratch", "incremental", "incremental_without_growth", "incremental_without_state"]
 """How models are trained as slices come."""
@@ -127,4 +128,9 @@ def load_replay(path: Path, seeds: int | None = None, assign: Assignments = ()) 
     replay = validate(Replay, load_yaml(path), str(path))
     if seeds is not None and not 1 <= seeds <= MAX_SEEDS:
         raise UserError(f"--seeds {seeds}: 1 to {MAX_SEEDS}")
-    return replay.model_copy(update={"seeds": seeds or replay.seeds, "assign": (*replay.assign, *assign)})
+    given = given_on_top(assign)
+    models = {
+        name: model.model_copy(update={"assign": (*model.assign, *given), "continued": (*model.continued, *given)})
+        for name, model in replay.models.items()
+    }
+    return replay.model_copy(update={"seeds": seeds or replay.seeds, "models": models})

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from torchrec_xd.datasets.planted.clock_settings import MAX_DAYS, ClockSettings
 from torchrec_xd.datasets.planted.worlds import KINDS, PRESETS, world_settings
 from torchrec_xd.settings import Settings, load_yaml, validate
-from torchrec_xd.study.design import MAX_SEEDS, Assignments, FilePath, Name, known
+from torchrec_xd.study.assignments import Assignments
+from torchrec_xd.study.design import MAX_SEEDS, FilePath, Name, known
 
 TASK = "click@target"
 """What arms rank by and are judged by, in every world with a clock."""
