@@ -8,6 +8,7 @@ import torch
 
 from tests.support.feeds import schema_at, write_feed
 from tests.support.kinds import LENGTH, with_kinds, write_kinds
+from tests.support.model_cases import CASES, built, case_schemas
 from tests.support.ranks import run_ranks
 from tests.support.sharded_training import MATRIX, Trained, assert_same_training, train_or_tell, train_plain
 from tests.support.small_models import train_run, weights
@@ -216,3 +217,22 @@ def test_the_next_run_takes_over_projections_by_column(content, tmp_path):
     name = "embeddings.projections.weights.v_text"
     torch.testing.assert_close(here[name], there[name])
     assert "embeddings.projections.weights.v_image" in here.keys() - there.keys()
+
+
+SPECIFIC_ALONE = [name for name, case in CASES.items() if case.model["name"] not in ("exit", "minet")]
+
+
+@pytest.mark.parametrize("name", SPECIFIC_ALONE)
+def test_all_features_may_be_specific(tmp_path, name):
+    """Every model but EXIT, which reads none of them, and MiNet, which needs histories."""
+    schemas = {
+        key: schema.without(tuple(f.column for f in schema.features if f.group != "specific"))
+        for key, schema in case_schemas(tmp_path, kinds=False, rows=32).items()
+        if key == "others"
+    }
+    _, _, schema, model = built(CASES[name], schemas)
+    batch = next(iter(Loader(schema, LoaderSettings(batch_size=16), "train").batches()))
+    output = materialise(model)(batch)
+    output.total_loss().backward()
+    assert {f"bce/{task.name}" for task in schema.tasks} == set(output.loss) - {"pdl"}
+    assert all(torch.isfinite(p.grad).all() for p in model.net.parameters() if p.grad is not None)

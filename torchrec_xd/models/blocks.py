@@ -5,7 +5,7 @@ Shape legend: B rows of the batch, B_d rows of domain d, N specific features, D 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -53,6 +53,11 @@ class RowVectors(nn.Module):
         user = concat(lookups.groups[group] for group in self.moment)
         every = {"user": user, "sequence": self.pooling(lookups.sequences), "shared": lookups.groups["shared"]}
         return {name: every[name] for name in self.dims}
+
+
+def side_by_side(vectors: Mapping[str, Tensor], lookups: Lookups) -> Tensor:
+    """The vectors of rows, `[B, W]`; W is 0 where all features of the schema are specific."""
+    return concat(vectors.values() or [lookups.groups["user"]])
 
 
 def with_specific(rows: Tensor, lookups: Lookups, domain: str) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
 from torchrec_xd.errors import UserError
-from torchrec_xd.models.blocks import NetSettings, RowVectors, with_specific
+from torchrec_xd.models.blocks import NetSettings, RowVectors, side_by_side, with_specific
 from torchrec_xd.models.model import CrossEntropy, Model
 from torchrec_xd.models.single import SingleSettings, specific_dim
 from torchrec_xd.models.spec import ModelSpec
@@ -54,7 +54,7 @@ class SourceTower(nn.Module):
 
     def forward(self, lookups: Lookups) -> dict[str, Tensor]:
         """`layer_0`, `layer_1`, ... to the activations of each layer for all rows, `[B, W]`."""
-        rows = torch.cat(list(self.vectors(lookups).values()), dim=1)
+        rows = side_by_side(self.vectors(lookups), lookups)
         hidden = torch.cat([rows, rows.new_zeros(rows.shape[0], self.specific_dim)], dim=1)
         outputs: dict[str, Tensor] = {}
         for module in self.trunk:
@@ -82,7 +82,7 @@ class ContinualTransferNetwork(nn.Module):
 
     def forward(self, lookups: Lookups, teacher_outputs: Mapping[str, Tensor]) -> Predictions:
         """A logit per task."""
-        rows = torch.cat(list(self.vectors(lookups).values()), dim=1)
+        rows = side_by_side(self.vectors(lookups), lookups)
         hidden = with_specific(rows, lookups, self.domain)
         for i, (layer, adapter) in enumerate(zip(self.layers, self.adapters, strict=True)):
             own = layer(hidden)

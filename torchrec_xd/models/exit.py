@@ -22,12 +22,12 @@ from torchrec_xd.diagnostics.transfer import TransferByScene, TransferProbabilit
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
 from torchrec_xd.errors import UserError
 from torchrec_xd.losses import absolute_error_sum, bce_sum, probability_bce_sum, squared_error_sum
-from torchrec_xd.models.blocks import RowVectors
+from torchrec_xd.models.blocks import RowVectors, side_by_side
 from torchrec_xd.models.exit_settings import ExitSettings, check_tasks
 from torchrec_xd.models.model import Model, task_cross_entropy
 from torchrec_xd.models.spec import DiagnosedRun, ModelSpec
 from torchrec_xd.modules.ipn import InterestPredictionNetwork
-from torchrec_xd.modules.rows import by_domain, concat
+from torchrec_xd.modules.rows import by_domain
 from torchrec_xd.modules.ssn import ConstantSelector, SceneSelectorNetwork
 from torchrec_xd.outputs import Losses, Predictions, task_rows
 from torchrec_xd.schema import Schema
@@ -59,7 +59,7 @@ class ExplicitInterestTransfer(nn.Module):
     def forward(self, lookups: Lookups) -> Predictions:
         """Scores: the target task gets P, and P_t as auxiliary score; `wanted` tasks get P_s, `fit` tasks P_tr."""
         settings, sources = self.settings, self.settings.sources
-        of_domain = by_domain(concat(self.vectors(lookups).values()), lookups.rows)
+        of_domain = by_domain(side_by_side(self.vectors(lookups), lookups), lookups.rows)
         rows_BW = of_domain[self.domain_of[settings.target]]
         logit = {settings.target: self.ipn(rows_BW, settings.target)}
         for name, source in sources.items():

@@ -13,7 +13,7 @@ from torch import nn
 
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout
 from torchrec_xd.errors import UserError
-from torchrec_xd.models.blocks import NetSettings, RowVectors, with_specific
+from torchrec_xd.models.blocks import NetSettings, RowVectors, side_by_side, with_specific
 from torchrec_xd.models.model import CrossEntropy, Model
 from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.modules.fibinet import BilinearInteraction, Kernel, SqueezeExcitation
@@ -58,7 +58,7 @@ class FiBiNet(nn.Module):
 
     def forward(self, lookups: Lookups) -> Predictions:
         """A logit per task."""
-        rows = with_specific(torch.cat(list(self.vectors(lookups).values()), dim=1), lookups, self.domain)
+        rows = with_specific(side_by_side(self.vectors(lookups), lookups), lookups, self.domain)
         emb_BFD = rows.view(rows.shape[0], self.num_fields, self.dim)
         pairs = torch.cat([self.raw(emb_BFD), self.weighed(self.senet(emb_BFD))], dim=1)
         hidden = self.trunk(pairs.flatten(1))

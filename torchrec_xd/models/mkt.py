@@ -22,7 +22,7 @@ from torchrec_xd.diagnostics.worth import feature_worth
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout, weight_prefixes
 from torchrec_xd.errors import UserError
 from torchrec_xd.losses import Penalty, polarized_distribution_loss
-from torchrec_xd.models.blocks import RowVectors, with_specific
+from torchrec_xd.models.blocks import RowVectors, side_by_side, with_specific
 from torchrec_xd.models.cke import LEFT_BEHIND, CommonKnowledgeExtractor, independent_extractors
 from torchrec_xd.models.mkt_settings import FinetuneSettings, PretrainSettings
 from torchrec_xd.models.model import CrossEntropy, Model
@@ -51,7 +51,7 @@ class MultiEntityModel(nn.Module):
     def forward(self, lookups: Lookups) -> Predictions:
         """A logit per task, from a domain's common and independent knowledge."""
         vectors, common = self.common(lookups)
-        rows_BV = torch.cat(list(vectors.values()), dim=1)
+        rows_BV = side_by_side(vectors, lookups)
         independent = {
             domain: self.independent[domain](with_specific(own_BV, lookups, domain))
             for domain, own_BV in by_domain(rows_BV, lookups.rows).items()
@@ -108,7 +108,7 @@ class TransferredKnowledge(nn.Module):
         vectors, common = self.common(lookups)
         knowledge = common[self.target]
         if self.independent is not None:
-            rows = with_specific(torch.cat(list(vectors.values()), dim=1), lookups, self.target)
+            rows = with_specific(side_by_side(vectors, lookups), lookups, self.target)
             knowledge = torch.cat([knowledge, self.independent[self.target](rows)], dim=1)
         return {**vectors, "common": knowledge}
 
@@ -156,8 +156,8 @@ class TargetEntityModel(nn.Module):
     def forward(self, lookups: Lookups, teacher_outputs: Mapping[str, Tensor]) -> Predictions:
         """A logit per task, from `g_final = g_cross + GLU(g_com)`, or from the two as a pair."""
         vectors = self.vectors(lookups)
-        gated = [own + self.gates[name](teacher_outputs[name], own) for name, own in vectors.items()]
-        cross = self.cross(with_specific(torch.cat(gated, dim=1), lookups, self.target))
+        gated = {name: own + self.gates[name](teacher_outputs[name], own) for name, own in vectors.items()}
+        cross = self.cross(with_specific(side_by_side(gated, lookups), lookups, self.target))
         passed = self.gates["common"](teacher_outputs["common"], cross)
         final = torch.cat([passed, cross], dim=1) if self.pairs else cross + passed
         return Predictions.from_logits(self.heads({self.target: final}))

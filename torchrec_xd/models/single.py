@@ -17,7 +17,7 @@ from torch import nn
 
 from torchrec_xd.embeddings import Embeddings, EmbeddingSettings, Lookups, layout, weight_prefixes
 from torchrec_xd.errors import UserError
-from torchrec_xd.models.blocks import NetSettings, RowVectors, SpecificAlignment, with_specific
+from torchrec_xd.models.blocks import NetSettings, RowVectors, SpecificAlignment, side_by_side, with_specific
 from torchrec_xd.models.model import CrossEntropy, Model
 from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.models.transfer import SourceRun, Transfer, check_common_features
@@ -54,7 +54,7 @@ class SingleDomainModel(nn.Module):
 
     def forward(self, lookups: Lookups) -> Predictions:
         """A logit per task."""
-        rows = torch.cat(list(self.vectors(lookups).values()), dim=1)
+        rows = side_by_side(self.vectors(lookups), lookups)
         if self.align is None:
             rows = with_specific(rows, lookups, self.domain)
         else:
