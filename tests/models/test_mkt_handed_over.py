@@ -96,6 +96,19 @@ def test_other_shapes_start_fresh_and_so_does_all_of_a_cold_start(runs):
     assert begun(runs / "cold")[0] == set()
 
 
+@pytest.mark.parametrize("group", ["user", "context"])
+def test_a_feature_of_one_stage_alone_stops_a_warm_start_before_training(schema, group):
+    """MEM's first layers have a column for what only the source has; TEM's do not."""
+    own = schema.features[0].model_copy(update={"column": "search_terms", "group": group, "domains": ("items",)})
+    wider = schema.model_copy(update={"features": (*schema.features, own)})
+    with pytest.raises(
+        UserError, match=r"model\.warm_start: only stage 1 reads feature 'search_terms', so .*without: \[se"
+    ):
+        tem(wider, warm_start=True)
+    assert tem(wider) is not None
+    assert tem(wider, warm_start=True, widths=[7]) is not None  # fresh layers
+
+
 @pytest.mark.parametrize(("extractor", "activation"), [("ple", "linear"), ("star", "relu"), ("mmoe", "linear")])
 @pytest.mark.parametrize("gates", ["static", "dynamic"])
 def test_with_towers_tem_begins_with_mems_predictions(tmp_path, extractor, activation, gates):

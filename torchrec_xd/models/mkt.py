@@ -28,7 +28,7 @@ from torchrec_xd.models.mkt_settings import FinetuneSettings, PretrainSettings
 from torchrec_xd.models.model import CrossEntropy, Model
 from torchrec_xd.models.spec import ModelSpec
 from torchrec_xd.models.teacher import Teacher
-from torchrec_xd.models.transfer import SourceRun, Transfer, check_common_features, check_same_features
+from torchrec_xd.models.transfer import SourceRun, Transfer, check_common_features, check_inputs, check_same_features
 from torchrec_xd.modules.extractors import StarTowers, TaskTowers
 from torchrec_xd.modules.gates import GatedLinearUnit
 from torchrec_xd.modules.mapping import ModuleMap
@@ -98,8 +98,7 @@ class TransferredKnowledge(nn.Module):
         self.target = target
         self.common = CommonKnowledgeExtractor(schema, settings, (target,))
         in_dim = self.common.vectors.out_dim
-        own = schema.only((target,))
-        self.independent = independent_extractors(own, settings, in_dim) if independent else None
+        self.independent = independent_extractors(schema.only((target,)), settings, in_dim) if independent else None
         self.width = settings.expert_widths[-1]
         self.dims = {**self.common.vectors.dims, "common": self.width * (2 if independent else 1)}
 
@@ -219,6 +218,8 @@ def build_finetune(
     knowledge = TransferredKnowledge(source.schema, source.settings, target, independent=independent)
     teacher = Teacher(Embeddings(source.schema, source.embeddings, seed, batches=schema), knowledge)
     tables = Embeddings(schema, embeddings, seed)
+    if settings.warm_start and settings.widths == source.settings.expert_widths[:-1]:
+        check_inputs(source.schema, schema, target)
     if settings.heads == "towers":
         _check_towers(schema, settings, source)
     net = TargetEntityModel(schema, settings, source.settings, knowledge.dims)

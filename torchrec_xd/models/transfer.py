@@ -63,6 +63,24 @@ def check_same_features(taught: Schema, schema: Schema) -> None:
             raise UserError(f"stage 1 was trained with feature {feature}, this schema has {found}: use the same schema")
 
 
+def check_inputs(taught: Schema, schema: Schema, domain: str) -> None:
+    """A student whose layers begin as its teacher's reads what these read: all but other domains' specific features.
+
+    Raises:
+        UserError: a feature of one of the two schemas alone makes its layers wider.
+    """
+    here, there = (
+        {f.column for f in each.features if f.group != "specific" or f in each.features_of(domain)}
+        for each in (schema, taught)
+    )
+    for column in sorted(here ^ there):
+        stage = "stage 1" if column in there else "stage 2"
+        raise UserError(
+            f"model.warm_start: only {stage} reads feature '{column}', so the layers that stage 2 would begin with "
+            f"have another width; leave it out there (without: [{column}]), or set warm_start: false"
+        )
+
+
 def check_common_features(taught: Schema, schema: Schema) -> None:
     """Features that two runs on different domains have in common have to mean the same in both.
 
