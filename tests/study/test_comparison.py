@@ -149,6 +149,18 @@ def test_a_run_whose_first_stage_is_gone_or_trained_again_is_refused(lab, tmp_pa
     assert run_study(study, lab, out) == {}
 
 
+def test_a_run_that_was_stopped_while_it_was_measured_has_no_cost(lab, tmp_path):
+    """What trained it is gone; nothing is no speed to average."""
+    shutil.copytree(lab.parent / "out" / "feed", tmp_path / "feed")
+    (tmp_path / "feed" / "1" / "single" / "metrics.json").unlink()
+    assert run_study(select(load_study(lab), models=["single"]), lab, tmp_path) == {}
+    first, second = json.loads((tmp_path / "results.json").read_text())["cells"]
+    assert (second["rows_per_second"], second["peak_memory_bytes"]) == (None, None)
+    assert second["parameters"] == first["parameters"]
+    speed = f"{first['rows_per_second']:,.0f} | {first['peak_memory_bytes'] / 2**20:,.0f} |"
+    assert speed in (tmp_path / "results.md").read_text()
+
+
 def test_what_may_change_when_a_run_resumes_may_change_in_a_study(lab, monkeypatch):
     monkeypatch.setattr(comparison, "work", lambda *_, **__: pytest.fail("something was run"))
     free = ("trainer.timeout_s=60", "trainer.compile_cache=cache", "loader.retry_s=1")

@@ -72,14 +72,14 @@ def _row(cell: Scored) -> dict[str, Any]:
 
 
 def _cost(train: dict[str, Any] | None) -> dict[str, Any]:
-    """What training took; unknown of models from outside."""
+    """What training took: unknown of models from outside, and of runs that were stopped when it was over."""
     if train is None:
         return dict.fromkeys(("rows_per_second", "parameters", "peak_memory_bytes"))
     peaks = [rank["peak_memory_bytes"] for rank in train["ranks"]]
     return {
         "rows_per_second": train["rows_per_second"],
         "parameters": train["parameters"],
-        "peak_memory_bytes": max(peaks),
+        "peak_memory_bytes": None if train["rows_per_second"] is None else max(peaks),
     }
 
 

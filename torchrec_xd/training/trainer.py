@@ -75,9 +75,9 @@ class Summary:
     """Of one step on this rank: the median over the intervals between log steps; None where nothing was left to do."""
 
     @property
-    def rows_per_second(self) -> float:
-        """Over all ranks; 0 where nothing was left to do."""
-        return self.rows / self.seconds if self.seconds else 0.0
+    def rows_per_second(self) -> float | None:
+        """Over all ranks; None where nothing was left to do."""
+        return self.rows / self.seconds if self.rows else None
 
 
 @dataclass(frozen=True)
