@@ -172,8 +172,8 @@ def _begin(
 
 
 def _tell(log: RunLog, training: Training, changed: str, doubts: Sequence[str]) -> None:
-    since = changed and f"the data have changed since the run began:\n{changed}"
     """Say how the run begins (a collective)."""
+    since = changed and f"the data have changed since the run began:\n{changed}"
     eager = not_compiled(training.settings.compile, training.processes)
     for line in filter(None, [since, training.how, eager, *(f"warning: {doubt}" for doubt in doubts)]):
         log.say(line)
