@@ -1,6 +1,8 @@
 """Lake tables on an object store: the rows of a version, and outages of the store."""
 
 import functools
+import time
+from types import SimpleNamespace
 
 import deltalake
 import pyarrow as pa
@@ -94,7 +96,9 @@ def test_an_outage_is_told_as_one(table, store):
 def test_it_is_asked_again(table, store, monkeypatch, caplog):
     """It answers once a client has given up for the first time."""
     location, version = table
-    monkeypatch.setattr(outages.time, "sleep", lambda seconds: store.proxy.answer())
+    # in that module alone: threads that other tests left behind sleep too
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: store.proxy.answer())
+    monkeypatch.setattr(outages, "time", clock)
     store.proxy.refuse()
     assert rows(f"{location}&version={version}", Patience(60)) == [1, 2]
     assert "the store does not answer" in caplog.text

@@ -5,6 +5,7 @@ import logging
 import re
 import socket
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -175,9 +176,11 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now, self.slept = 0.0, []
-        monkeypatch.setattr(outages.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(outages.time, "sleep", self.sleep)
-        monkeypatch.setattr(outages.random, "uniform", lambda low, high: high)
+        monkeypatch.setattr(outages, "time", self)
+        monkeypatch.setattr(outages, "random", SimpleNamespace(uniform=lambda low, high: high))
+
+    def monotonic(self):
+        return self.now
 
     def sleep(self, seconds):
         self.slept.append(seconds)
