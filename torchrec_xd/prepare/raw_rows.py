@@ -78,13 +78,12 @@ def encode_raw_rows(
     """
     folder = encoders_folder(encoders)
     learnt, file = load_encoders(folder), load_recipe(folder / RECIPE)
-    learnt_from = file.recipe
     if domain not in file.recipe.domains:
         raise UserError(f"--domain {domain}: the recipe's domains are: {', '.join(file.recipe.domains)}")
-    file = replace(file, recipe=_of_raw_rows(file, domain, tuple(keep)))
-    unknown = [name for name in inputs if name not in learnt_from.inputs]
+    unknown = [name for name in inputs if name not in file.recipe.inputs]
     if unknown:
-        raise UserError(choices(unknown[0], f"an input of {file.origin}", learnt_from.inputs))
+        raise UserError(choices(unknown[0], f"an input of {file.origin}", file.recipe.inputs))
+    file = replace(file, recipe=_of_raw_rows(file, domain, tuple(keep)))
     others = {name: path for name, path in inputs.items() if name in file.recipe.inputs}
     others[RAW] = raw if "://" in raw else str(Path(raw).absolute())
     run_places = Stages(place / "stages", lambda _line: None)

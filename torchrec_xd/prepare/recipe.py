@@ -182,7 +182,7 @@ class RecipeFeature(Settings):
     """Dense: what null becomes, in the units of the raw value: the mean, 0, or a number, as 365 for a `days_since` that
     never was."""
     indicator: bool = False
-    """Dense and vector: also a feature `<column>_missing`, 1 where the value is null."""
+    """Dense and vector: also a feature `<column>_missing`, 1 where the value is null or NaN."""
 
 
 class Split(Settings):
