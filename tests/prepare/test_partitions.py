@@ -68,7 +68,7 @@ def test_folders_that_not_all_files_have_are_none(tmp_path, engine):
     assert opened(engine, tmp_path, "logs") == [{"n": 1}, {"n": 2}]
 
 
-def test_one_of_two_folders_is_called_like_a_column(tmp_path):
+def test_one_of_two_folders_has_the_name_of_a_column(tmp_path):
     write(tmp_path / "day=3" / "n=7" / "a.parquet", [1])
-    with pytest.raises(UserError, match=r"has a column 'n', and a folder is called so too, beside day: rename one"):
+    with pytest.raises(UserError, match=r"has a column 'n', and one of its folders has the same name, so that day "):
         opened(EngineSettings(), tmp_path, "day=3")

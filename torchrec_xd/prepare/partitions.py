@@ -29,7 +29,7 @@ def partitions(paths: Sequence[str], columns: Iterable[str]) -> Partitions:
         columns: of the files.
 
     Raises:
-        UserError: of several such folders some are called like a column of the files.
+        UserError: of several such folders some have the name of a column of the files.
     """
     found = {_partitions(path) for path in paths}
     if len(found) > 1 or not (own := found.pop()).names:
@@ -39,7 +39,8 @@ def partitions(paths: Sequence[str], columns: Iterable[str]) -> Partitions:
     if both and len(both) < len(own.names):
         others = ", ".join(name for name in own.names if name not in both)
         raise UserError(
-            f"{paths[0]}: the file has a column '{both[0]}', and a folder is called so too, beside {others}: rename one"
+            f"{paths[0]}: the file has a column '{both[0]}', and one of its folders has the same name, so that "
+            f"{others} cannot be read from the folders; rename the column or that folder"
         )
     return NO_PARTITIONS if both else own
 
